@@ -1,0 +1,103 @@
+# cria: make | make quickstart | make test | make lint | make asan | make bench | make soak | make install PREFIX=…
+#
+# Every .c in the rooms below is part of the library; train/main.c is the program. Set-up runs first and does nothing
+# when nothing is missing. Another tree of objects: make BUILD=build-x CC=clang.
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+CC     ?= cc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+VERSION := 0.1.0
+
+ROOMS := model/core model/kernels model/autodiff model/ops model model/formats data optim dist eval configs train
+SOURCES := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.c)))
+LIB_SOURCES := $(filter-out train/main.c,$(SOURCES))
+LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
+TEST_SOURCES := $(wildcard tests/test_*.c)
+TESTS := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
+
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion
+OPTIMISE ?= -O3 -g -fno-math-errno -fno-trapping-math -ffp-contract=off
+PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd
+# Asked once, when first needed: set-up may just have installed pkg-config.
+PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PACKAGES))))$(PKG_CFLAGS)
+PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
+CFLAGS_ALL = -std=c11 $(WARNINGS) $(OPTIMISE) -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"' $(CFLAGS)
+LIBS = $(PKG_LIBS) -lm -lpthread
+
+all: setup $(BUILD)/cria
+	@ln -sf $(BUILD)/cria cria
+
+# ---- set-up -----------------------------------------------------------------------------------------------------
+
+setup:
+	@.ci/setup build
+.PHONY: all setup
+
+# ---- compiling --------------------------------------------------------------------------------------------------
+
+# The fast kernels are compiled for their instruction set and called only where the CPU has it.
+ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
+$(BUILD)/model/kernels/avx2_%.o: ARCH := -mavx2 -mfma -mf16c
+$(BUILD)/model/kernels/avx512_%.o: ARCH := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+endif
+
+$(BUILD)/%.o: %.c Makefile | setup
+	@mkdir -p $(@D)
+	@echo '  CC  $<'
+	@$(CC) $(CFLAGS_ALL) $(ARCH) -MMD -MP -c $< -o $@
+
+$(BUILD)/libcria.a: $(LIB_OBJECTS)
+	@rm -f $@
+	@ar rcs $@ $^
+
+$(BUILD)/cria: $(BUILD)/train/main.o $(BUILD)/libcria.a
+	@echo '  LD  $@'
+	@$(CC) $(CFLAGS_ALL) $^ -o $@ $(LDFLAGS) $(LIBS)
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libcria.a
+	@echo '  LD  $@'
+	@$(CC) $(CFLAGS_ALL) $^ -o $@ $(LDFLAGS) $(LIBS) $(shell pkg-config --libs check)
+
+-include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d)
+
+# ---- testing ----------------------------------------------------------------------------------------------------
+
+# T="test_tape test_philox" runs those alone.
+test: all $(TESTS)
+	@BUILD=$(BUILD) tests/run.sh $(T)
+
+check-layers:
+	@tests/check_layers.sh
+
+lint:
+	@.ci/setup lint
+	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+	clang-tidy --quiet $(SOURCES) -- -std=c11 -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"' -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
+	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr --suppressions-list=.ci/cppcheck -I. $(SOURCES)
+
+asan:
+	$(MAKE) BUILD=build-asan CC=$(CC) OPTIMISE="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=address,undefined" test
+
+soak: all $(TESTS)
+	@BUILD=$(BUILD) tests/soak.sh
+
+bench: all
+	@BUILD=$(BUILD) tests/bench.sh
+
+quickstart: all
+	@.ci/setup quickstart
+	@train/quickstart.sh
+
+install: all
+	install -D -m 755 $(BUILD)/cria $(DESTDIR)$(PREFIX)/bin/cria
+	install -d $(DESTDIR)$(PREFIX)/share/cria
+	cp $(wildcard configs/*.yaml) README.md $(DESTDIR)$(PREFIX)/share/cria/
+
+clean:
+	rm -rf build build-asan cria
+.PHONY: test check-layers lint asan soak bench quickstart install clean
+.DELETE_ON_ERROR:
+.SECONDARY:

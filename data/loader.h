@@ -1,0 +1,86 @@
+/* From sources of text to the micro-batches of a step. Plain arrays out; nothing here has heard of a model.
+ *
+ * documents (tokenised once into a cache) -> seeded shuffle per epoch -> train/validation split -> mix of sources
+ * -> packing into sequences of at most `context` tokens -> steps of tokens_per_batch -> this rank's sequences
+ * -> micro-batches of at most tokens_per_microbatch tokens.
+ *
+ * Everything up to "steps" is a function of (seed, cached lengths, options above), never of ranks, micro-batches or
+ * threads; the state is the step number.
+ */
+#ifndef CRIA_DATA_LOADER_H
+#define CRIA_DATA_LOADER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "data/tokenizer.h"
+
+/* One flat run of tokens (DESIGN: a batch). Arrays of n_tokens except segment_start (n_segments + 1). */
+typedef struct {
+    int n_tokens, n_segments, n_samples;
+    int32_t *tokens, *targets; /* targets[t] is the next token of the segment; its weight is 0 where there is none */
+    int32_t *positions;        /* restart at 0 in every segment */
+    float *weights;            /* of each token's loss; 0 = not learned */
+    int32_t *segment_start;
+    int32_t *source;     /* [n_segments] index into the sources, for per-source losses */
+    uint64_t *sample_id; /* [n_samples] for reports: source << 40 | number in that source */
+} MicroBatch;
+
+typedef struct {
+    const char *path;      /* file, glob or directory; plain text (.txt) or JSONL, optionally .gz or .zst */
+    const char *name;      /* for metrics; default: base name of path */
+    const char *field;     /* JSONL: the key that holds the text; default "text" */
+    double weight;         /* share of the mix (tokens); relative */
+    const char *separator; /* plain text: what ends a document; NULL: a file is one document */
+} SourceOptions;
+
+typedef enum { PACKING_STREAM, PACKING_BEST_FIT } Packing;
+
+typedef struct {
+    const SourceOptions *sources;
+    int n_sources;
+    const SourceOptions *validation_sources; /* given explicitly; else split off */
+    int n_validation_sources;
+    double validation;  /* share of each source's documents split off, 0…1; a source that is one document is cut by
+                           tokens instead: its last `validation` share */
+    const char *cache;  /* directory for token caches */
+    bool fail_on_error; /* on_error: fail | skip */
+    bool add_bos, add_eos;
+    Packing packing;
+    bool document_mask; /* stream packing: documents in one sequence are separate segments (else one segment) */
+    int context;        /* tokens of a sequence, at most */
+    int64_t tokens_per_batch;
+    int tokens_per_microbatch; /* at least context */
+    uint64_t seed;
+    int rank, n_ranks;
+} LoaderOptions;
+
+typedef struct Loader Loader;
+
+int loader_open(Loader **loader, const LoaderOptions *options, const Tokenizer *tokenizer);
+void loader_free(Loader *loader);
+
+int loader_n_sources(const Loader *loader);
+const char *loader_source_name(const Loader *loader, int source);
+int64_t loader_tokens(const Loader *loader, int source); /* training tokens in one epoch of it; -1: all sources */
+int64_t loader_validation_tokens(const Loader *loader);
+int64_t loader_skipped_records(const Loader *loader);
+int64_t loader_steps_per_epoch(const Loader *loader);
+uint64_t loader_fingerprint(const Loader *loader); /* changes when the order or the data would */
+
+/* This rank's micro-batches of step 0, 1, 2, …; valid until the next call. total_weight is Σ of weights over all
+ * ranks' micro-batches of the step, total_tokens the tokens likewise. Any step may be asked for at any time. */
+typedef struct {
+    MicroBatch *micro;
+    int n_micro;
+    double total_weight;
+    int64_t total_tokens;
+} StepBatch;
+int loader_step(Loader *loader, int64_t step, StepBatch *batch);
+
+/* The validation set in a fixed order, once, cut likewise: 0 <= index < loader_validation_steps(). */
+int64_t loader_validation_steps(const Loader *loader);
+int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch);
+
+#endif

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Proves that includes point downward only. Floors as in README: a file may include its own room and rooms on a lower
+# floor (a room's options.def is open to configs alone).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+git ls-files -co --exclude-standard -- '*.c' '*.h' '*.def' | grep -v '^tests/' | xargs awk '
+function room(path,   dir) {
+    dir = path
+    if (!sub("/[^/]*$", "", dir)) return ""
+    return dir
+}
+BEGIN {
+    floor["model/core"] = 0
+    floor["model/kernels"] = 1; floor["dist"] = 1; floor["data"] = 1
+    floor["model/autodiff"] = 2; floor["model/ops"] = 2
+    floor["model"] = 3; floor["model/formats"] = 3; floor["optim"] = 3
+    floor["eval"] = 4; floor["configs"] = 5; floor["train"] = 6
+    same["model/autodiff", "model/ops"] = same["model/ops", "model/autodiff"] = 1
+    same["model", "model/formats"] = 1
+}
+/^[ \t]*#[ \t]*include[ \t]*"/ {
+    split($0, part, "\"")
+    from = room(FILENAME); to = room(part[2])
+    if (!(from in floor)) { print FILENAME ": not in a room of the house"; bad++; next }
+    if (!(to in floor)) { print FILENAME ":" FNR ": includes \"" part[2] "\", which is in no room"; bad++; next }
+    checked++
+    if (from == to || floor[to] < floor[from] || (from, to) in same) next
+    if (from == "configs" && part[2] ~ /options\.def$/) next
+    print FILENAME ":" FNR ": " from " (floor " floor[from] ") includes " part[2] " (floor " floor[to] ")"
+    bad++
+}
+END {
+    printf "check-layers: %d includes, %d wrong\n", checked, bad
+    exit bad > 0 || checked == 0
+}'
