@@ -38,17 +38,18 @@ typedef struct {
 /* One AdamW step (Loshchilov and Hutter 2019, algorithm 2, as in PyTorch: decay multiplies the weight by 1 - lr·wd
  * before the update; update = m̂ / (sqrt(v̂) + eps)). grad_scale multiplies the gradient first (clipping). */
 typedef struct {
-    float learning_rate, beta1, beta2, epsilon, weight_decay;
-    float bias_correction1, bias_correction2; /* 1 - beta^step */
-    float grad_scale;
+    double learning_rate, beta1, beta2, epsilon, weight_decay; /* fp64: 1 - beta2 loses digits in fp32 */
+    double bias_correction1, bias_correction2;                 /* 1 - beta^step */
+    double grad_scale;
 } AdamwStep;
 
-/* Per-token results of the head. Arrays of T; entropy, top1 and mean_logit may be NULL. */
+/* Per-token results of the head. Arrays of T; entropy, top1 and mean_logit may be NULL. A skipped token gets 0 (top1:
+ * -1), and its target is not looked at. NaN or +infinity among the logits gives lse and logprob NaN. */
 typedef struct {
-    float *logprob; /* log softmax(logits)[target]; 0 where the token was skipped */
+    float *logprob; /* log softmax(logits)[target] */
     float *lse;     /* log-sum-exp of the logits */
     float *entropy; /* nats */
-    int32_t *top1;  /* argmax, lowest id among equals */
+    int32_t *top1;  /* argmax, lowest id among equals; with NaN among the logits, any id */
     float *mean_logit;
 } HeadResults;
 

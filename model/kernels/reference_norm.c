@@ -1,0 +1,55 @@
+/* RMSNorm (Zhang and Sennrich 2019, eq. 4): y = x·r·w with r = 1 / sqrt(mean(x²) + eps), for each token.
+ *
+ * Backward, with g = dL/dy:
+ *   dL/dx_i = r·w_i·g_i − x_i·r³/D · Σ_j g_j·w_j·x_j
+ *   dL/dw_i = Σ_t g_ti·x_ti·r_t
+ */
+#include <math.h>
+
+#include "model/core/threads.h"
+#include "model/kernels/reference.h"
+
+void reference_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
+                               float eps) {
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int t = 0; t < n_tokens; t++) {
+        const float *x_D = x + (size_t)t * (size_t)width;
+        float *y_D = y + (size_t)t * (size_t)width;
+        double squares = 0;
+        for (int i = 0; i < width; i++) squares += (double)x_D[i] * x_D[i];
+        float r = (float)(1 / sqrt(squares / width + (double)eps));
+        for (int i = 0; i < width; i++) y_D[i] = x_D[i] * r * w[i];
+        if (rstd) rstd[t] = r;
+    }
+}
+
+void reference_rmsnorm_backward(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
+                                const float *rstd, int n_tokens, int width) {
+    if (!dx) return;
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int t = 0; t < n_tokens; t++) {
+        size_t row = (size_t)t * (size_t)width;
+        const float *dy_D = dy + row, *x_D = x + row;
+        float *dx_D = dx + row;
+        double r = rstd[t], dot = 0;
+        for (int i = 0; i < width; i++) dot += (double)dy_D[i] * w[i] * x_D[i];
+        double shrink = dot * r * r * r / width;
+        for (int i = 0; i < width; i++) {
+            double d = r * w[i] * dy_D[i] - shrink * x_D[i];
+            dx_D[i] = (float)(accumulate ? dx_D[i] + d : d);
+        }
+    }
+}
+
+void reference_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
+                                       int width) {
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int i = 0; i < width; i++) {
+        double sum = 0;
+        for (int t = 0; t < n_tokens; t++) {
+            size_t at = (size_t)t * (size_t)width + (size_t)i;
+            sum += (double)dy[at] * x[at] * rstd[t];
+        }
+        dw[i] = (float)(dw[i] + sum);
+    }
+}
