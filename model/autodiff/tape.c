@@ -1,0 +1,349 @@
+/* Recording and replay of the tape. Placement is plan.c's. */
+#include "model/autodiff/tape.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model/autodiff/node.h"
+#include "model/core/error.h"
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+struct TapeMemory {
+    size_t bytes, mapped_bytes;
+    char *base;
+};
+
+TapeMemory *tape_memory_new(void) {
+    return calloc(1, sizeof(TapeMemory));
+}
+
+void tape_memory_free(TapeMemory *memory) {
+    if (!memory) return;
+    pages_free(memory->base, memory->mapped_bytes);
+    free(memory);
+}
+
+size_t tape_memory_bytes(const TapeMemory *memory) {
+    return memory->bytes;
+}
+
+static int memory_map(TapeMemory *memory) {
+    if (memory->base && memory->mapped_bytes >= memory->bytes) return OK;
+    pages_free(memory->base, memory->mapped_bytes);
+    memory->base = pages_alloc(memory->bytes);
+    memory->mapped_bytes = memory->bytes;
+    if (!memory->base) FAIL(ERR_FAILED, "out of memory: the tape needs %zu bytes for activations", memory->bytes);
+    return OK;
+}
+
+/* ---- recording -------------------------------------------------------------------------------------------------- */
+
+Tape *tape_new(const TapeOptions *options) {
+    Tape *tape = calloc(1, sizeof *tape);
+    if (!tape) return NULL;
+    tape->options = *options;
+    if (tape->options.buffers <= 0) tape->options.buffers = 1;
+    if (tape->options.segments <= 0) tape->options.segments = options->capacity;
+    if (tape->options.samples <= 0) tape->options.samples = options->capacity;
+    tape->memory = options->memory ? options->memory : tape_memory_new();
+    tape->owns_memory = !options->memory;
+    tape->batches = calloc((size_t)tape->options.buffers, sizeof *tape->batches);
+    if (!tape->memory || !tape->batches) {
+        tape_free(tape);
+        return NULL;
+    }
+    if (options->capacity <= 0)
+        tape_fail(tape, "a tape's capacity is %d tokens; it must be positive", options->capacity);
+    return tape;
+}
+
+void tape_free(Tape *tape) {
+    if (!tape) return;
+    if (tape->owns_memory) tape_memory_free(tape->memory);
+    arena_free(&tape->arena);
+    free(tape->nodes);
+    free(tape->tensors);
+    free(tape->batches);
+    free(tape->seconds);
+    free(tape);
+}
+
+void *tape_fail(Tape *tape, const char *format, ...) {
+    if (!tape->failed) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(tape->failure, sizeof tape->failure, format, args);
+        va_end(args);
+    }
+    tape->failed = true;
+    return NULL;
+}
+
+/* `items` with room for one more pointer, or NULL when memory is out. */
+static void *grown(void *items, int count, int *capacity) {
+    if (count < *capacity) return items;
+    int larger = *capacity ? 2 * *capacity : 64;
+    void *moved = realloc(items, (size_t)larger * sizeof(void *));
+    if (moved) *capacity = larger;
+    return moved;
+}
+
+static Tensor *tensor_new(Tape *tape, RowsKind rows, int width, Dtype dtype) {
+    if (tape->failed) return NULL;
+    if (width <= 0) return tape_fail(tape, "a tensor's width is %d; it must be positive", width);
+    Tensor *tensor = arena_alloc(&tape->arena, sizeof *tensor);
+    Tensor **tensors = grown(tape->tensors, tape->n_tensors, &tape->tensors_capacity);
+    if (tensors) tape->tensors = tensors;
+    if (!tensor || !tensors) return tape_fail(tape, "out of memory while recording");
+    *tensor =
+        (Tensor){.id = tape->n_tensors, .width = width, .rows = rows, .dtype = dtype, .producer = -1, .region = -1};
+    tape->tensors[tape->n_tensors++] = tensor;
+    return tensor;
+}
+
+Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool differentiable) {
+    Tensor *tensor = tensor_new(tape, rows, width, dtype);
+    if (!tensor) return NULL;
+    tensor->input = true;
+    tensor->needs_grad = differentiable && tape->options.training;
+    tensor->bound = arena_alloc(&tape->arena, (size_t)tape->options.buffers * sizeof *tensor->bound);
+    return tensor->bound ? tensor : tape_fail(tape, "out of memory while recording");
+}
+
+Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inputs, Weight *weight,
+                const void *attributes, size_t attributes_size) {
+    if (tape->failed) return NULL;
+    if (tape->planned) return tape_fail(tape, "%s: recorded after tape_plan", spec->name);
+    if (spec->inference && tape->options.training)
+        return tape_fail(tape, "%s has no backward; it cannot be on a training tape", spec->name);
+    Node *node = arena_alloc(&tape->arena, sizeof *node);
+    Node **nodes = grown(tape->nodes, tape->n_nodes, &tape->nodes_capacity);
+    if (nodes) tape->nodes = nodes;
+    void *copy = attributes_size ? arena_alloc(&tape->arena, attributes_size) : NULL;
+    if (!node || !nodes || (attributes_size && !copy)) return tape_fail(tape, "out of memory while recording");
+    if (copy) memcpy(copy, attributes, attributes_size);
+    *node = (Node){.spec = spec,
+                   .n_inputs = n_inputs,
+                   .region = tape->in_region ? tape->n_regions - 1 : -1,
+                   .weight = weight,
+                   .attributes = copy};
+    for (int i = 0; i < n_inputs; i++) {
+        if (!inputs[i]) return tape_fail(tape, "%s: input %d is missing", spec->name, i);
+        node->inputs[i] = inputs[i];
+        node->backward_inputs |= inputs[i]->needs_grad && spec->backward_inputs;
+    }
+    node->backward_weights = tape->options.training && weight && weight->trainable && spec->backward_weights;
+    tape->nodes[tape->n_nodes++] = node;
+    return node;
+}
+
+Tensor *tape_output(Tape *tape, Node *node, RowsKind rows, int width, Dtype dtype) {
+    Tensor *tensor = node ? tensor_new(tape, rows, width, dtype) : NULL;
+    if (!tensor) return NULL;
+    tensor->producer = tape->n_nodes - 1;
+    tensor->region = node->region;
+    tensor->needs_grad = dtype == DTYPE_F32 && (node->backward_inputs || node->backward_weights);
+    node->outputs[node->n_outputs++] = tensor;
+    return tensor;
+}
+
+void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient) {
+    if (!tensor || !gradient) return;
+    if (!gradient->input || gradient->rows != tensor->rows || gradient->width != tensor->width)
+        tape_fail(tape, "a seed must be an input of its tensor's shape");
+    else
+        tensor->seed = gradient;
+}
+
+void tape_keep(Tensor *tensor) {
+    if (tensor) tensor->kept = true;
+}
+
+void tape_recompute_begin(Tape *tape) {
+    if (!tape->options.training) return;
+    if (tape->in_region) tape_fail(tape, "recompute regions do not nest");
+    tape->in_region = true;
+    tape->n_regions++;
+}
+
+void tape_recompute_end(Tape *tape) {
+    tape->in_region = false;
+}
+
+void tape_limit_tokens(Tape *tape, int limit) {
+    tape->limit_tokens = limit;
+}
+void tape_limit_targets(Tape *tape, int limit) {
+    tape->limit_targets = limit;
+}
+void tape_limit_positions(Tape *tape, int limit) {
+    tape->limit_positions = limit;
+}
+
+size_t tape_bytes(const Tape *tape) {
+    return tape->plan.bytes * (size_t)tape->options.buffers + tape->scratch_floats * sizeof(float);
+}
+
+int tape_plan(Tape *tape) {
+    if (tape->failed) FAIL(ERR_FAILED, "%s", tape->failure);
+    enum { FLOATS_PER_LINE = ARENA_ALIGNMENT / sizeof(float) };
+    for (int n = 0; n < tape->n_nodes; n++) {
+        const Node *node = tape->nodes[n];
+        size_t floats = node->spec->scratch ? node->spec->scratch(node, tape->options.capacity) : 0;
+        floats = (floats + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
+        if (floats > tape->scratch_floats) tape->scratch_floats = floats;
+    }
+    TRY(plan_make(&tape->plan, tape));
+    tape->seconds = calloc((size_t)tape->n_nodes * 2 + 1, sizeof *tape->seconds);
+    if (!tape->seconds) FAIL(ERR_FAILED, "out of memory while planning");
+    if (tape_bytes(tape) > tape->memory->bytes) tape->memory->bytes = tape_bytes(tape);
+    tape->planned = true;
+    return OK;
+}
+
+/* ---- replay ----------------------------------------------------------------------------------------------------- */
+
+static int check_ids(const int32_t *ids, int n, int limit, const char *what) {
+    if (!ids || limit == 0) return OK;
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= limit)
+            FAIL(ERR_REFUSED, "%s %d at row %d of the batch is outside 0…%d", what, ids[i], i, limit - 1);
+    return OK;
+}
+
+static int check_segments(const TapeBatch *batch) {
+    const int32_t *start = batch->segment_start;
+    if (!start) return OK;
+    if (start[0] != 0 || start[batch->n_segments] != batch->n_tokens)
+        FAIL(ERR_REFUSED, "segments span rows %d to %d of a batch of %d tokens", start[0], start[batch->n_segments],
+             batch->n_tokens);
+    for (int s = 0; s < batch->n_segments; s++)
+        if (start[s] > start[s + 1]) FAIL(ERR_REFUSED, "segment %d ends before it begins", s);
+    return OK;
+}
+
+int tape_bind(Tape *tape, int buffer, const TapeBatch *batch) {
+    const TapeOptions *options = &tape->options;
+    if (buffer < 0 || buffer >= options->buffers) FAIL(ERR_FAILED, "tape buffer %d of %d", buffer, options->buffers);
+    if (batch->n_tokens < 0 || batch->n_tokens > options->capacity || batch->n_segments < 0 ||
+        batch->n_segments > options->segments || batch->n_samples < 0 || batch->n_samples > options->samples)
+        FAIL(ERR_REFUSED, "a batch of %d tokens, %d segments, %d samples; the tape holds %d, %d, %d", batch->n_tokens,
+             batch->n_segments, batch->n_samples, options->capacity, options->segments, options->samples);
+    TRY(check_segments(batch));
+    TRY(check_ids(batch->tokens, batch->n_tokens, tape->limit_tokens, "token"));
+    TRY(check_ids(batch->targets, batch->n_tokens, tape->limit_targets, "target"));
+    TRY(check_ids(batch->positions, batch->n_tokens, tape->limit_positions, "position"));
+    tape->batches[buffer] = *batch;
+    return OK;
+}
+
+void tape_bind_input(int buffer, Tensor *input, const void *values) {
+    input->bound[buffer] = values;
+}
+
+int batch_rows(const TapeBatch *batch, RowsKind rows) {
+    switch (rows) {
+    case ROWS_TOKENS:
+        return batch->n_tokens;
+    case ROWS_SEGMENTS:
+        return batch->n_segments;
+    case ROWS_SAMPLES:
+        return batch->n_samples;
+    default:
+        return 1;
+    }
+}
+
+static char *buffer_base(const Tape *tape, int buffer) {
+    return tape->memory->base + tape->scratch_floats * sizeof(float) + (size_t)buffer * tape->plan.bytes;
+}
+
+static void *place(const Tape *tape, int buffer, ptrdiff_t offset, const Tensor *bound) {
+    if (offset == NO_PLACE) return NULL;
+    /* Inputs are read-only to ops; the cast only lets them share OpCall's arrays with values. */
+    if (offset == BOUND) return (void *)(uintptr_t)bound->bound[buffer];
+    return buffer_base(tape, buffer) + offset;
+}
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void run_step(Tape *tape, int buffer, const Step *step) {
+    Node *node = tape->nodes[step->node];
+    OpCall call = {.node = node,
+                   .batch = &tape->batches[buffer],
+                   .training = tape->options.training,
+                   .scratch = (float *)(void *)tape->memory->base};
+    for (int i = 0; i < node->n_inputs; i++) {
+        call.in[i] = place(tape, buffer, step->in[i], node->inputs[i]);
+        call.in_grad[i] = place(tape, buffer, step->in_grad[i], NULL);
+        call.accumulate[i] = step->accumulate[i];
+    }
+    for (int i = 0; i < node->n_outputs; i++) {
+        call.out[i] = place(tape, buffer, step->out[i], NULL);
+        call.out_grad[i] = place(tape, buffer, step->out_grad[i], node->outputs[i]->seed);
+    }
+    double start = tape->profile ? now() : 0;
+    if (step->kind != STEP_BACKWARD) {
+        node->spec->forward(&call);
+    } else {
+        if (node->backward_weights) node->spec->backward_weights(&call);
+        if (node->backward_inputs) node->spec->backward_inputs(&call); /* last: may overwrite out_grad */
+    }
+    if (tape->profile) tape->seconds[2 * step->node + (step->kind == STEP_BACKWARD)] += now() - start;
+    if (step->last_use_of_weight && tape->options.on_grad_ready)
+        tape->options.on_grad_ready(tape->options.context, node->weight);
+}
+
+int tape_forward(Tape *tape, int buffer) {
+    if (!tape->planned) FAIL(ERR_FAILED, "the tape was not planned");
+    TRY(memory_map(tape->memory));
+    for (int t = 0; t < tape->n_tensors; t++)
+        if (tape->tensors[t]->input && !tape->tensors[t]->bound[buffer])
+            FAIL(ERR_FAILED, "tape input %d is not bound in buffer %d", t, buffer);
+    for (int s = 0; s < tape->plan.n_forward; s++) run_step(tape, buffer, &tape->plan.steps[s]);
+    return OK;
+}
+
+int tape_backward(Tape *tape, int buffer) {
+    if (!tape->planned || !tape->options.training) FAIL(ERR_FAILED, "the tape was not planned for training");
+    for (int s = tape->plan.n_forward; s < tape->plan.n_steps; s++) run_step(tape, buffer, &tape->plan.steps[s]);
+    return OK;
+}
+
+void *tape_value(Tape *tape, int buffer, const Tensor *tensor) {
+    return place(tape, buffer, tape->plan.value_place[tensor->id], NULL);
+}
+
+const float *tape_grad(Tape *tape, int buffer, const Tensor *tensor) {
+    return place(tape, buffer, tape->plan.grad_place[tensor->id], NULL);
+}
+
+double tape_forward_flops(const Tape *tape, int buffer) {
+    double total = 0;
+    for (int n = 0; n < tape->n_nodes; n++)
+        if (tape->nodes[n]->spec->flops) total += tape->nodes[n]->spec->flops(tape->nodes[n], &tape->batches[buffer]);
+    return total;
+}
+
+void tape_profile(Tape *tape, bool on) {
+    tape->profile = on;
+    memset(tape->seconds, 0, (size_t)tape->n_nodes * 2 * sizeof *tape->seconds);
+}
+
+int tape_profile_rows(const Tape *tape) {
+    return tape->n_nodes;
+}
+
+const char *tape_profile_row(const Tape *tape, int row, double *forward_seconds, double *backward_seconds) {
+    *forward_seconds = tape->seconds[2 * row];
+    *backward_seconds = tape->seconds[2 * row + 1];
+    return tape->nodes[row]->spec->name;
+}

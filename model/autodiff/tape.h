@@ -1,0 +1,101 @@
+/* The tape: operations recorded once, for a capacity, then planned and replayed.
+ *
+ *     record   op_…(tape, …) adds a node; shapes are checked here, and the first error is kept for tape_plan
+ *     plan     every value and gradient gets its place in an arena by liveness (plan.c); every byte is known
+ *     replay   tape_bind gives a buffer its batch; tape_forward; tape_backward; no allocation after the first
+ *
+ * Rows of a tensor are counted in tokens, segments or samples of the batch, whose live numbers may be below the
+ * capacity at every replay, or there is one row. A plan can have several buffers (micro-batches in flight), and several
+ * tapes can share one TapeMemory (a validation pass reuses the training step's).
+ *
+ * A gradient enters where tape_seed says, as a tensor of dL/d(value) known before backward (objectives scale it by
+ * 1/Σw), or inside the head (see op_head). Gradients of weights are added to weight->grad.
+ */
+#ifndef CRIA_AUTODIFF_TAPE_H
+#define CRIA_AUTODIFF_TAPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/autodiff/weight.h"
+#include "model/core/dtype.h"
+
+typedef struct Tape Tape;
+typedef struct Tensor Tensor;
+
+typedef enum { ROWS_TOKENS, ROWS_SEGMENTS, ROWS_SAMPLES, ROWS_ONE } RowsKind;
+
+/* Memory that one or more tapes place their plans in: as large as the largest, mapped at the first replay. */
+typedef struct TapeMemory TapeMemory;
+TapeMemory *tape_memory_new(void);
+void tape_memory_free(TapeMemory *memory); /* after the tapes that use it */
+size_t tape_memory_bytes(const TapeMemory *memory);
+
+typedef struct {
+    int capacity;          /* tokens of a batch, at most */
+    int segments, samples; /* at most; 0: as many as tokens */
+    int buffers;           /* micro-batches in flight; 0 means 1 */
+    bool training;         /* a backward pass will follow the forward pass */
+    TapeMemory *memory;    /* NULL: memory of its own */
+    /* Called during backward when a weight's gradient of this micro-batch is complete. */
+    void (*on_grad_ready)(void *context, Weight *weight);
+    void *context;
+} TapeOptions;
+
+/* NULL when memory is out. */
+Tape *tape_new(const TapeOptions *options);
+void tape_free(Tape *tape);
+
+/* ---- recording (the operations are in model/ops/ops.h) ---- */
+
+/* A tensor that the caller binds at replay: rows × width of fp32 or int32. With `differentiable`, its gradient is
+ * computed and can be read with tape_grad after backward. */
+Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool differentiable);
+
+/* dL/d(tensor) is what `gradient` (an fp32 input of the same shape) holds at backward. */
+void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient);
+
+/* The value stays readable with tape_value after forward (and until the buffer's next forward). */
+void tape_keep(Tensor *tensor);
+
+/* Nodes recorded between the two are a region whose inner values are dropped after forward and computed again in
+ * backward (Chen et al. 2016). Ignored when not training. Regions do not nest. */
+void tape_recompute_begin(Tape *tape);
+void tape_recompute_end(Tape *tape);
+
+/* Places everything; returns the first error of recording. After it nothing can be recorded. */
+int tape_plan(Tape *tape);
+size_t tape_bytes(const Tape *tape); /* the plan's arena for all buffers, and scratch */
+
+/* ---- replay ---- */
+
+/* One flat run of tokens. The arrays are the caller's and must stay until this buffer's backward is done. */
+typedef struct {
+    int n_tokens, n_segments, n_samples;
+    const int32_t *tokens, *positions, *segment_start; /* [n_tokens], [n_tokens], [n_segments + 1] */
+    const int32_t *targets;                            /* [n_tokens]; NULL where nothing is scored */
+    const int32_t *slots;                              /* [n_tokens] cache slot of each token; generation only */
+} TapeBatch;
+
+/* Checks the batch against the capacity, the vocabulary and the positions. */
+int tape_bind(Tape *tape, int buffer, const TapeBatch *batch);
+void tape_bind_input(int buffer, Tensor *input, const void *values);
+
+int tape_forward(Tape *tape, int buffer);
+int tape_backward(Tape *tape, int buffer);
+
+/* A kept value, or the gradient of a differentiable input, live rows × width. */
+void *tape_value(Tape *tape, int buffer, const Tensor *tensor);
+const float *tape_grad(Tape *tape, int buffer, const Tensor *tensor);
+
+/* Floating-point operations of one forward pass over what is bound; a backward pass counts twice that for trained
+ * weights and inputs (recomputation is not counted). */
+double tape_forward_flops(const Tape *tape, int buffer);
+
+/* Time by operation, when switched on: seconds spent in forward (recomputation included) and backward. */
+void tape_profile(Tape *tape, bool on);
+int tape_profile_rows(const Tape *tape);
+const char *tape_profile_row(const Tape *tape, int row, double *forward_seconds, double *backward_seconds);
+
+#endif

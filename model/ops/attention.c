@@ -1,0 +1,68 @@
+/* Causal grouped-query attention within segments; the scores are never stored, only their log-sum-exp (output 1), as in
+ * FlashAttention (Dao et al. 2022). Input: rows of queries | keys | values. */
+#include <math.h>
+
+#include "model/kernels/kernels.h"
+#include "model/ops/ops.h"
+#include "model/ops/registry.h"
+
+Tensor *op_attention(Tape *tape, Tensor *qkv, AttentionShape shape) {
+    if (shape.scale == 0) shape.scale = 1.0f / sqrtf((float)shape.head_dim);
+    Node *node = tape_node(tape, &op_specs[OP_attention], 1, &qkv, NULL, &shape, sizeof shape);
+    if (!node) return NULL;
+    if (shape.n_kv_heads <= 0 || shape.n_heads % shape.n_kv_heads != 0 || qkv->rows != ROWS_TOKENS ||
+        qkv->width != (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim)
+        return tape_fail(tape, "attention: %d heads, %d key/value heads of width %d do not make rows of width %d",
+                         shape.n_heads, shape.n_kv_heads, shape.head_dim, qkv->width);
+    Tensor *out = tape_output(tape, node, ROWS_TOKENS, shape.n_heads * shape.head_dim, DTYPE_F32);
+    tape_output(tape, node, ROWS_TOKENS, shape.n_heads, DTYPE_F32);
+    return out;
+}
+
+static AttentionInputs inputs(const OpCall *call) {
+    const AttentionShape *shape = call->node->attributes;
+    const float *qkv = call->in[0];
+    size_t stride = (size_t)call->node->inputs[0]->width;
+    const float *keys = qkv + shape->n_heads * shape->head_dim;
+    return (AttentionInputs){.n_heads = shape->n_heads,
+                             .n_kv_heads = shape->n_kv_heads,
+                             .head_dim = shape->head_dim,
+                             .scale = shape->scale,
+                             .q = qkv,
+                             .k = keys,
+                             .v = keys + shape->n_kv_heads * shape->head_dim,
+                             .q_stride = stride,
+                             .kv_stride = stride};
+}
+
+static Segments segments(const OpCall *call) {
+    return (Segments){call->batch->n_segments, call->batch->segment_start};
+}
+
+void op_attention_forward(OpCall *call) {
+    AttentionInputs in = inputs(call);
+    kernels()->attention_forward(call->out[0], call->out[1], &in, segments(call));
+}
+
+void op_attention_backward_inputs(OpCall *call) {
+    AttentionInputs in = inputs(call);
+    float *dq = call->in_grad[0], *dk = dq + (in.k - in.q), *dv = dq + (in.v - in.q);
+    kernels()->attention_backward(dq, dk, dv, call->accumulate[0], call->out_grad[0], call->out[0], call->out[1], &in,
+                                  segments(call), call->scratch);
+}
+
+size_t op_attention_scratch(const Node *node, int capacity) {
+    const AttentionShape *shape = node->attributes;
+    return attention_backward_scratch(capacity, shape->n_heads, shape->head_dim);
+}
+
+/* Two products over the unmasked half: 2·2·HD per pair of positions and head. */
+double op_attention_flops(const Node *node, const TapeBatch *batch) {
+    const AttentionShape *shape = node->attributes;
+    double pairs = 0;
+    for (int s = 0; s < batch->n_segments; s++) {
+        double length = batch->segment_start[s + 1] - batch->segment_start[s];
+        pairs += length * (length + 1) / 2;
+    }
+    return 4.0 * pairs * shape->n_heads * shape->head_dim;
+}

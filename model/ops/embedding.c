@@ -1,0 +1,38 @@
+/* y[t] = weight[tokens[t]]; dweight[tokens[t]] += dy[t], in order of t for each row: threads own columns. */
+#include <string.h>
+
+#include "model/core/threads.h"
+#include "model/ops/ops.h"
+#include "model/ops/registry.h"
+
+Tensor *op_embedding(Tape *tape, Weight *weight) {
+    Node *node = tape_node(tape, &op_specs[OP_embedding], 0, NULL, weight, NULL, 0);
+    if (!node) return NULL;
+    tape_limit_tokens(tape, weight->rows);
+    return tape_output(tape, node, ROWS_TOKENS, weight->cols, DTYPE_F32);
+}
+
+void op_embedding_forward(OpCall *call) {
+    const Weight *weight = call->node->weight;
+    size_t width = (size_t)weight->cols;
+    float *y = call->out[0];
+    for (int t = 0; t < call->batch->n_tokens; t++)
+        memcpy(y + (size_t)t * width, weight->value + (size_t)call->batch->tokens[t] * width, width * sizeof *y);
+}
+
+static void scatter_columns(void *context, size_t begin, size_t end, int thread) {
+    const OpCall *call = context;
+    Weight *weight = call->node->weight;
+    size_t width = (size_t)weight->cols;
+    (void)thread;
+    for (int t = 0; t < call->batch->n_tokens; t++) {
+        const float *dy = call->out_grad[0] + (size_t)t * width;
+        float *dw = weight->grad + (size_t)call->batch->tokens[t] * width;
+        for (size_t j = begin; j < end; j++) dw[j] += dy[j];
+    }
+}
+
+void op_embedding_backward_weights(OpCall *call) {
+    enum { GRAIN = 16 }; /* a cache line */
+    parallel_for((size_t)call->node->weight->cols, GRAIN, scatter_columns, call);
+}

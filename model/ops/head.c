@@ -1,0 +1,111 @@
+/* The fused language-model head: logprob[t] = log softmax(scale · hidden[t]·Wᵀ)[targets[t]], and log-sum-exp, in blocks
+ * of logits that stay in cache. With p = softmax: dlogits = dlogprob·(onehot - p)·scale; dhidden = dlogits·W,
+ * dW += dlogitsᵀ·hidden.
+ *
+ * Where dL/dlogprob is known before forward (a sum of w·nll: pretraining, SFT), both gradients are taken while the
+ * logits are there, and forward leaves dhidden as output 2; elsewhere backward computes the logits again from the saved
+ * log-sum-exp. Outputs: logprob, lse, dhidden, entropy, mean logit, top-1; the last three only where asked for. */
+#include <string.h>
+
+#include "model/kernels/kernels.h"
+#include "model/ops/ops.h"
+#include "model/ops/registry.h"
+
+typedef struct {
+    float logit_scale;
+    bool known;                    /* input 1 is the known gradient; else, if present, the mask */
+    int entropy, mean_logit, top1; /* outputs, or NO_OUTPUT */
+} HeadAttributes;
+enum { LOGPROB = 0, LSE = 1, DHIDDEN = 2, NO_OUTPUT = -1 };
+
+HeadOutputs op_head(Tape *tape, Tensor *hidden, Weight *weight, HeadOptions options) {
+    HeadOutputs none = {0};
+    bool known = options.known_gradient != NULL;
+    Tensor *row_input = known ? options.known_gradient : options.mask;
+    HeadAttributes attributes = {.logit_scale = options.logit_scale != 0 ? options.logit_scale : 1.0f, .known = known};
+    int next = DHIDDEN + 1;
+    attributes.entropy = options.entropy ? next++ : NO_OUTPUT;
+    attributes.mean_logit = options.mean_logit ? next++ : NO_OUTPUT;
+    attributes.top1 = options.top1 ? next++ : NO_OUTPUT;
+    Node *node = tape_node(tape, &op_specs[OP_head], row_input ? 2 : 1, (Tensor *[]){hidden, row_input}, weight,
+                           &attributes, sizeof attributes);
+    if (!node) return none;
+    if (hidden->width != weight->cols || hidden->rows != ROWS_TOKENS) {
+        tape_fail(tape, "head: %s is %d×%d and its input has width %d", weight->views[0].name, weight->rows,
+                  weight->cols, hidden->width);
+        return none;
+    }
+    if (row_input && (!row_input->input || row_input->width != 1 || row_input->rows != ROWS_TOKENS)) {
+        tape_fail(tape, "head: mask and known gradient must be inputs with one number for each token");
+        return none;
+    }
+    tape_limit_targets(tape, weight->rows);
+    node->starts_backward = known && (node->backward_inputs || node->backward_weights);
+    HeadOutputs out = {.logprob = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32),
+                       .lse = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32)};
+    tape_output(tape, node, known ? ROWS_TOKENS : ROWS_ONE, known ? hidden->width : 1, DTYPE_F32);
+    if (options.entropy) out.entropy = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
+    if (options.mean_logit) out.mean_logit = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
+    if (options.top1) out.top1 = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_I32);
+    for (int o = known ? LOGPROB : LSE; o < node->n_outputs; o++) node->outputs[o]->needs_grad = false;
+    return out;
+}
+
+static HeadResults results(const OpCall *call) {
+    const HeadAttributes *a = call->node->attributes;
+    return (HeadResults){.logprob = call->out[LOGPROB],
+                         .lse = call->out[LSE],
+                         .entropy = a->entropy == NO_OUTPUT ? NULL : call->out[a->entropy],
+                         .mean_logit = a->mean_logit == NO_OUTPUT ? NULL : call->out[a->mean_logit],
+                         .top1 = a->top1 == NO_OUTPUT ? NULL : call->out[a->top1]};
+}
+
+void op_head_forward(OpCall *call) {
+    const HeadAttributes *a = call->node->attributes;
+    const Weight *w = call->node->weight;
+    int n_tokens = call->batch->n_tokens;
+    if (call->node->starts_backward)
+        kernels()->head_forward_backward(results(call), call->node->backward_inputs ? call->out[DHIDDEN] : NULL,
+                                         call->node->backward_weights ? w->grad : NULL, call->in[1], call->in[0],
+                                         w->value, call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale,
+                                         call->scratch);
+    else
+        kernels()->head_forward(results(call), call->in[0], w->value, call->batch->targets, call->in[1], n_tokens,
+                                w->cols, w->rows, a->logit_scale, call->scratch);
+}
+
+static void backward(OpCall *call, float *dhidden, float *dw) {
+    const HeadAttributes *a = call->node->attributes;
+    const Weight *w = call->node->weight;
+    kernels()->head_backward(dhidden, call->accumulate[0], dw, call->out_grad[LOGPROB], call->in[0], w->value,
+                             call->out[LSE], call->batch->targets, call->batch->n_tokens, w->cols, w->rows,
+                             a->logit_scale, call->scratch);
+}
+
+/* Where both gradients are wanted, op_head_backward_weights has taken them from one set of logits. */
+void op_head_backward_inputs(OpCall *call) {
+    if (!call->node->starts_backward) {
+        if (!call->node->backward_weights) backward(call, call->in_grad[0], NULL);
+        return;
+    }
+    float *dx = call->in_grad[0];
+    const float *dhidden = call->out[DHIDDEN];
+    size_t n = (size_t)call->batch->n_tokens * (size_t)call->node->weight->cols;
+    if (call->accumulate[0])
+        kernels()->add(dx, dx, dhidden, n);
+    else
+        memcpy(dx, dhidden, n * sizeof *dx);
+}
+
+void op_head_backward_weights(OpCall *call) {
+    if (!call->node->starts_backward) backward(call, call->in_grad[0], call->node->weight->grad);
+}
+
+size_t op_head_scratch(const Node *node, int capacity) {
+    return head_scratch(capacity, node->weight->cols, node->weight->rows);
+}
+
+/* Counted over the tokens that are scored at all; the mask's zeros are not known here. */
+double op_head_flops(const Node *node, const TapeBatch *batch) {
+    return 2.0 * batch->n_tokens * (double)weight_elements(node->weight);
+}
