@@ -6,6 +6,7 @@
 
 #include "model/core/error.h"
 #include "model/core/threads.h"
+#include "model/kernels/fast.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/reference.h"
 
@@ -28,13 +29,52 @@ const Kernels *kernels(void) {
     return &table;
 }
 
+typedef enum { SET_REFERENCE, SET_OPENBLAS, SET_AVX2, SET_AVX512, SET_COUNT } KernelSet;
+static const char *const set_names[SET_COUNT] = {"reference", "openblas", "avx2", "avx512"};
+
+static bool cpu_runs(KernelSet set) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (set == SET_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (set == SET_AVX512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && cpu_runs(SET_AVX2);
+#endif
+    return set == SET_REFERENCE || set == SET_OPENBLAS;
+}
+
+static KernelSet best_set(void) {
+    for (int set = SET_COUNT - 1; set > 0; set--)
+        if (cpu_runs((KernelSet)set)) return (KernelSet)set;
+    return SET_REFERENCE;
+}
+
+static void fill(KernelSet set) {
+    table = reference_table;
+    if (set == SET_REFERENCE) return;
+    openblas_start();
+    table.gemm = openblas_gemm;
+    table.name = set_names[SET_OPENBLAS];
+    if (set == SET_AVX2) avx2_kernels(&table);
+    if (set == SET_AVX512) avx512_kernels(&table);
+}
+
 int kernels_select(const char *which) {
     const char *environment = getenv("CRIA_KERNELS");
     if (strcmp(which, "auto") == 0 && environment && *environment) which = environment;
-    if (strcmp(which, "auto") != 0 && strcmp(which, "reference") != 0)
-        FAIL(ERR_USAGE, "unknown kernels '%s'; expected auto, reference, avx2 or avx512", which);
-    table = reference_table;
-    return OK;
+    if (strcmp(which, "auto") == 0) {
+        fill(best_set());
+        return OK;
+    }
+    for (int set = 0; set < SET_COUNT; set++) {
+        if (strcmp(which, set_names[set]) != 0) continue;
+        if (!cpu_runs((KernelSet)set))
+            FAIL(ERR_REFUSED, "this CPU cannot run the %s kernels; the best it can run is %s", which,
+                 set_names[best_set()]);
+        fill((KernelSet)set);
+        return OK;
+    }
+    FAIL(ERR_USAGE, "unknown kernels '%s'; expected auto, reference, openblas, avx2 or avx512", which);
 }
 
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {

@@ -54,7 +54,7 @@ typedef struct {
 } HeadResults;
 
 typedef struct {
-    const char *name; /* "reference", "avx2", "avx512": the last one that contributed a row */
+    const char *name; /* "reference", "openblas", "avx2", "avx512": the last one that contributed a row */
 
     /* C[M,N] = alpha·op(A)·op(B) + beta·C, row-major (OpenBLAS; the reference is a triple loop with fp64 sums). */
     void (*gemm)(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
@@ -114,8 +114,9 @@ typedef struct {
 
 const Kernels *kernels(void);
 
-/* Fills the table. `which`: "auto" (CPU features; the environment's CRIA_KERNELS overrides), "reference", "avx2",
- * "avx512". ERR_USAGE for an unknown name, ERR_REFUSED for one this CPU cannot run. After threads_init. */
+/* Fills the table. `which`: "auto" (CPU features; the environment's CRIA_KERNELS overrides), "reference", "openblas"
+ * (the reference with OpenBLAS's products), "avx2", "avx512". ERR_USAGE for an unknown name, ERR_REFUSED for one this
+ * CPU cannot run. After threads_init. */
 int kernels_select(const char *which);
 
 /* Floats of scratch for the kernels above, for any table and the current number of threads. */

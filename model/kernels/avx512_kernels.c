@@ -1,0 +1,22 @@
+/* The fast kernels with vectors of 16 floats. The Makefile gives this file its instruction set; on another architecture
+ * it is empty. */
+#include "model/kernels/fast.h"
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#include "model/kernels/fast_arrays.h"
+#include "model/kernels/fast_norm.h"
+#include "model/kernels/fast_rotary.h"
+#include "model/kernels/fast_swiglu.h"
+#include "model/kernels/fast_table.h"
+
+bool avx512_kernels(Kernels *table) {
+    fast_table(table);
+    table->name = "avx512";
+    return true;
+}
+#else
+bool avx512_kernels(Kernels *table) {
+    (void)table;
+    return false;
+}
+#endif

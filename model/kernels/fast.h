@@ -1,0 +1,16 @@
+/* What the fast sets give the table: each function replaces the rows it has. */
+#ifndef CRIA_KERNELS_FAST_H
+#define CRIA_KERNELS_FAST_H
+
+#include "model/kernels/kernels.h"
+
+/* OpenBLAS, on any CPU. openblas_start sets its threads and warns of a build that does not use OpenMP. */
+void openblas_start(void);
+void openblas_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
+                   const float *b, size_t ldb, float beta, float *c, size_t ldc);
+
+/* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
+bool avx2_kernels(Kernels *table);
+bool avx512_kernels(Kernels *table);
+
+#endif

@@ -1,0 +1,89 @@
+/* RMSNorm over vectors; formulas in reference_norm.c. Included by avx2_kernels.c and avx512_kernels.c. */
+#include <math.h>
+
+#include "model/core/threads.h"
+#include "model/kernels/kernels.h"
+#include "model/kernels/simd.h"
+
+/* Σ a·b·c (c = 1 where NULL): four sums in lanes, so that additions overlap, joined in a fixed order in fp64. */
+static inline double row_dot3(const float *a, const float *b, const float *c, size_t n) {
+    vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    size_t i = 0;
+    for (; i + 4 * VF <= n; i += 4 * VF)
+        for (size_t u = 0; u < 4; u++) {
+            size_t at = i + u * VF;
+            vf ab = vf_load(a + at);
+            if (c) ab = ab * vf_load(c + at);
+            sum[u] = vf_fma(ab, vf_load(b + at), sum[u]);
+        }
+    for (size_t u = 0; i < n; i += VF, u = (u + 1) & 3) {
+        vf ab = vf_get(a + i, n - i);
+        if (c) ab = ab * vf_get(c + i, n - i);
+        sum[u] = vf_fma(ab, vf_get(b + i, n - i), sum[u]);
+    }
+    return vd_sum(vd_add(vd_add(vd_add(vd_add(vd_zero(), sum[0]), sum[1]), sum[2]), sum[3]));
+}
+
+static void fast_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
+                                 float eps) {
+    size_t D = (size_t)width;
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int t = 0; t < n_tokens; t++) {
+        const float *x_D = x + (size_t)t * D;
+        float *y_D = y + (size_t)t * D;
+        float r = (float)(1 / sqrt(row_dot3(x_D, x_D, NULL, D) / width + (double)eps));
+        vf scale = vf_set1(r);
+        for (size_t i = 0; i < D; i += VF)
+            vf_put(y_D + i, D - i, vf_get(x_D + i, D - i) * scale * vf_get(w + i, D - i));
+        if (rstd) rstd[t] = r;
+    }
+}
+
+static void fast_rmsnorm_backward(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
+                                  const float *rstd, int n_tokens, int width) {
+    if (!dx) return;
+    size_t D = (size_t)width;
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int t = 0; t < n_tokens; t++) {
+        const float *dy_D = dy + (size_t)t * D, *x_D = x + (size_t)t * D;
+        float *dx_D = dx + (size_t)t * D;
+        double r = rstd[t];
+        vf scale = vf_set1(rstd[t]), shrink = vf_set1((float)(row_dot3(dy_D, x_D, w, D) * r * r * r / width));
+        for (size_t i = 0; i < D; i += VF) {
+            vf d = scale * (vf_get(w + i, D - i) * vf_get(dy_D + i, D - i));
+            d = vf_fnma(shrink, vf_get(x_D + i, D - i), d);
+            if (accumulate) d = d + vf_get(dx_D + i, D - i);
+            vf_put(dx_D + i, D - i, d);
+        }
+    }
+}
+
+/* Columns are shared out to threads; each sums its columns over all tokens, a chunk of tokens at a time, so that the
+ * error grows with the chunk and not with the batch. */
+static void fast_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
+                                         int width) {
+    enum { CHUNK = 128, UNROLL = 4, COLUMNS = UNROLL * VF };
+    size_t D = (size_t)width;
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (size_t i = 0; i < D; i += COLUMNS) {
+        size_t n = D - i < COLUMNS ? D - i : COLUMNS;
+        for (int first = 0; first < n_tokens; first += CHUNK) {
+            int end = n_tokens - first < CHUNK ? n_tokens : first + CHUNK;
+            vf sum[UNROLL] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+            for (int t = first; t < end; t++) {
+                const float *dy_D = dy + (size_t)t * D + i, *x_D = x + (size_t)t * D + i;
+                vf r = vf_set1(rstd[t]);
+                if (n == COLUMNS)
+                    for (size_t u = 0; u < UNROLL; u++)
+                        sum[u] = vf_fma(vf_load(dy_D + u * VF), vf_load(x_D + u * VF) * r, sum[u]);
+                else
+                    for (size_t u = 0; u * VF < n; u++) {
+                        vf xr = vf_get(x_D + u * VF, n - u * VF) * r;
+                        sum[u] = vf_fma(vf_get(dy_D + u * VF, n - u * VF), xr, sum[u]);
+                    }
+            }
+            for (size_t u = 0; u * VF < n; u++)
+                vf_put(dw + i + u * VF, n - u * VF, vf_get(dw + i + u * VF, n - u * VF) + sum[u]);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+/* The rows that the fast_*.h files give. Included by avx2_kernels.c and avx512_kernels.c after them. */
+static void fast_table(Kernels *table) {
+    table->rmsnorm_forward = fast_rmsnorm_forward;
+    table->rmsnorm_backward = fast_rmsnorm_backward;
+    table->rmsnorm_backward_weight = fast_rmsnorm_backward_weight;
+    table->rotary = fast_rotary;
+    table->swiglu_forward = fast_swiglu_forward;
+    table->swiglu_backward = fast_swiglu_backward;
+    table->adamw = fast_adamw;
+    table->sum_of_squares = fast_sum_of_squares;
+    table->add = fast_add;
+}

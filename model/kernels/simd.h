@@ -1,0 +1,236 @@
+/* A thin layer over vector registers, so that a fast kernel is written once: vf is VF floats, 16 with AVX-512, 8 with
+ * AVX2. Included by the fast_*.h files; which set is meant follows from the flags of the including avx2_*.c or
+ * avx512_*.c. Elementwise + - * / work on vf directly (a compiler extension of gcc and clang).
+ *
+ * Sums over lanes are taken in one fixed order, in fp64. */
+#ifndef CRIA_KERNELS_SIMD_H
+#define CRIA_KERNELS_SIMD_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+
+typedef __m512 vf;
+enum { VF = 16 };
+typedef struct {
+    __m512d low, high;
+} vd; /* VF doubles */
+
+static inline vf vf_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf x) {
+    _mm512_storeu_ps(p, x);
+}
+/* The first n < VF lanes, the others 0. */
+static inline vf vf_load_part(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void vf_store_part(float *p, size_t n, vf x) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+}
+static inline vf vf_set1(float x) {
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_fma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c); /* a·b + c */
+}
+static inline vf vf_fnma(vf a, vf b, vf c) {
+    return _mm512_fnmadd_ps(a, b, c); /* c − a·b */
+}
+/* b where either is NaN */
+static inline vf vf_max(vf a, vf b) {
+    return _mm512_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b) {
+    return _mm512_min_ps(a, b);
+}
+static inline vf vf_sqrt(vf x) {
+    return _mm512_sqrt_ps(x);
+}
+static inline vf vf_round(vf x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* x·2^n for whole n */
+static inline vf vf_scale2(vf x, vf n) {
+    return _mm512_scalef_ps(x, n);
+}
+/* 0 where x < limit (false for NaN), else y */
+static inline vf vf_zero_below(vf y, vf x, vf limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y);
+}
+/* x in the lanes from `first` on (any int), `otherwise` in those before */
+static inline vf vf_from_lane(vf x, int first, vf otherwise) {
+    unsigned before = first <= 0 ? 0 : first >= VF ? 0xffffu : (1u << first) - 1;
+    return _mm512_mask_mov_ps(x, (__mmask16)before, otherwise);
+}
+static inline vd vd_zero(void) {
+    return (vd){_mm512_setzero_pd(), _mm512_setzero_pd()};
+}
+static inline vd vd_add(vd a, vf x) {
+    __m256 high = _mm512_extractf32x8_ps(x, 1);
+    return (vd){a.low + _mm512_cvtps_pd(_mm512_castps512_ps256(x)), a.high + _mm512_cvtps_pd(high)};
+}
+static inline vd vd_add_square(vd a, vf x) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    return (vd){_mm512_fmadd_pd(low, low, a.low), _mm512_fmadd_pd(high, high, a.high)};
+}
+static inline double vd_sum(vd a) {
+    double lane[8];
+    _mm512_storeu_pd(lane, a.low + a.high);
+    return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+}
+
+#elif defined(__AVX2__)
+
+typedef __m256 vf;
+enum { VF = 8 };
+typedef struct {
+    __m256d low, high;
+} vd; /* VF doubles */
+
+static inline __m256i simd_lane_index(void) {
+    return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+}
+/* all ones in the first n lanes */
+static inline __m256i simd_first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), simd_lane_index());
+}
+static inline vf vf_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf x) {
+    _mm256_storeu_ps(p, x);
+}
+/* The first n < VF lanes, the others 0. */
+static inline vf vf_load_part(const float *p, size_t n) {
+    return _mm256_maskload_ps(p, simd_first((int)n));
+}
+static inline void vf_store_part(float *p, size_t n, vf x) {
+    _mm256_maskstore_ps(p, simd_first((int)n), x);
+}
+static inline vf vf_set1(float x) {
+    return _mm256_set1_ps(x);
+}
+static inline vf vf_fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c); /* a·b + c */
+}
+static inline vf vf_fnma(vf a, vf b, vf c) {
+    return _mm256_fnmadd_ps(a, b, c); /* c − a·b */
+}
+/* b where either is NaN */
+static inline vf vf_max(vf a, vf b) {
+    return _mm256_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b) {
+    return _mm256_min_ps(a, b);
+}
+static inline vf vf_sqrt(vf x) {
+    return _mm256_sqrt_ps(x);
+}
+static inline vf vf_round(vf x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vf simd_power2(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+/* x·2^n for whole n; two factors, since 2^n itself may be out of range where x·2^n is not. |n| is cut at 252. */
+static inline vf vf_scale2(vf x, vf n) {
+    __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(n, vf_set1(-252)), vf_set1(252)));
+    __m256i half = _mm256_srai_epi32(whole, 1);
+    return x * simd_power2(half) * simd_power2(_mm256_sub_epi32(whole, half));
+}
+/* 0 where x < limit (false for NaN), else y */
+static inline vf vf_zero_below(vf y, vf x, vf limit) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), y);
+}
+/* x in the lanes from `first` on (any int), `otherwise` in those before */
+static inline vf vf_from_lane(vf x, int first, vf otherwise) {
+    return _mm256_blendv_ps(x, otherwise, _mm256_castsi256_ps(simd_first(first)));
+}
+static inline vd vd_zero(void) {
+    return (vd){_mm256_setzero_pd(), _mm256_setzero_pd()};
+}
+static inline vd vd_add(vd a, vf x) {
+    __m128 high = _mm256_extractf128_ps(x, 1);
+    return (vd){a.low + _mm256_cvtps_pd(_mm256_castps256_ps128(x)), a.high + _mm256_cvtps_pd(high)};
+}
+static inline vd vd_add_square(vd a, vf x) {
+    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    return (vd){_mm256_fmadd_pd(low, low, a.low), _mm256_fmadd_pd(high, high, a.high)};
+}
+static inline double vd_sum(vd a) {
+    double lane[4];
+    _mm256_storeu_pd(lane, a.low + a.high);
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+}
+
+#else
+#error "simd.h is for files compiled with AVX2 and FMA, or AVX-512"
+#endif
+
+static inline vf vf_zero(void) {
+    return vf_set1(0);
+}
+/* min(n, VF) lanes, the others 0 */
+static inline vf vf_get(const float *p, size_t n) {
+    return n >= VF ? vf_load(p) : vf_load_part(p, n);
+}
+static inline void vf_put(float *p, size_t n, vf x) {
+    if (n >= VF)
+        vf_store(p, x);
+    else
+        vf_store_part(p, n, x);
+}
+static inline double vf_sum(vf x) {
+    return vd_sum(vd_add(vd_zero(), x));
+}
+static inline float vf_top(vf x) {
+    float lane[VF], top;
+    vf_store(lane, x);
+    top = lane[0];
+    for (int i = 1; i < VF; i++) top = lane[i] > top ? lane[i] : top;
+    return top;
+}
+
+/* 2^x. The fraction r = x − round(x) goes through a polynomial for 2^r on [−½, ½], fitted for least relative error
+ * (2.0e-9 before rounding), and the whole part into the exponent. 0 below the smallest normal number, +infinity above
+ * the largest, NaN for NaN. */
+static inline vf vf_exp2(vf x) {
+    vf whole = vf_round(x), r = x - whole;
+    vf p = vf_set1(0x1.41fb9cp-13f);
+    p = vf_fma(p, r, vf_set1(0x1.5f3e68p-10f));
+    p = vf_fma(p, r, vf_set1(0x1.3b2d4ep-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6aee8p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebfbdcp-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e430p-1f));
+    p = vf_fma(p, r, vf_set1(1));
+    return vf_zero_below(vf_scale2(p, whole), x, vf_set1(-126));
+}
+
+/* e^x, in the same way: r = x − n·ln 2 with ln 2 in two parts (Cody and Waite 1980), |r| ≤ ½·ln 2. */
+static inline vf vf_exp(vf x) {
+    vf bounded = vf_min(vf_set1(89), vf_max(vf_set1(-89), x)); /* x second: NaN passes */
+    vf whole = vf_round(bounded * vf_set1(0x1.715476p+0f));
+    vf r = vf_fnma(whole, vf_set1(0x1.62e400p-1f), bounded);
+    r = vf_fnma(whole, vf_set1(0x1.7f7d1cp-20f), r);
+    vf p = vf_set1(0x1.6ae70cp-10f);
+    p = vf_fma(p, r, vf_set1(0x1.126792p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.555822p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.55541ap-3f));
+    p = vf_fma(p, r, vf_set1(0x1.fffffcp-2f));
+    p = vf_fma(p, r, vf_set1(1));
+    p = vf_fma(p, r, vf_set1(1));
+    return vf_zero_below(vf_scale2(p, whole), x, vf_set1(-0x1.5d589ep+6f));
+}
+
+/* 1 / (1 + e^−x) */
+static inline vf vf_sigmoid(vf x) {
+    return vf_set1(1) / (vf_set1(1) + vf_exp(-x));
+}
+
+#endif
