@@ -1,0 +1,49 @@
+/* Initialisation: normal matrices, unit norms, each parameter from its own Philox stream (see llama.h). */
+#include <math.h>
+
+#include "model/core/error.h"
+#include "model/core/philox.h"
+#include "model/core/threads.h"
+#include "model/llama.h"
+
+#include <string.h>
+
+typedef struct {
+    float *values;
+    PhiloxKey key;
+    float std;
+} Fill;
+
+static void fill_range(void *context, size_t begin, size_t end, int thread) {
+    const Fill *fill = context;
+    (void)thread;
+    philox_fill_normal(fill->values + begin, begin, end - begin, fill->key, 0.0f, fill->std);
+}
+
+static PhiloxKey parameter_key(uint64_t seed, const char *name) {
+    uint64_t hash = hash_bytes(name, strlen(name), HASH_START);
+    return philox_key(seed, PHILOX_INIT, (uint32_t)hash, (uint32_t)(hash >> 32));
+}
+
+int llama_init(Llama *model, LlamaInit init) {
+    enum { GRAIN = 4096 }; /* a multiple of Philox's four numbers a block */
+    float residual = init.std / sqrtf(2.0f * (float)model->shape.n_layers);
+    if (!(init.std >= 0)) FAIL(ERR_USAGE, "model.init_std is %g; it must not be negative", (double)init.std);
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        if (weight->tied) continue;
+        if (weight->n_dims == 1) {
+            for (int j = 0; j < weight->cols; j++) weight->value[j] = 1.0f;
+            continue;
+        }
+        bool on_residual = strstr(weight->views[0].name, "o_proj") || strstr(weight->views[0].name, "down_proj");
+        for (int v = 0; v < weight->n_views; v++) {
+            const WeightView *view = &weight->views[v];
+            Fill fill = {.values = weight->value + (size_t)view->first_row * (size_t)weight->cols,
+                         .key = parameter_key(init.seed, view->name),
+                         .std = on_residual && init.scaled_residual ? residual : init.std};
+            parallel_for((size_t)view->rows * (size_t)weight->cols, GRAIN, fill_range, &fill);
+        }
+    }
+    return OK;
+}

@@ -1,0 +1,110 @@
+/* A model's parameters as named arrays, and back. Names and shapes are Hugging Face's, whatever is fused in storage. */
+#include <stdio.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/text.h"
+#include "model/llama.h"
+
+int llama_untied_weights(const Llama *model) {
+    return model->n_weights - (model->head.tied ? 1 : 0);
+}
+
+static size_t count_views(const Llama *model) {
+    size_t n = 0;
+    for (int i = 0; i < model->n_weights; i++)
+        if (!model->weights[i]->tied) n += (size_t)model->weights[i]->n_views;
+    return n;
+}
+
+int llama_arrays(const Llama *model, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
+                 size_t *n) {
+    size_t next = 0;
+    ARENA_TRY(*arrays, arena, count_views(model));
+    for (int i = 0, stored = 0; i < model->n_weights; i++) {
+        const Weight *weight = model->weights[i];
+        if (weight->tied) continue;
+        const float *base = storage ? storage[stored++] : weight->value;
+        for (int v = 0; v < weight->n_views; v++) {
+            const WeightView *view = &weight->views[v];
+            NamedArray *array = &(*arrays)[next++];
+            char *name;
+            ARENA_TRY(name, arena, strlen(prefix) + strlen(view->name) + 1);
+            strcat(strcpy(name, prefix), view->name);
+            *array = (NamedArray){.name = name,
+                                  .dtype = DTYPE_F32,
+                                  .n_dims = weight->n_dims,
+                                  .data = base + (size_t)view->first_row * (size_t)weight->cols};
+            if (weight->n_dims == 2) {
+                array->dims[0] = view->rows;
+                array->dims[1] = weight->cols;
+            } else {
+                array->dims[0] = weight->cols;
+            }
+        }
+    }
+    *n = next;
+    return OK;
+}
+
+static void describe_dims(Text *text, int n_dims, const int64_t *dims) {
+    for (int d = 0; d < n_dims; d++) text_printf(text, "%s%lld", d ? "×" : "", (long long)dims[d]);
+}
+
+static int check_dims(const NamedArray *wanted, const NamedArray *found) {
+    bool same = wanted->n_dims == found->n_dims;
+    for (int d = 0; same && d < wanted->n_dims; d++) same = wanted->dims[d] == found->dims[d];
+    if (same) return OK;
+    Text text = {0};
+    text_printf(&text, "%s is ", wanted->name);
+    describe_dims(&text, found->n_dims, found->dims);
+    text_puts(&text, " in the file; this model's shape wants ");
+    describe_dims(&text, wanted->n_dims, wanted->dims);
+    int rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "%s", text.bytes ? text.bytes : "a tensor's shape differs");
+    text_free(&text);
+    return rc;
+}
+
+static int read_array(const NamedArray *wanted, const NamedFile *file) {
+    const NamedArray *found = named_find(file, wanted->name);
+    if (!found) FAIL(ERR_REFUSED, "%s is missing from the file", wanted->name);
+    TRY(check_dims(wanted, found));
+    /* The arrays of llama_arrays point into storage that is the caller's to write. */
+    return named_read_f32(file, found, 0, named_elements(found), (float *)(uintptr_t)wanted->data);
+}
+
+int llama_load_storage(const Llama *model, float *const *storage, const char *prefix, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    size_t n;
+    TRY_TO(done, llama_arrays(model, storage, prefix, &arena, &arrays, &n));
+    for (size_t i = 0; i < n; i++) TRY_TO(done, read_array(&arrays[i], file));
+done:
+    arena_free(&arena);
+    return rc;
+}
+
+/* Names that a file may hold though the model has no such parameter. */
+static bool may_be_ignored(const Llama *model, const char *name) {
+    return text_ends_with(name, ".rotary_emb.inv_freq") || (model->head.tied && strcmp(name, "lm_head.weight") == 0);
+}
+
+int llama_load(Llama *model, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    size_t n;
+    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    for (size_t f = 0; f < named_count(file); f++) {
+        const char *name = named_at(file, f)->name;
+        size_t i = 0;
+        while (i < n && strcmp(arrays[i].name, name) != 0) i++;
+        if (i == n && !may_be_ignored(model, name))
+            FAIL_TO(done, ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
+    }
+    for (size_t i = 0; i < n; i++) TRY_TO(done, read_array(&arrays[i], file));
+done:
+    arena_free(&arena);
+    return rc;
+}
