@@ -9,6 +9,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/threads.h"
+#include "model/kernels/kernels.h"
 #include "train/commands.h"
 
 /* stdout holds results: a full disk or a closed pipe must not pass for success. */
@@ -35,6 +36,7 @@ static int run(int argc, char **argv) {
     const Command *command;
     TRY(command_find(&command, argv[1]));
     threads_init(0);
+    TRY(kernels_select("auto"));
     TRY(command->run(argc - 1, argv + 1));
     return flush_results();
 }
