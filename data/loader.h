@@ -63,9 +63,16 @@ void loader_free(Loader *loader);
 
 int loader_n_sources(const Loader *loader);
 const char *loader_source_name(const Loader *loader, int source);
-int64_t loader_tokens(const Loader *loader, int source); /* training tokens in one epoch of it; -1: all sources */
+int64_t loader_tokens(const Loader *loader, int source);    /* training tokens in one epoch of it; -1: all sources */
+int64_t loader_documents(const Loader *loader, int source); /* training documents, likewise */
 int64_t loader_validation_tokens(const Loader *loader);
+/* The sources that MicroBatch.source of a validation step counts: the training sources where validation is split off,
+ * the validation_sources where they are given. */
+int loader_n_validation_sources(const Loader *loader);
+const char *loader_validation_source_name(const Loader *loader, int source);
 int64_t loader_skipped_records(const Loader *loader);
+/* Steps after which as many sequences were taken as one epoch of every source holds (the sources themselves pass at the
+ * pace of their weights). */
 int64_t loader_steps_per_epoch(const Loader *loader);
 uint64_t loader_fingerprint(const Loader *loader); /* changes when the order or the data would */
 

@@ -1,0 +1,39 @@
+/* The tokens of one source, made once and mapped from a file afterwards. */
+#ifndef CRIA_DATA_CACHE_H
+#define CRIA_DATA_CACHE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "model/core/file.h"
+
+typedef struct {
+    FileMap map;
+    const void *ids;       /* [n_tokens] of uint16_t or uint32_t, in the file */
+    const uint64_t *start; /* [n_documents + 1]: where each document's tokens begin, in the file */
+    int bytes_per_id;      /* 2 or 4 */
+    int64_t n_documents, n_tokens, n_skipped;
+    uint64_t fingerprint; /* of lengths and ids; the same wherever the source's files lie */
+    bool was_built;       /* by this call; false: it was there */
+} TokenCache;
+
+typedef struct {
+    const char *directory; /* made where absent */
+    const char *name;      /* of the source, for file names and messages */
+    const SourceOptions *source;
+    const Tokenizer *tokenizer;
+    int flags; /* TOKENIZE_BOS | TOKENIZE_EOS, of every document */
+    bool fail_on_error;
+} CacheOptions;
+
+/* Opens the source's cache, building it where it is absent, older than its source, or damaged. Several processes may
+ * do so at once: one builds, the others wait for it (where the file system has locks; else each builds the same). */
+int token_cache_open(TokenCache *cache, const CacheOptions *options);
+void token_cache_close(TokenCache *cache);
+
+/* `n` ids from token `first` on; the caller has checked the range. */
+void token_cache_read(const TokenCache *cache, int64_t first, int64_t n, int32_t *out);
+
+#endif

@@ -1,0 +1,288 @@
+/* Making a token cache: records are read in batches of a bounded number of bytes, encoded by all threads, and their ids
+ * appended to a temporary file; tables and header follow, then fsync and rename. Memory: a batch, its ids, and eight
+ * bytes per document. */
+#include "data/cache_format.h"
+#include "data/source.h"
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/core/text.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BATCH_BYTES = 16 << 20, BATCH_RECORDS = 16384, PROGRESS_SECONDS = 10, OPEN_ATTEMPTS = 100 };
+
+typedef struct {
+    char *bytes; /* texts one after the other */
+    size_t used, capacity;
+    size_t begin[BATCH_RECORDS]; /* of each text in `bytes`: the array may move as it grows */
+    const char *texts[BATCH_RECORDS];
+    size_t sizes[BATCH_RECORDS];
+    TokenList ids[BATCH_RECORDS];
+    size_t n;
+} Batch;
+
+typedef struct {
+    const CacheOptions *options;
+    CacheHeader header;
+    char *temporary;
+    int fd;
+    unsigned char *chunk; /* [CACHE_CHUNK] ids on their way to the file */
+    size_t chunk_used;
+    uint64_t *start; /* of documents [n_documents + 1] */
+    size_t start_capacity;
+    uint32_t *crcs;
+    size_t crcs_capacity;
+    Batch *batch;
+    time_t begun, reported;
+} Build;
+
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
+
+static int write_all(const Build *build, const void *bytes, size_t n) {
+    for (size_t done = 0; done < n;) {
+        ssize_t written = write(build->fd, (const char *)bytes + done, n - done);
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) FAIL(ERR_FAILED, "%s: write: %s", build->temporary, strerror(errno));
+        done += (size_t)written;
+    }
+    return OK;
+}
+
+/* Room for element n of a growing array (*array is a pointer of any type, hence memcpy). */
+static int reserve(void *array, size_t *capacity, size_t n, size_t element) {
+    if (n < *capacity) return OK;
+    size_t wanted = 2 * n + 1024;
+    void *memory;
+    memcpy(&memory, array, sizeof memory);
+    memory = wanted < SIZE_MAX / element ? realloc(memory, wanted * element) : NULL;
+    if (!memory) FAIL(ERR_FAILED, "out of memory: a table of %zu elements", wanted);
+    memcpy(array, &memory, sizeof memory);
+    *capacity = wanted;
+    return OK;
+}
+
+static int write_chunk(Build *build) {
+    if (build->chunk_used == 0) return OK;
+    size_t n = build->header.n_chunks;
+    TRY(reserve(&build->crcs, &build->crcs_capacity, n, sizeof *build->crcs));
+    build->crcs[n] = crc32c(0, build->chunk, build->chunk_used);
+    build->header.n_chunks++;
+    TRY(write_all(build, build->chunk, build->chunk_used));
+    build->chunk_used = 0;
+    return OK;
+}
+
+static int add_document(Build *build, const int32_t *ids, size_t n) {
+    CacheHeader *header = &build->header;
+    if (n == 0) return OK; /* nothing to learn from */
+    if (header->n_documents == UINT32_MAX)
+        FAIL(ERR_REFUSED, "more than %u documents in one source; make two sources of it", UINT32_MAX);
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || (uint32_t)ids[i] >= header->vocab_size)
+            FAIL(ERR_FAILED, "the tokenizer gave id %d; its vocabulary has %u", ids[i], header->vocab_size);
+        if (header->bytes_per_id == 2) {
+            uint16_t narrow = (uint16_t)ids[i];
+            memcpy(build->chunk + build->chunk_used, &narrow, sizeof narrow);
+        } else {
+            memcpy(build->chunk + build->chunk_used, &ids[i], sizeof ids[i]);
+        }
+        build->chunk_used += header->bytes_per_id;
+        if (build->chunk_used == CACHE_CHUNK) TRY(write_chunk(build));
+    }
+    header->n_tokens += n;
+    header->n_documents++;
+    TRY(reserve(&build->start, &build->start_capacity, header->n_documents, sizeof *build->start));
+    build->start[header->n_documents] = header->n_tokens;
+    return OK;
+}
+
+static int write_tables(Build *build, const FileStamp *stamps) {
+    CacheHeader *header = &build->header;
+    static const char zeros[8];
+    TRY(write_chunk(build));
+    size_t ragged = (size_t)(header->n_tokens * header->bytes_per_id % 8);
+    if (ragged) TRY(write_all(build, zeros, 8 - ragged));
+    size_t start_size = 8 * (header->n_documents + 1), stamps_size = header->n_files * sizeof *stamps;
+    TRY(write_all(build, build->start, start_size));
+    TRY(write_all(build, stamps, stamps_size));
+    TRY(write_all(build, build->crcs, 4 * header->n_chunks));
+    header->tables_crc = crc32c(0, build->start, start_size);
+    header->tables_crc = crc32c(header->tables_crc, stamps, stamps_size);
+    header->tables_crc = crc32c(header->tables_crc, build->crcs, 4 * header->n_chunks);
+    header->header_crc = crc32c(0, header, offsetof(CacheHeader, header_crc));
+    if (lseek(build->fd, 0, SEEK_SET) != 0) FAIL(ERR_FAILED, "%s: lseek: %s", build->temporary, strerror(errno));
+    return write_all(build, header, sizeof *header);
+}
+
+/* ---- tokenising ------------------------------------------------------------------------------------------------- */
+
+static int batch_add(Batch *batch, const Record *record) {
+    if (batch->capacity - batch->used < record->size) {
+        size_t wanted = batch->used + record->size;
+        wanted = wanted < BATCH_BYTES ? BATCH_BYTES : wanted;
+        char *grown = realloc(batch->bytes, wanted);
+        if (!grown)
+            FAIL(ERR_FAILED, "%s:%lld: out of memory: a record of %zu bytes", record->path, (long long)record->line,
+                 record->size);
+        batch->bytes = grown;
+        batch->capacity = wanted;
+    }
+    if (record->size) memcpy(batch->bytes + batch->used, record->text, record->size);
+    batch->begin[batch->n] = batch->used;
+    batch->sizes[batch->n++] = record->size;
+    batch->used += record->size;
+    return OK;
+}
+
+static void batch_clear(Batch *batch) {
+    for (size_t i = 0; i < batch->n; i++) token_list_free(&batch->ids[i]);
+    memset(batch->ids, 0, batch->n * sizeof *batch->ids);
+    batch->n = batch->used = 0;
+    if (batch->capacity > 2 * (size_t)BATCH_BYTES) { /* a giant record's room is given back */
+        free(batch->bytes);
+        batch->bytes = NULL;
+        batch->capacity = 0;
+    }
+}
+
+static int batch_encode(Build *build) {
+    Batch *batch = build->batch;
+    for (size_t i = 0; i < batch->n; i++) batch->texts[i] = batch->bytes ? batch->bytes + batch->begin[i] : "";
+    TRY(tokenizer_encode_many(build->options->tokenizer, batch->texts, batch->sizes, batch->n, build->options->flags,
+                              batch->ids));
+    for (size_t i = 0; i < batch->n; i++) TRY(add_document(build, batch->ids[i].ids, batch->ids[i].n));
+    batch_clear(batch);
+    return OK;
+}
+
+static void report_progress(Build *build, const RecordReader *reader) {
+    time_t now = time(NULL);
+    if (now - build->reported < PROGRESS_SECONDS) return;
+    build->reported = now;
+    char documents[32], tokens[32], bytes[32];
+    log_info("tokenising %s: %s documents, %s tokens, %s read, %.1f MB/s", build->options->name,
+             text_thousands(documents, build->header.n_documents), text_thousands(tokens, build->header.n_tokens),
+             text_bytes(bytes, records_bytes_read(reader)),
+             (double)records_bytes_read(reader) / 1e6 / (double)(now - build->begun));
+}
+
+static int tokenise(Build *build, RecordReader *reader) {
+    Batch *batch = build->batch;
+    for (;;) {
+        Record record;
+        bool found;
+        TRY(records_next(reader, &record, &found));
+        if (found) TRY(batch_add(batch, &record));
+        if (!found || batch->used >= BATCH_BYTES || batch->n == BATCH_RECORDS) {
+            TRY(batch_encode(build));
+            report_progress(build, reader);
+        }
+        if (!found) break;
+    }
+    build->header.n_skipped = (uint64_t)records_skipped(reader);
+    if (build->header.n_documents == 0)
+        FAIL(ERR_REFUSED, "%s: no text in it (%lld bad records were skipped)", build->options->source->path,
+             (long long)build->header.n_skipped);
+    return OK;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+/* A temporary file that no other process, on this machine or another, has: its creation is exclusive. */
+static int open_temporary(Build *build, const char *path) {
+    for (int attempt = 0; attempt < OPEN_ATTEMPTS; attempt++) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        free(build->temporary);
+        build->temporary = NULL;
+        if (asprintf(&build->temporary, "%s.tmp-%ld-%ld%09ld", path, (long)getpid(), (long)now.tv_sec, now.tv_nsec) <
+            0) {
+            build->temporary = NULL;
+            FAIL(ERR_FAILED, "out of memory");
+        }
+        build->header.built = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+        build->fd = open(build->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (build->fd >= 0) return OK;
+        if (errno != EEXIST) break;
+    }
+    int code = errno;
+    char *name = build->temporary;
+    build->temporary = NULL; /* not ours to remove */
+    error_set(ERR_FAILED, __FILE__, __LINE__, "%s: open for writing: %s", name, strerror(code));
+    free(name);
+    return ERR_FAILED;
+}
+
+static int build_start(Build *build, const char *path) {
+    build->chunk = malloc(CACHE_CHUNK);
+    build->batch = calloc(1, sizeof *build->batch);
+    if (!build->chunk || !build->batch) FAIL(ERR_FAILED, "out of memory");
+    TRY(reserve(&build->start, &build->start_capacity, 0, sizeof *build->start));
+    build->start[0] = 0;
+    TRY(open_temporary(build, path));
+    CacheHeader blank = {0};
+    return write_all(build, &blank, sizeof blank); /* the true one comes last */
+}
+
+static void build_free(Build *build) {
+    if (build->fd >= 0) close(build->fd);
+    if (build->temporary) unlink(build->temporary);
+    if (build->batch) {
+        batch_clear(build->batch);
+        free(build->batch->bytes);
+    }
+    free(build->temporary);
+    free(build->chunk);
+    free(build->batch);
+    free(build->start);
+    free(build->crcs);
+}
+
+static int commit(Build *build, const char *path) {
+    int fd = build->fd;
+    build->fd = -1;
+    if (fsync(fd) != 0 && errno != EINVAL) {
+        int code = errno;
+        close(fd);
+        FAIL(ERR_FAILED, "%s: fsync: %s", build->temporary, strerror(code));
+    }
+    if (close(fd) != 0) FAIL(ERR_FAILED, "%s: close: %s", build->temporary, strerror(errno));
+    TRY(file_rename(build->temporary, path));
+    free(build->temporary);
+    build->temporary = NULL;
+    return OK;
+}
+
+int token_cache_build(const char *path, const CacheOptions *options, char *const *files, size_t n_files, uint64_t key) {
+    int rc = OK;
+    const SourceOptions *source = options->source;
+    RecordReader *reader = NULL;
+    Build build = {.options = options, .fd = -1, .begun = time(NULL), .reported = time(NULL)};
+    uint32_t vocab_size = (uint32_t)tokenizer_vocab_size(options->tokenizer);
+    memcpy(build.header.magic, CACHE_MAGIC, sizeof build.header.magic);
+    build.header.version = CACHE_VERSION;
+    build.header.bytes_per_id = vocab_size <= (uint32_t)UINT16_MAX + 1 ? sizeof(uint16_t) : sizeof(int32_t);
+    build.header.vocab_size = vocab_size;
+    build.header.key = key;
+    build.header.n_files = n_files;
+    TRY_TO(done, build_start(&build, path));
+    TRY_TO(done, records_open(&reader, &(RecordOptions){files, n_files, source->field, source->separator,
+                                                        options->fail_on_error}));
+    TRY_TO(done, tokenise(&build, reader));
+    TRY_TO(done, write_tables(&build, records_stamps(reader)));
+    TRY_TO(done, commit(&build, path));
+    char documents[32], tokens[32];
+    log_info("tokenised %s: %s documents, %s tokens%s", options->name,
+             text_thousands(documents, build.header.n_documents), text_thousands(tokens, build.header.n_tokens),
+             build.header.n_skipped ? "; bad records were skipped" : "");
+done:
+    records_close(reader);
+    build_free(&build);
+    return rc;
+}

@@ -1,0 +1,40 @@
+/* The form of a cache file: between cache.c (opening) and cache_build.c (making). */
+#ifndef CRIA_DATA_CACHE_FORMAT_H
+#define CRIA_DATA_CACHE_FORMAT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "data/cache.h"
+
+#define CACHE_MAGIC "CRIATOKS"
+
+/* A cache file, in the byte order of the machine that made it (another order shows as another version):
+ *
+ *      0  magic "CRIATOKS"                     64  CRC32C of start, stamps and chunk CRCs
+ *      8  version, bytes_per_id (u32 each)     68  vocabulary size (u32)
+ *     16  key                                  72  when the build began (ns since 1970)
+ *     24  n_documents                          80  zeros
+ *     32  n_tokens                            124  CRC32C of bytes 0..123
+ *     40  n_files                             128  ids, then zeros up to a multiple of 8
+ *     48  n_skipped                             …  start       u64[n_documents + 1]
+ *     56  n_chunks                              …  stamps      FileStamp[n_files]
+ *                                               …  chunk CRCs  u32[n_chunks], one per CACHE_CHUNK bytes of ids
+ */
+enum { CACHE_VERSION = 1, CACHE_CHUNK = 4 << 20 };
+
+typedef struct {
+    char magic[8];
+    uint32_t version, bytes_per_id;
+    uint64_t key, n_documents, n_tokens, n_files, n_skipped, n_chunks;
+    uint32_t tables_crc, vocab_size;
+    int64_t built;
+    char zeros[44];
+    uint32_t header_crc;
+} CacheHeader;
+_Static_assert(sizeof(CacheHeader) == 128, "the header is 128 bytes");
+
+/* Tokenises the files into a new cache file at `path`: complete, or absent. */
+int token_cache_build(const char *path, const CacheOptions *options, char *const *files, size_t n_files, uint64_t key);
+
+#endif

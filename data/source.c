@@ -1,0 +1,343 @@
+/* Plain text and JSONL (one JSON object per line, RFC 8259; blank lines are passed over) are both "pieces of a stream
+ * that end with a delimiter": the newline, the separator, or the end of the file. A piece is found in a buffer that
+ * grows to the longest one. */
+#include "data/source.h"
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/core/log.h"
+#include "model/core/text.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    READ_SIZE = 256 * 1024,
+    MAX_DEPTH = 32,           /* of folders in folders: a loop of links ends here */
+    MAX_REPORTED_SKIPS = 5,   /* bad records shown one by one; the rest are only counted */
+    MAX_KEPT_BUFFER = 1 << 24 /* a buffer that a giant record left behind is given back */
+};
+
+struct RecordReader {
+    RecordOptions options;
+    size_t next_path; /* of the file to open after this one */
+    Input *input;     /* NULL between files */
+    const char *path; /* of `input` */
+    bool is_jsonl;
+    int64_t line; /* number of the line at `begin` */
+    char *buffer; /* bytes begin..end are read but not yet taken */
+    size_t begin, end, capacity;
+    bool at_end;    /* of the file's bytes */
+    bool is_broken; /* the file's bytes end in damage */
+    json_t *json;   /* the record handed out points into it */
+    int64_t n_skipped;
+    uint64_t bytes_done; /* of the files before this one */
+    FileStamp *stamps;
+};
+
+/* ---- which files ------------------------------------------------------------------------------------------------ */
+
+static size_t stem_length(const char *path) {
+    size_t n = strlen(path);
+    if (text_ends_with(path, ".gz")) return n - 3;
+    if (text_ends_with(path, ".zst")) return n - 4;
+    return n;
+}
+
+static bool stem_ends_with(const char *path, const char *ending) {
+    size_t n = stem_length(path), m = strlen(ending);
+    return n >= m && memcmp(path + n - m, ending, m) == 0;
+}
+
+bool source_is_jsonl(const char *path) {
+    return stem_ends_with(path, ".jsonl") || stem_ends_with(path, ".ndjson") || stem_ends_with(path, ".json");
+}
+
+static int add_path(char ***paths, size_t *n, char *path) {
+    char **grown = realloc(*paths, (*n + 1) * sizeof *grown);
+    if (!grown) {
+        free(path);
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    *paths = grown;
+    grown[(*n)++] = path;
+    return OK;
+}
+
+static int add_directory(char ***paths, size_t *n, const char *directory, int depth) {
+    int rc = OK;
+    char **names, *path = NULL;
+    size_t n_names;
+    if (depth > MAX_DEPTH)
+        FAIL(ERR_REFUSED, "%s: more than %d folders deep; is there a link in a circle?", directory, MAX_DEPTH);
+    TRY(directory_list(&names, &n_names, directory));
+    for (size_t i = 0; i < n_names; i++) {
+        if (names[i][0] == '.') continue;
+        path = path_join(directory, names[i]);
+        if (!path) FAIL_TO(done, ERR_FAILED, "out of memory");
+        if (directory_exists(path)) {
+            TRY_TO(done, add_directory(paths, n, path, depth + 1));
+        } else if (source_is_jsonl(path) || stem_ends_with(path, ".txt")) {
+            char *owned = path;
+            path = NULL;
+            TRY_TO(done, add_path(paths, n, owned));
+        }
+        free(path);
+        path = NULL;
+    }
+done:
+    free(path);
+    names_free(names, n_names);
+    return rc;
+}
+
+static int compare_paths(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int source_files(char ***paths, size_t *n, const char *path) {
+    int rc = OK;
+    char **matches = NULL;
+    size_t n_matches = 0;
+    *paths = NULL;
+    *n = 0;
+    if (directory_exists(path)) {
+        TRY_TO(done, add_directory(paths, n, path, 0));
+    } else if (file_exists(path)) { /* before globbing: a name may contain brackets */
+        char *copy = strdup(path);
+        if (!copy) FAIL_TO(done, ERR_FAILED, "out of memory");
+        TRY_TO(done, add_path(paths, n, copy));
+    } else {
+        TRY_TO(done, glob_list(&matches, &n_matches, path));
+        for (size_t i = 0; i < n_matches; i++) {
+            if (directory_exists(matches[i])) {
+                TRY_TO(done, add_directory(paths, n, matches[i], 0));
+                continue;
+            }
+            char *owned = matches[i];
+            matches[i] = NULL;
+            TRY_TO(done, add_path(paths, n, owned));
+        }
+    }
+    if (*n == 0)
+        FAIL_TO(done, ERR_REFUSED, "%s: no file in it ends in .txt, .jsonl, .ndjson or .json (also .gz, .zst)", path);
+    qsort(*paths, *n, sizeof **paths, compare_paths);
+done:
+    names_free(matches, n_matches);
+    if (rc != OK) {
+        names_free(*paths, *n);
+        *paths = NULL;
+        *n = 0;
+    }
+    return rc;
+}
+
+/* ---- opening and closing ---------------------------------------------------------------------------------------- */
+
+int records_open(RecordReader **out, const RecordOptions *options) {
+    *out = NULL;
+    RecordReader *reader = calloc(1, sizeof *reader);
+    if (!reader) FAIL(ERR_FAILED, "out of memory");
+    reader->options = *options;
+    if (!options->field) reader->options.field = "text";
+    if (options->separator && !*options->separator) reader->options.separator = NULL;
+    reader->stamps = calloc(options->n_paths + 1, sizeof *reader->stamps);
+    if (!reader->stamps) {
+        records_close(reader);
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    *out = reader;
+    return OK;
+}
+
+void records_close(RecordReader *reader) {
+    if (!reader) return;
+    input_close(reader->input);
+    json_decref(reader->json);
+    free(reader->buffer);
+    free(reader->stamps);
+    free(reader);
+}
+
+int64_t records_skipped(const RecordReader *reader) {
+    return reader->n_skipped;
+}
+uint64_t records_bytes_read(const RecordReader *reader) {
+    return reader->bytes_done + (reader->input ? input_position(reader->input) : 0);
+}
+const FileStamp *records_stamps(const RecordReader *reader) {
+    return reader->stamps;
+}
+
+static int open_next(RecordReader *reader) {
+    reader->path = reader->options.paths[reader->next_path];
+    reader->is_jsonl = source_is_jsonl(reader->path);
+    reader->line = 1;
+    reader->begin = reader->end = 0;
+    reader->at_end = reader->is_broken = false;
+    return input_open(&reader->input, reader->path);
+}
+
+static int finish_file(RecordReader *reader) {
+    TRY(input_finish(reader->input, &reader->stamps[reader->next_path]));
+    reader->bytes_done += reader->stamps[reader->next_path].size;
+    input_close(reader->input);
+    reader->input = NULL;
+    reader->next_path++;
+    if (reader->capacity > MAX_KEPT_BUFFER) {
+        free(reader->buffer);
+        reader->buffer = NULL;
+        reader->capacity = 0;
+    }
+    return OK;
+}
+
+/* ---- pieces of a stream ----------------------------------------------------------------------------------------- */
+
+/* Makes room for READ_SIZE bytes more and reads. */
+static int read_more(RecordReader *reader) {
+    if (reader->begin > 0 && reader->begin >= reader->end / 2) { /* moves each byte a bounded number of times */
+        memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
+        reader->end -= reader->begin;
+        reader->begin = 0;
+    }
+    if (reader->capacity - reader->end < READ_SIZE) {
+        size_t capacity = 2 * reader->capacity + READ_SIZE;
+        char *grown = capacity > reader->capacity ? realloc(reader->buffer, capacity) : NULL;
+        if (!grown)
+            FAIL(ERR_FAILED, "%s:%lld: out of memory: a record of more than %zu bytes", reader->path,
+                 (long long)reader->line, reader->end - reader->begin);
+        reader->buffer = grown;
+        reader->capacity = capacity;
+    }
+    size_t n;
+    TRY(input_read(reader->input, reader->buffer + reader->end, reader->capacity - reader->end, &n));
+    reader->end += n;
+    reader->at_end = n == 0;
+    return OK;
+}
+
+/* The bytes up to the next delimiter (NULL: the end of the file), which is taken too. *found is false when nothing is
+ * left. */
+static int next_piece(RecordReader *reader, const char *delimiter, size_t *size, size_t *taken, bool *found) {
+    size_t width = delimiter ? strlen(delimiter) : 0, searched = 0;
+    for (;;) {
+        size_t n = reader->end - reader->begin;
+        if (width && n >= width) {
+            size_t from = searched >= width ? searched - width + 1 : 0;
+            const char *begin = reader->buffer + reader->begin;
+            const char *hit = memmem(begin + from, n - from, delimiter, width);
+            if (hit) {
+                *size = (size_t)(hit - begin);
+                *taken = *size + width;
+                *found = true;
+                return OK;
+            }
+            searched = n;
+        }
+        if (reader->at_end) {
+            *size = *taken = n;
+            *found = n > 0;
+            return OK;
+        }
+        TRY(read_more(reader));
+    }
+}
+
+static int64_t count_newlines(const char *p, size_t n) {
+    int64_t count = 0;
+    for (const char *end = p + n; p < end && (p = memchr(p, '\n', (size_t)(end - p))); p++) count++;
+    return count;
+}
+
+/* ---- records ---------------------------------------------------------------------------------------------------- */
+
+static const char *type_name(const json_t *value) {
+    static const char *const names[] = {
+        [JSON_OBJECT] = "an object", [JSON_ARRAY] = "an array", [JSON_STRING] = "a string", [JSON_INTEGER] = "a number",
+        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",      [JSON_FALSE] = "false",     [JSON_NULL] = "null"};
+    return names[json_typeof(value)];
+}
+
+/* The text of one line of JSONL. Integers are read as reals: they are not wanted, and may be longer than 64 bits. */
+static int parse_line(RecordReader *reader, const char *line, size_t size, Record *record) {
+    const char *field = reader->options.field;
+    json_error_t where;
+    reader->json = json_loadb(line, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &where);
+    if (!reader->json)
+        FAIL(ERR_REFUSED, "%s:%lld: not a JSON object: %s (byte %d of the line)", record->path, (long long)record->line,
+             where.text, where.position);
+    if (!json_is_object(reader->json))
+        FAIL(ERR_REFUSED, "%s:%lld: %s was found where each line must be one JSON object", record->path,
+             (long long)record->line, type_name(reader->json));
+    const json_t *value = json_object_get(reader->json, field);
+    if (!value)
+        FAIL(ERR_REFUSED, "%s:%lld: no field \"%s\"; set `field` to the key that holds the text", record->path,
+             (long long)record->line, field);
+    if (!json_is_string(value))
+        FAIL(ERR_REFUSED, "%s:%lld: field \"%s\" is %s, not a string", record->path, (long long)record->line, field,
+             type_name(value));
+    record->text = json_string_value(value);
+    record->size = json_string_length(value);
+    return OK;
+}
+
+static bool is_blank(const char *line, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!strchr(" \t\r\n", line[i]) || !line[i]) return false;
+    return true;
+}
+
+/* The next record of this file; *found is false at its end. ERR_REFUSED: a bad one, which is passed over. */
+static int next_in_file(RecordReader *reader, Record *record, bool *found) {
+    static const char byte_order_mark[] = "\xef\xbb\xbf";
+    for (;;) {
+        size_t size = 0, taken = 0;
+        int rc = next_piece(reader, reader->is_jsonl ? "\n" : reader->options.separator, &size, &taken, found);
+        if (rc == ERR_REFUSED) {
+            reader->is_broken = true;
+            return error_context(rc, "%s:%lld", reader->path, (long long)reader->line);
+        }
+        TRY(rc);
+        if (!*found) return OK;
+        const char *piece = reader->buffer + reader->begin;
+        *record = (Record){.text = piece, .size = size, .path = reader->path, .line = reader->line};
+        reader->line += reader->is_jsonl ? 1 : count_newlines(piece, taken);
+        reader->begin += taken;
+        if (!reader->is_jsonl) return OK;
+        if (record->line == 1 && size >= 3 && memcmp(piece, byte_order_mark, 3) == 0) {
+            piece += 3;
+            size -= 3;
+        }
+        if (is_blank(piece, size)) continue;
+        return parse_line(reader, piece, size, record);
+    }
+}
+
+static void report_skip(RecordReader *reader) {
+    reader->n_skipped++;
+    if (reader->n_skipped <= MAX_REPORTED_SKIPS) log_warning("skipped: %s", error_text());
+    if (reader->n_skipped == MAX_REPORTED_SKIPS) log_warning("further bad records are only counted");
+    error_clear();
+}
+
+int records_next(RecordReader *reader, Record *record, bool *found) {
+    *found = false;
+    json_decref(reader->json);
+    reader->json = NULL;
+    while (reader->next_path < reader->options.n_paths) {
+        if (!reader->input) TRY(open_next(reader));
+        int rc = next_in_file(reader, record, found);
+        if (rc == OK && *found) return OK;
+        if (rc != OK) {
+            json_decref(reader->json);
+            reader->json = NULL;
+            if (rc != ERR_REFUSED || reader->options.fail_on_error) return error_trace(rc, __FILE__, __LINE__);
+            report_skip(reader);
+            *found = false;
+            if (!reader->is_broken) continue; /* the next line may be good */
+        }
+        TRY(finish_file(reader));
+    }
+    return OK;
+}
