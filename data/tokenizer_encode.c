@@ -1,0 +1,355 @@
+/* Text to ids: special tokens where asked for, then words (pieces of a split pattern, or stretches between characters
+ * that are neighbours in no token), each through a small cache or the merging.
+ *
+ * The cache belongs to one call, or to one thread of tokenizer_encode_many. A line of it is a cache line of the
+ * machine: a word of up to 26 bytes and its ids, up to 8. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/tokenizer_internal.h"
+#include "model/core/error.h"
+#include "model/core/threads.h"
+
+enum { KEY_BYTES = 26, CACHED_IDS = 8, LARGEST_CACHE = 1 << 14, SMALLEST_CACHED_TEXT = 1024 };
+#define NO_CODE UINT32_MAX
+
+typedef struct {
+    uint32_t hash;
+    uint8_t length, n; /* n = 0: empty */
+    char key[KEY_BYTES];
+    int32_t ids[CACHED_IDS];
+} CachedWord;
+_Static_assert(sizeof(CachedWord) == 64, "a cached word is one cache line");
+
+typedef struct {
+    const Tokenizer *t;
+    CachedWord *cache; /* NULL: none */
+    size_t mask;
+    uint32_t *symbols;
+    size_t symbols_capacity;
+    Text normal;
+    const BpePair **first_seen; /* with UNUSED pieces only */
+    size_t stretch_start;       /* in the output: unknown tokens are not fused across it */
+} Encoder;
+
+static int encoder_init(Encoder *encoder, const Tokenizer *t, size_t size) {
+    *encoder = (Encoder){.t = t};
+    if (t->has_unused) {
+        encoder->first_seen = calloc((size_t)t->n_pieces, sizeof *encoder->first_seen);
+        if (!encoder->first_seen) FAIL(ERR_FAILED, "out of memory");
+    }
+    if (size < SMALLEST_CACHED_TEXT || t->kind == KIND_BYTES) return OK;
+    size_t lines = 64;
+    while (lines < LARGEST_CACHE && lines < size / 8) lines *= 2;
+    if (posix_memalign((void **)&encoder->cache, 64, lines * sizeof(CachedWord)) != 0) encoder->cache = NULL;
+    if (!encoder->cache) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < lines; i++) encoder->cache[i].n = 0;
+    encoder->mask = lines - 1;
+    return OK;
+}
+
+static void encoder_free(Encoder *encoder) {
+    free(encoder->cache);
+    free(encoder->symbols);
+    free(encoder->first_seen);
+    text_free(&encoder->normal);
+}
+
+static int reserve_symbols(Encoder *encoder, size_t n) {
+    if (n <= encoder->symbols_capacity) return OK;
+    size_t capacity = n + n / 2 + 64;
+    uint32_t *symbols = realloc(encoder->symbols, capacity * sizeof *symbols);
+    if (!symbols) FAIL(ERR_FAILED, "out of memory for a word of %zu bytes", n);
+    encoder->symbols = symbols;
+    encoder->symbols_capacity = capacity;
+    return OK;
+}
+
+/* ---- one word -----------------------------------------------------------------------------------------------------
+ */
+
+/* The symbols a word begins as: its bytes, or its characters. */
+static size_t first_symbols(const Tokenizer *t, const char *word, size_t size, uint32_t *symbols) {
+    size_t n = 0;
+    if (t->byte_level) {
+        for (; n < size; n++) symbols[n] = (uint32_t)t->byte_id[(unsigned char)word[n]];
+        return n;
+    }
+    for (size_t at = 0; at < size;) {
+        uint32_t code;
+        int32_t id;
+        size_t user = trie_is_empty(&t->user) ? 0 : trie_longest(&t->user, word + at, size - at, &id);
+        int length = utf8_decode(word + at, size - at, &code);
+        if (user > 0) {
+            symbols[n++] = (uint32_t)id;
+            at += user;
+        } else if (length > 0) {
+            symbols[n++] = tokenizer_code_symbol(t, code);
+            at += (size_t)length;
+        } else {
+            symbols[n++] = symbol_of_byte((unsigned char)word[at++]);
+        }
+    }
+    return n;
+}
+
+static void emit(TokenList *out, int32_t id) {
+    out->ids[out->n++] = id;
+}
+
+static int emit_unknown(const Tokenizer *t, const char *bytes, int n, size_t word_start, TokenList *out) {
+    if (t->byte_fallback) {
+        for (int i = 0; i < n; i++) emit(out, t->byte_id[(unsigned char)bytes[i]]);
+        return OK;
+    }
+    if (t->unknown < 0)
+        FAIL(ERR_REFUSED, "the tokenizer has no token for '%.*s', and none for what is unknown", n, bytes);
+    if (!t->fuse_unknown || out->n == word_start || out->ids[out->n - 1] != t->unknown) emit(out, t->unknown);
+    return OK;
+}
+
+/* Appends what a merged symbol stands for; `out` has room for as many ids as the word has bytes. */
+static int emit_symbol(const Encoder *encoder, uint32_t symbol, size_t word_start, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    char bytes[4] = {0};
+    if (symbol == (uint32_t)BPE_NO_TOKEN) FAIL(ERR_REFUSED, "the tokenizer has no token for one of the text's bytes");
+    if (symbol_is_token(symbol)) {
+        const BpePair *parts = NULL;
+        if (t->pieces[symbol].type == PIECE_UNUSED && encoder->first_seen) parts = encoder->first_seen[symbol];
+        if (!parts) {
+            emit(out, (int32_t)symbol);
+            return OK;
+        }
+        TRY(emit_symbol(encoder, parts->left, word_start, out));
+        return emit_symbol(encoder, parts->right, word_start, out);
+    }
+    if (symbol >= BPE_RAW_BYTE) {
+        bytes[0] = (char)(symbol & 0xff);
+        return emit_unknown(t, bytes, 1, word_start, out);
+    }
+    return emit_unknown(t, bytes, utf8_encode(bytes, symbol & ~BPE_RAW_CODE), word_start, out);
+}
+
+static int merge_word(Encoder *encoder, const char *word, size_t size, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    if (t->whole_words) {
+        int32_t id = tokenizer_find(t, word, size);
+        if (id != BPE_NO_TOKEN) {
+            emit(out, id);
+            return OK;
+        }
+    }
+    TRY(reserve_symbols(encoder, size));
+    size_t n = first_symbols(t, word, size, encoder->symbols), start = out->n;
+    if (encoder->first_seen) {
+        memset(encoder->first_seen, 0, (size_t)t->n_pieces * sizeof *encoder->first_seen);
+        TRY(bpe_merge_traced(&t->merges, encoder->symbols, &n, encoder->first_seen));
+    } else {
+        TRY(bpe_merge(&t->merges, encoder->symbols, &n));
+    }
+    for (size_t i = 0; i < n; i++) TRY(emit_symbol(encoder, encoder->symbols[i], start, out));
+    return OK;
+}
+
+static inline uint64_t load_bytes(const char *p, size_t n) { /* n <= 8 */
+    uint64_t value = 0;
+    memcpy(&value, p, n);
+    return value;
+}
+
+static inline uint32_t word_hash(const char *word, size_t size) {
+    uint64_t hash = size * 0x9e3779b97f4a7c15ull;
+    for (; size > 8; word += 8, size -= 8) {
+        hash = (hash ^ load_bytes(word, 8)) * 0xbf58476d1ce4e5b9ull;
+        hash ^= hash >> 32;
+    }
+    hash = (hash ^ load_bytes(word, size)) * 0x94d049bb133111ebull;
+    return (uint32_t)(hash >> 32);
+}
+
+/* Unknown tokens are fused across words, too. */
+static void fuse_at(const Encoder *encoder, size_t at, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    if (!t->fuse_unknown || t->unknown < 0 || at == encoder->stretch_start || at >= out->n) return;
+    if (out->ids[at] != t->unknown || out->ids[at - 1] != t->unknown) return;
+    memmove(out->ids + at, out->ids + at + 1, (out->n - at - 1) * sizeof *out->ids);
+    out->n--;
+}
+
+static int encode_word(Encoder *encoder, const char *word, size_t size, TokenList *out) {
+    TRY(token_list_reserve(out, size + CACHED_IDS));
+    size_t start = out->n;
+    if (!encoder->cache || size > KEY_BYTES) {
+        TRY(merge_word(encoder, word, size, out));
+        fuse_at(encoder, start, out);
+        return OK;
+    }
+    uint32_t hash = word_hash(word, size);
+    CachedWord *line = &encoder->cache[hash & encoder->mask];
+    if (line->n > 0 && line->hash == hash && line->length == size && memcmp(line->key, word, size) == 0) {
+        memcpy(out->ids + start, line->ids, sizeof line->ids);
+        out->n += line->n;
+    } else {
+        TRY(merge_word(encoder, word, size, out));
+        size_t n = out->n - start;
+        if (n <= CACHED_IDS) {
+            line->hash = hash;
+            line->length = (uint8_t)size;
+            line->n = (uint8_t)n;
+            memcpy(line->key, word, size);
+            memcpy(line->ids, out->ids + start, n * sizeof *line->ids);
+        }
+    }
+    fuse_at(encoder, start, out);
+    return OK;
+}
+
+/* ---- a stretch of text without special tokens ---------------------------------------------------------------------
+ */
+
+static int encode_byte_level(Encoder *encoder, const char *text, size_t size, TokenList *out) {
+    SplitPass pass;
+    TRY(split_begin(&pass, encoder->t->splitter, text, size));
+    int rc = OK;
+    while (pass.at < size && rc == OK) {
+        size_t start = pass.at;
+        rc = split_next(&pass);
+        if (rc == OK) rc = encode_word(encoder, text + start, pass.at - start, out);
+    }
+    split_end(&pass);
+    return rc;
+}
+
+/* Two characters that are neighbours in no piece can never be joined, so the text is cut between them. */
+static int encode_characters(Encoder *encoder, const char *text, size_t size, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    bool has_user = !trie_is_empty(&t->user);
+    uint32_t left = NO_CODE, code;
+    size_t start = 0, at = 0;
+    while (at < size) {
+        int32_t id;
+        size_t user = has_user ? trie_longest(&t->user, text + at, size - at, &id) : 0;
+        int length = 1;
+        code = (unsigned char)text[at];
+        if (code >= 0x80 && (length = utf8_decode(text + at, size - at, &code)) == 0) {
+            code = NO_CODE; /* a stray byte: a word of its own */
+            length = 1;
+        }
+        bool joined = user == 0 && left != NO_CODE && code != NO_CODE && neighbours_has(&t->neighbours, left, code);
+        if (!joined && at > start) {
+            TRY(encode_word(encoder, text + start, at - start, out));
+            start = at;
+        }
+        left = code;
+        at += (size_t)length;
+        if (user > 0) {
+            TRY(token_list_append(out, &id, 1));
+            at += user - (size_t)length;
+            start = at;
+            left = NO_CODE;
+        }
+    }
+    return at > start ? encode_word(encoder, text + start, at - start, out) : OK;
+}
+
+static int encode_stretch(Encoder *encoder, const char *text, size_t size, bool first, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    encoder->stretch_start = out->n;
+    if (size == 0) return OK;
+    if (t->byte_level) return encode_byte_level(encoder, text, size, out);
+    encoder->normal.length = 0;
+    TRY(normalizer_apply(&t->normalizer, &t->user, text, size, first, &encoder->normal));
+    if (encoder->normal.length == 0) return OK;
+    if (!t->has_unused) return encode_characters(encoder, encoder->normal.bytes, encoder->normal.length, out);
+    TRY(token_list_reserve(out, encoder->normal.length)); /* the whole text is one word: see bpe_merge_traced */
+    return merge_word(encoder, encoder->normal.bytes, encoder->normal.length, out);
+}
+
+/* ---- a text -------------------------------------------------------------------------------------------------------
+ */
+
+static size_t special_at(const Tokenizer *t, const char *text, size_t size, int flags, int32_t *id) {
+    int32_t special;
+    size_t added = trie_longest(&t->added, text, size, id);
+    if (!(flags & TOKENIZE_SPECIAL)) return added;
+    size_t length = trie_longest(&t->special, text, size, &special);
+    if (length <= added) return added;
+    *id = special;
+    return length;
+}
+
+static int encode_text(Encoder *encoder, const char *text, size_t size, int flags, TokenList *out) {
+    const Tokenizer *t = encoder->t;
+    if (flags & TOKENIZE_BOS) {
+        if (t->bos < 0) FAIL(ERR_USAGE, "tokenizer %s has no BOS token", t->source_name);
+        TRY(token_list_append(out, &t->bos, 1));
+    }
+    size_t start = 0;
+    bool has_tokens = !trie_is_empty(&t->added) || ((flags & TOKENIZE_SPECIAL) && !trie_is_empty(&t->special));
+    for (size_t at = 0; has_tokens && at < size;) {
+        int32_t id;
+        size_t length = special_at(t, text + at, size - at, flags, &id);
+        if (length > 0) {
+            TRY(encode_stretch(encoder, text + start, at - start, start == 0, out));
+            TRY(token_list_append(out, &id, 1));
+            start = at + length;
+        }
+        at += length > 0 ? length : 1;
+    }
+    TRY(encode_stretch(encoder, text + start, size - start, start == 0, out));
+    if (flags & TOKENIZE_EOS) {
+        if (t->eos < 0) FAIL(ERR_USAGE, "tokenizer %s has no EOS token", t->source_name);
+        TRY(token_list_append(out, &t->eos, 1));
+    }
+    return OK;
+}
+
+int tokenizer_encode(const Tokenizer *t, const char *text, size_t size, int flags, TokenList *out) {
+    Encoder encoder;
+    int rc = encoder_init(&encoder, t, size);
+    if (rc == OK) rc = encode_text(&encoder, text, size, flags, out);
+    encoder_free(&encoder);
+    return rc;
+}
+
+/* ---- many texts ---------------------------------------------------------------------------------------------------
+ */
+
+typedef struct {
+    const Tokenizer *t;
+    const char *const *texts;
+    const size_t *sizes;
+    int flags;
+    TokenList *out;
+    int rc; /* of the lowest text that failed, at `failed` */
+    size_t failed;
+    char error[1024];
+} Many;
+
+static void encode_part(void *context, size_t begin, size_t end, int thread) {
+    Many *many = context;
+    Encoder encoder;
+    size_t bytes = 0, i = begin;
+    (void)thread;
+    for (size_t k = begin; k < end; k++) bytes += many->sizes[k];
+    int rc = encoder_init(&encoder, many->t, bytes);
+    for (; rc == OK && i < end; i++)
+        rc = encode_text(&encoder, many->texts[i], many->sizes[i], many->flags, &many->out[i]);
+    encoder_free(&encoder);
+    if (rc == OK) return;
+#pragma omp critical(tokenizer_encode_many)
+    if (many->rc == OK || i < many->failed) {
+        many->rc = rc;
+        many->failed = i;
+        snprintf(many->error, sizeof many->error, "%s", error_text());
+    }
+}
+
+int tokenizer_encode_many(const Tokenizer *t, const char *const *texts, const size_t *sizes, size_t n, int flags,
+                          TokenList *out) {
+    Many many = {.t = t, .texts = texts, .sizes = sizes, .flags = flags, .out = out};
+    parallel_for(n, 1, encode_part, &many);
+    if (many.rc != OK) FAIL(many.rc, "%s", many.error);
+    return OK;
+}
