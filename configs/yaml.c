@@ -24,10 +24,13 @@ typedef struct {
     int documents;
 } Builder;
 
+/* libfyaml 0.7.12 leaks memory on nine and more doubled quotes in a row in a single-quoted text. */
+enum { MOST_QUOTES = 8 };
+
 static int check_bytes(const char *name, const char *bytes, size_t size) {
     if (size > YAML_MAX_BYTES)
         FAIL(ERR_USAGE, "%s: %zu bytes; a config has at most %d. Is this the right file?", name, size, YAML_MAX_BYTES);
-    int line = 1, column = 1, length;
+    int line = 1, column = 1, length, quotes = 0;
     for (size_t i = 0; i < size; i += (size_t)length) {
         uint32_t code;
         length = utf8_decode(bytes + i, size - i, &code);
@@ -39,6 +42,9 @@ static int check_bytes(const char *name, const char *bytes, size_t size) {
             code == 0xffff)
             FAIL(ERR_USAGE, "%s:%d:%d: control character U+%04X; a config is plain text", name, line, column,
                  (unsigned)code);
+        quotes = code == '\'' ? quotes + 1 : 0;
+        if (quotes > MOST_QUOTES)
+            FAIL(ERR_USAGE, "%s:%d:%d: a run of single quotes; write this text in double quotes", name, line, column);
         column++;
         if (code == '\n') {
             line++;
@@ -115,9 +121,13 @@ static bool wants_key(const Builder *builder) {
 
 static int add_scalar(Builder *builder, const struct fy_event_scalar_data *scalar, int line, int column) {
     const char *text = NULL;
+    enum fy_scalar_style style = scalar->value ? fy_token_scalar_style(scalar->value) : FYSS_PLAIN;
+    if (style == FYSS_SINGLE_QUOTED || style == FYSS_DOUBLE_QUOTED) column--; /* libfyaml's mark is behind the quote */
     TRY(copy_text(builder, &text, scalar->value, line, column));
     if (wants_key(builder)) {
         if (strcmp(text, "<<") == 0) return refuse(builder, line, column, "merge keys ('<<') are not supported here");
+        for (const char *at = text; *at; at++)
+            if ((unsigned char)*at < 0x20) return refuse(builder, line, column, "a key must be a plain word");
         builder->key = text;
         builder->key_line = line;
         builder->key_column = column;
@@ -126,7 +136,7 @@ static int add_scalar(Builder *builder, const struct fy_event_scalar_data *scala
     YamlNode *node;
     ARENA_TRY(node, builder->arena, 1);
     *node = (YamlNode){.kind = YAML_SCALAR, .line = line, .column = column, .text = text};
-    node->quoted = scalar->value && fy_token_scalar_style(scalar->value) != FYSS_PLAIN;
+    node->quoted = style != FYSS_PLAIN;
     return attach(builder, node);
 }
 
@@ -216,6 +226,27 @@ bool yaml_is_null(const YamlNode *node) {
            strcmp(text, "NULL") == 0;
 }
 
+/* 'text', shortened, on one line. */
+static void quote(const char *text, char *out, size_t size) {
+    enum { LONGEST = 60 };
+    size_t used = 1, length = strlen(text);
+    uint32_t code;
+    if (size < 16) return;
+    out[0] = '\'';
+    for (size_t i = 0, n; i < length; i += n) {
+        n = (size_t)utf8_decode(text + i, length - i, &code);
+        if (n == 0) n = 1; /* not from a file: those are checked */
+        if (i >= LONGEST || used + n + 5 > size) {
+            memcpy(out + used, "...", 3);
+            used += 3;
+            break;
+        }
+        for (size_t k = 0; k < n; k++) out[used++] = (unsigned char)text[i + k] < 0x20 ? ' ' : text[i + k];
+    }
+    out[used++] = '\'';
+    out[used] = '\0';
+}
+
 const char *yaml_describe(const YamlNode *node, char *out, size_t size) {
     if (node->kind == YAML_MAPPING)
         snprintf(out, size, "a section with %zu keys", node->n_children);
@@ -224,6 +255,6 @@ const char *yaml_describe(const YamlNode *node, char *out, size_t size) {
     else if (yaml_is_null(node))
         snprintf(out, size, "nothing");
     else
-        snprintf(out, size, "'%.60s'", node->text);
+        quote(node->text, out, size);
     return out;
 }

@@ -206,6 +206,9 @@ START_TEST(yaml_that_cannot_be_trusted_is_refused_where_it_stands) {
     refuses("output: \"a\\0b\"", "NUL");
     refuses("output: a\x01", "control character");
     refuses("? [a]\n: b\n", "a key must be a plain word");
+    refuses("\"a\\nb\": 1\n", "a.yaml:1:1: a key must be a plain word");
+    refuses("output: '''''''''a'", "double quotes");
+    refuses("seed: \"1\\n2\"\n", "a.yaml:1:7: seed: found '1 2', expected");
     Config *config = fresh();
     CHECK_ERROR(config_parse(config, "a.yaml", "seed: 1\0\n", 9), ERR_USAGE, "a.yaml:1:8: control character");
     CHECK_ERROR(config_load(config, "/nonexistent.yaml"), ERR_USAGE, "/nonexistent.yaml");
