@@ -46,6 +46,10 @@ static const Option *find_option(const char *key) {
     return NULL;
 }
 
+bool config_has_key(const char *key) {
+    return find_option(key) != NULL;
+}
+
 /* Whether options exist under "key.": "model", "model.rope_scaling". */
 static bool is_section(const char *key) {
     size_t n = strlen(key);

@@ -66,6 +66,7 @@ int config_parse(Config *config, const char *name, const char *bytes, size_t siz
 int config_override(Config *config, char *const *args, int n, int first_position);
 /* One key; `where` is named in messages ("argument 3", "--temperature"). */
 int config_set(Config *config, const char *key, const char *value, const char *where);
+bool config_has_key(const char *key);
 int config_set_text(Config *config, OptionId id, const char *text); /* a STRING or PATH field, copied */
 
 /* The rules between keys: run length given once, micro-batch at least the context, supported precision, … */
