@@ -14,35 +14,57 @@ typedef struct {
 } OptimParameter;
 
 typedef struct {
-    double learning_rate, beta1, beta2, epsilon, weight_decay;
+    double learning_rate; /* the schedule's peak; a step uses what optimizer_step is given */
+    double beta1, beta2, epsilon, weight_decay;
     double clip; /* global norm; 0: none */
 } OptimOptions;
 
 typedef struct Optimizer Optimizer;
 
-/* Copies the array of parameters (not what they point to) and allocates the moments, zeroed. */
+/* Copies the array of parameters (not what they point to) and allocates the moments, zeroed. ERR_USAGE for a number
+ * out of its range (it names which), ERR_FAILED when memory is out. */
 int optimizer_new(Optimizer **optimizer, const OptimParameter *parameters, size_t n, OptimOptions options);
 void optimizer_free(Optimizer *optimizer);
+/* What optimizer_new allocates, for the planner, before and after. */
 size_t optimizer_bytes(const Optimizer *optimizer);
-OptimParameter *optimizer_parameter(Optimizer *optimizer, size_t index); /* for checkpoints: m and v */
-int64_t optimizer_updates(const Optimizer *optimizer);                   /* applied so far: the t of bias correction */
+size_t optimizer_bytes_for(const OptimParameter *parameters, size_t n);
+/* Parameter `index`, for checkpoints: m and v. NULL beyond the last. */
+OptimParameter *optimizer_parameter(Optimizer *optimizer, size_t index);
+int64_t optimizer_updates(const Optimizer *optimizer); /* applied so far: the t of bias correction */
 void optimizer_set_updates(Optimizer *optimizer, int64_t updates);
 
-/* Global gradient norm in fp64 (fixed chunks, parameter order). */
+/* Global gradient norm in fp64 (fixed chunks, parameter order): the same bits for any number of threads. Infinite or
+ * NaN where a gradient is: ask the guard (optim/guard.h) before optimizer_step. */
 double optimizer_grad_norm(const Optimizer *optimizer);
-/* One update at this learning rate: clips by `norm` (from above), decays, updates. */
+/* What gradients are multiplied by to clip them, as torch.nn.utils.clip_grad_norm_: min(1, clip / (norm + 1e-6)); 1
+ * where clip is 0. */
+double optimizer_clip_scale(double clip, double norm);
+/* One update at this learning rate: clips by `norm` (from above), decays, updates. Gradients are left as they are. */
 void optimizer_step(Optimizer *optimizer, double learning_rate, double norm);
 void optimizer_zero_grad(Optimizer *optimizer);
 
+/* Learning-rate schedules. With s the number of the update (0-based), W warmup, T total, D decay, r final_ratio:
+ *
+ *   s < W      peak · (s+1)/W                                    the first step already learns, step W-1 is at the peak
+ *   CONSTANT   peak
+ *   LINEAR     peak · (r + (1-r)·(1-p))              p = (s-W)/(T-W)
+ *   COSINE     peak · (r + (1-r)·(1 + cos πp)/2)     p = (s-W)/(T-W): Loshchilov and Hutter 2017 (SGDR), equation 5
+ *   WSD        peak until T-D, then
+ *              peak · (r + (1-r)·(1 - sqrt p))       p = (s-(T-D))/D: Hu et al. 2024 (MiniCPM); the decline's shape is
+ *                                                    that of Hägele et al. 2024, section 3 ("1-sqrt")
+ *   s >= T     peak · r (not for CONSTANT)
+ *
+ * As in the usual recipes p reaches 1 at s = T, one step after the last update: with r = 0 no update is wasted. */
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef struct {
     ScheduleKind kind;
     double peak;           /* learning rate after warm-up */
-    double final_ratio;    /* last learning rate / peak */
+    double final_ratio;    /* learning rate at `total` / peak */
     int64_t warmup, total; /* steps */
     int64_t decay;         /* WSD: the steps of the final decline */
 } Schedule;
-/* Learning rate of update number `step` (0-based): linear warm-up (step+1)/warmup, then the kind. */
+/* ERR_USAGE, naming the number, where one is negative, not finite or (final_ratio) above 1. */
+int schedule_check(const Schedule *schedule);
 double schedule_at(const Schedule *schedule, int64_t step);
 
 #endif
