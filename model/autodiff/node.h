@@ -118,6 +118,6 @@ struct Tape {
     double *seconds; /* [n_nodes][2] */
 };
 
-int plan_make(Plan *plan, Tape *tape);
+int tape_make_plan(Plan *plan, Tape *tape);
 
 #endif

@@ -285,7 +285,7 @@ static void write_places(Planner *p) {
     }
 }
 
-int plan_make(Plan *plan, Tape *tape) {
+int tape_make_plan(Plan *plan, Tape *tape) {
     int rc = OK;
     size_t n_tensors = (size_t)tape->n_tensors, n_nodes = (size_t)tape->n_nodes;
     Planner p = {.tape = tape, .plan = plan};

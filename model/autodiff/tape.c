@@ -197,7 +197,7 @@ int tape_plan(Tape *tape) {
         floats = (floats + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
         if (floats > tape->scratch_floats) tape->scratch_floats = floats;
     }
-    TRY(plan_make(&tape->plan, tape));
+    TRY(tape_make_plan(&tape->plan, tape));
     tape->seconds = calloc((size_t)tape->n_nodes * 2 + 1, sizeof *tape->seconds);
     if (!tape->seconds) FAIL(ERR_FAILED, "out of memory while planning");
     if (tape_bytes(tape) > tape->memory->bytes) tape->memory->bytes = tape_bytes(tape);

@@ -22,26 +22,44 @@ Tensor *op_rotary(Tape *tape, Tensor *x, int n_heads, RotaryTable table) {
     return tape_output(tape, node, ROWS_TOKENS, x->width, DTYPE_F32);
 }
 
-static void rotate(OpCall *call, float *x, bool inverse) {
+/* Rotates rows first … first + n_rows - 1 of the batch, which start at x. */
+static void rotate(const OpCall *call, float *x, int first, int n_rows, bool inverse) {
     const RotaryAttributes *a = call->node->attributes;
-    kernels()->rotary(x, (size_t)call->node->inputs[0]->width, call->batch->n_tokens, a->n_heads, a->table.head_dim,
-                      call->batch->positions, a->table.cos_table, a->table.sin_table, inverse);
+    kernels()->rotary(x, (size_t)call->node->inputs[0]->width, n_rows, a->n_heads, a->table.head_dim,
+                      call->batch->positions + first, a->table.cos_table, a->table.sin_table, inverse);
 }
 
-static size_t row_bytes(const OpCall *call) {
-    return (size_t)call->batch->n_tokens * (size_t)call->node->inputs[0]->width * sizeof(float);
+static size_t row_floats(const OpCall *call) {
+    return (size_t)call->node->inputs[0]->width;
 }
 
 void op_rotary_forward(OpCall *call) {
-    if (call->out[0] != call->in[0]) memcpy(call->out[0], call->in[0], row_bytes(call));
-    rotate(call, call->out[0], false);
+    int n_tokens = call->batch->n_tokens;
+    if (call->out[0] != call->in[0])
+        memcpy(call->out[0], call->in[0], (size_t)n_tokens * row_floats(call) * sizeof(float));
+    rotate(call, call->out[0], 0, n_tokens, false);
 }
 
+/* dy may be the caller's array (a seed), so it is left alone: where dx is added to, a row at a time is rotated aside.
+ */
 void op_rotary_backward_inputs(OpCall *call) {
-    float *dy = call->out_grad[0], *dx = call->in_grad[0];
-    rotate(call, dy, true); /* dy is read by nobody after this */
-    if (call->accumulate[0])
-        kernels()->add(dx, dx, dy, row_bytes(call) / sizeof *dx);
-    else if (dx != dy)
-        memcpy(dx, dy, row_bytes(call));
+    const float *dy = call->out_grad[0];
+    float *dx = call->in_grad[0], *row = call->scratch;
+    size_t width = row_floats(call);
+    int n_tokens = call->batch->n_tokens;
+    if (!call->accumulate[0]) {
+        if (dx != dy) memcpy(dx, dy, (size_t)n_tokens * width * sizeof *dx);
+        rotate(call, dx, 0, n_tokens, true);
+        return;
+    }
+    for (int t = 0; t < n_tokens; t++) {
+        memcpy(row, dy + (size_t)t * width, width * sizeof *row);
+        rotate(call, row, t, 1, true);
+        for (size_t j = 0; j < width; j++) dx[(size_t)t * width + j] += row[j];
+    }
+}
+
+size_t op_rotary_scratch(const Node *node, int capacity) {
+    (void)capacity;
+    return (size_t)node->inputs[0]->width;
 }
