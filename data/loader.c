@@ -63,7 +63,7 @@ static int check_sources(const SourceOptions *sources, int n, const char *key) {
     return OK;
 }
 
-static int check_options(const LoaderOptions *options, const Tokenizer *tokenizer) {
+static int check_options(const LoaderOptions *options) {
     if (options->n_sources < 1) FAIL(ERR_USAGE, "data.train: no source of text was given");
     TRY(check_sources(options->sources, options->n_sources, "train"));
     TRY(check_sources(options->validation_sources, options->n_validation_sources, "validation"));
@@ -78,10 +78,6 @@ static int check_options(const LoaderOptions *options, const Tokenizer *tokenize
              options->tokens_per_microbatch, options->context);
     if (options->n_ranks < 1 || options->rank < 0 || options->rank >= options->n_ranks)
         FAIL(ERR_FAILED, "rank %d of %d", options->rank, options->n_ranks);
-    if (options->add_bos && tokenizer_bos(tokenizer) < 0)
-        FAIL(ERR_USAGE, "data.add_bos: this tokenizer has no BOS token");
-    if (options->add_eos && tokenizer_eos(tokenizer) < 0)
-        FAIL(ERR_USAGE, "data.add_eos: this tokenizer has no EOS token");
     return OK;
 }
 
@@ -135,11 +131,13 @@ static int open_source(Source *source, const SourceOptions *wanted, const Loader
     for (int i = 0; i < N_PLANS; i++) source->plan_epoch[i] = -1;
     source->name = strdup(wanted->name && *wanted->name ? wanted->name : path_base(wanted->path));
     if (!source->name) FAIL(ERR_FAILED, "out of memory");
+    int flags = (options->add_bos && tokenizer_bos(tokenizer) >= 0 ? TOKENIZE_BOS : 0) |
+                (options->add_eos && tokenizer_eos(tokenizer) >= 0 ? TOKENIZE_EOS : 0);
     CacheOptions cache = {.directory = options->cache,
                           .name = source->name,
                           .source = wanted,
                           .tokenizer = tokenizer,
-                          .flags = (options->add_bos ? TOKENIZE_BOS : 0) | (options->add_eos ? TOKENIZE_EOS : 0),
+                          .flags = flags,
                           .fail_on_error = options->fail_on_error};
     return token_cache_open(&source->cache, &cache);
 }
@@ -297,7 +295,7 @@ static void take_fingerprint(Loader *loader, const SourceOptions *wanted) {
 }
 
 static int open_all(Loader *loader, const LoaderOptions *options, const Tokenizer *tokenizer) {
-    TRY(check_options(options, tokenizer));
+    TRY(check_options(options));
     loader->sources = calloc((size_t)options->n_sources, sizeof *loader->sources);
     if (!loader->sources) FAIL(ERR_FAILED, "out of memory");
     if (options->n_validation_sources > 0) {

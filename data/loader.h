@@ -46,7 +46,7 @@ typedef struct {
                            tokens instead: its last `validation` share */
     const char *cache;  /* directory for token caches */
     bool fail_on_error; /* on_error: fail | skip */
-    bool add_bos, add_eos;
+    bool add_bos, add_eos; /* to every document, where the tokenizer has such a token */
     Packing packing;
     bool document_mask; /* stream packing: documents in one sequence are separate segments (else one segment) */
     int context;        /* tokens of a sequence, at most */
