@@ -25,22 +25,25 @@ static inline void fixture_teardown(void) {
     CHECK_OK(directory_remove(fixture_folder));
 }
 
-/* The path of a file in the folder; one of eight buffers in turn. */
+/* The path of a file in the folder; the same pointer for the same name. */
 static inline const char *fixture_path(const char *name) {
-    static char paths[8][256];
-    static int turn;
-    turn = (turn + 1) % 8;
-    snprintf(paths[turn], sizeof paths[turn], "%s/%s", fixture_folder, name);
-    return paths[turn];
+    static char paths[32][256];
+    static int n;
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", fixture_folder, name);
+    for (int i = 0; i < n; i++)
+        if (strcmp(paths[i], path) == 0) return paths[i];
+    ck_assert_int_lt(n, 32);
+    return strcpy(paths[n++], path);
 }
 
 /* Writes a file, compressed where the name ends in .gz or .zst; returns its path. */
 static inline const char *fixture_write(const char *name, const void *bytes, size_t size) {
     const char *path = fixture_path(name);
-    char folder[256];
-    snprintf(folder, sizeof folder, "%s", path);
+    char *folder = strdup(path);
     *strrchr(folder, '/') = '\0';
     CHECK_OK(directory_make(folder));
+    free(folder);
     size_t n = size, room = size + size / 100 + 4096;
     unsigned char *packed = malloc(room);
     if (strlen(name) > 3 && strcmp(name + strlen(name) - 3, ".gz") == 0) {

@@ -14,8 +14,7 @@ START_TEST(a_permutation_has_every_index_once_and_follows_its_key) {
         uint64_t fixed = 0, same = 0;
         for (uint64_t i = 0; i < n; i++) {
             uint64_t to = order_permute(order_key(7, 1, ORDER_SEQUENCES, 3), n, i);
-            ck_assert_uint_lt(to, n);
-            ck_assert_uint_eq(seen[to]++, 0);
+            if (to >= n || seen[to]++) ck_abort_msg("%llu of %llu", (unsigned long long)to, (unsigned long long)n);
             fixed += to == i;
             same += to == order_permute(order_key(7, 1, ORDER_SEQUENCES, 4), n, i);
         }
@@ -82,7 +81,8 @@ START_TEST(the_mix_counts_what_it_draws_and_keeps_its_shares) {
             for (int s = 0; s < n_sources[c]; s++) {
                 if (k % 97 == 0 || k < 50) ck_assert_int_eq(mix_count(&mix, s, k), count[s]);
                 double off = (double)count[s] - (double)k * shares[c][s] / total;
-                ck_assert_double_lt(fabs(off), 1 + log2((double)k + 1));
+                if (fabs(off) > 1 + log2((double)k + 1))
+                    ck_abort_msg("source %d is off by %g at %lld", s, off, (long long)k);
             }
             count[mix_source(&mix, k)]++;
         }
@@ -122,7 +122,7 @@ static Corpus *corpus_new(uint32_t n, uint64_t longest, uint32_t skip) {
         double u = (double)philox_uniform(key, d);
         uint64_t length = 1 + (uint64_t)(u * u * u * (double)longest);
         corpus->start[d + 1] = corpus->start[d] + length;
-        ck_assert_uint_lt(corpus->start[d + 1], sizeof corpus->document_of / sizeof *corpus->document_of);
+        if (corpus->start[d + 1] >= sizeof corpus->document_of / sizeof *corpus->document_of) ck_abort_msg("too long");
         for (uint64_t t = corpus->start[d]; t < corpus->start[d + 1]; t++) corpus->document_of[t] = d;
         if (skip && d % skip == 0) continue;
         corpus->documents[corpus->set.n_documents++] = d;
@@ -179,17 +179,17 @@ static void check_plan(const Corpus *corpus, PlanOptions options) {
     }
     ck_assert_int_eq(n_inputs, corpus->n_tokens);
     if (options.packing == PACKING_STREAM) ck_assert_int_ge(n_full, plan.n_sequences - 1);
-    int64_t without_target = 0;
+    int64_t without_target = 0, n_bad = 0;
     for (uint32_t i = 0; i < corpus->set.n_documents; i++) {
         uint32_t document = corpus->set.documents[i];
         for (uint64_t t = corpus->start[document]; t < corpus->start[document + 1]; t++) {
-            ck_assert_uint_eq(as_input[t], 1);
-            bool is_first = t == corpus->start[document];
-            if (apart) ck_assert_uint_eq(as_target[t], !is_first);
-            if (!apart && !is_first) ck_assert_uint_eq(as_target[t], 1);
+            bool is_first = t == corpus->start[document]; /* ck_assert is too slow for each of a million tokens */
+            n_bad += as_input[t] != 1;
+            n_bad += apart ? as_target[t] != !is_first : !is_first && as_target[t] != 1;
             without_target += !as_target[t];
         }
     }
+    ck_assert_int_eq(n_bad, 0);
     ck_assert_int_eq(n_targets, corpus->n_tokens - without_target);
     int64_t expected = apart ? (int64_t)corpus->set.n_documents : options.shuffle ? 0 : 1;
     ck_assert_int_eq(without_target, expected); /* a circle loses none, a line its first token, apart each document's */
