@@ -230,7 +230,7 @@ static inline Measured measure(Problem *p, Mode mode) {
     for (int i = 0; i < c->n_inputs; i++) in[i] = chain ? op_scale(tape, leaf[i], 1, 0) : leaf[i];
     Tensor *y = c->record(p, tape, in, c->weight_rows ? &weight : NULL);
     if (chain) y = op_scale(tape, y, CHAIN_FACTOR, 0);
-    tape_recompute_end(tape);
+    if (mode == MODE_RECOMPUTED) tape_recompute_end(tape);
     tape_keep(y);
     Tensor *seed = tape_input(tape, c->out_rows, c->out_width, DTYPE_F32, false);
     if (mode != MODE_INFERENCE) tape_seed(tape, y, seed);

@@ -73,10 +73,14 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
 Tensor *tape_output(Tape *tape, Node *node, RowsKind rows, int width, Dtype dtype);
 /* Records an error about the op being built, and returns NULL. Only the first is kept. */
 void *tape_fail(Tape *tape, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Tokens (targets, positions) of a batch must be in [0, limit): checked by tape_bind. */
+/* Batches must have tokens (targets, positions, slots), all in [0, limit): checked by tape_bind. Of several limits the
+ * smallest holds. */
 void tape_limit_tokens(Tape *tape, int limit);
 void tape_limit_targets(Tape *tape, int limit);
 void tape_limit_positions(Tape *tape, int limit);
+void tape_limit_slots(Tape *tape, int limit);
+/* Batches must say where their segments start. */
+void tape_require_segments(Tape *tape);
 
 /* ---- the planned schedule (plan.c) ---- */
 
@@ -99,21 +103,29 @@ typedef struct {
     ptrdiff_t *value_place, *grad_place; /* by tensor id: of kept values and of inputs' gradients */
 } Plan;
 
+/* What a buffer holds. */
+typedef struct {
+    TapeBatch batch;
+    bool bound;
+    bool awaits_backward; /* forward ran since the last backward */
+    uint64_t lease;       /* of the memory, at its last forward: its values are there while the memory's is the same */
+} Replay;
+
 struct Tape {
     Arena arena;
     TapeOptions options;
     TapeMemory *memory;
-    bool owns_memory, planned, failed, in_region;
+    bool owns_memory, planned, failed, in_region, needs_segments;
     char failure[512];
     Node **nodes;
     int n_nodes, nodes_capacity;
     Tensor **tensors;
     int n_tensors, tensors_capacity;
     int n_regions;
-    int limit_tokens, limit_targets, limit_positions; /* 0: unchecked */
+    int limit_tokens, limit_targets, limit_positions, limit_slots; /* 0: not read by any node */
     size_t scratch_floats;
     Plan plan;
-    TapeBatch *batches; /* [buffers] */
+    Replay *replays; /* [buffers] */
     bool profile;
     double *seconds; /* [n_nodes][2] */
 };

@@ -61,7 +61,11 @@ static int find_activity(Planner *p) {
         for (int i = 0; i < node->n_inputs && p->active[n]; i++) {
             if (!wants_input_grad(node, i)) continue;
             if (node->inputs[i]->seed)
-                FAIL(ERR_FAILED, "%s: a seeded tensor is used by a differentiable operation", node->spec->name);
+                FAIL(ERR_FAILED,
+                     "%s: its input %d has a seed, and a tensor takes its gradient from a seed or from its consumers, "
+                     "not "
+                     "both; record op_scale(tensor, 1, 0) and seed that",
+                     node->spec->name, i);
             p->flows[node->inputs[i]->id] = true;
         }
     }

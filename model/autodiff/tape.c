@@ -15,6 +15,8 @@
 struct TapeMemory {
     size_t bytes, mapped_bytes;
     char *base;
+    const Tape *user; /* whose values are in it */
+    uint64_t lease;   /* counts changes of user and of place */
 };
 
 TapeMemory *tape_memory_new(void) {
@@ -31,8 +33,12 @@ size_t tape_memory_bytes(const TapeMemory *memory) {
     return memory->bytes;
 }
 
-static int memory_map(TapeMemory *memory) {
+/* The memory is mapped and holds this tape's values from now on. */
+static int memory_lease(TapeMemory *memory, const Tape *tape) {
+    if (memory->user != tape) memory->lease++;
+    memory->user = tape;
     if (memory->base && memory->mapped_bytes >= memory->bytes) return OK;
+    memory->lease++;
     pages_free(memory->base, memory->mapped_bytes);
     memory->base = pages_alloc(memory->bytes);
     memory->mapped_bytes = memory->bytes;
@@ -51,8 +57,8 @@ Tape *tape_new(const TapeOptions *options) {
     if (tape->options.samples <= 0) tape->options.samples = options->capacity;
     tape->memory = options->memory ? options->memory : tape_memory_new();
     tape->owns_memory = !options->memory;
-    tape->batches = calloc((size_t)tape->options.buffers, sizeof *tape->batches);
-    if (!tape->memory || !tape->batches) {
+    tape->replays = calloc((size_t)tape->options.buffers, sizeof *tape->replays);
+    if (!tape->memory || !tape->replays) {
         tape_free(tape);
         return NULL;
     }
@@ -63,11 +69,14 @@ Tape *tape_new(const TapeOptions *options) {
 
 void tape_free(Tape *tape) {
     if (!tape) return;
-    if (tape->owns_memory) tape_memory_free(tape->memory);
+    if (tape->owns_memory)
+        tape_memory_free(tape->memory);
+    else if (tape->memory->user == tape)
+        tape->memory->user = NULL;
     arena_free(&tape->arena);
     free(tape->nodes);
     free(tape->tensors);
-    free(tape->batches);
+    free(tape->replays);
     free(tape->seconds);
     free(tape);
 }
@@ -94,6 +103,7 @@ static void *grown(void *items, int count, int *capacity) {
 
 static Tensor *tensor_new(Tape *tape, RowsKind rows, int width, Dtype dtype) {
     if (tape->failed) return NULL;
+    if (tape->planned) return tape_fail(tape, "a tensor was recorded after tape_plan");
     if (width <= 0) return tape_fail(tape, "a tensor's width is %d; it must be positive", width);
     Tensor *tensor = arena_alloc(&tape->arena, sizeof *tensor);
     Tensor **tensors = grown(tape->tensors, tape->n_tensors, &tape->tensors_capacity);
@@ -108,6 +118,10 @@ static Tensor *tensor_new(Tape *tape, RowsKind rows, int width, Dtype dtype) {
 Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool differentiable) {
     Tensor *tensor = tensor_new(tape, rows, width, dtype);
     if (!tensor) return NULL;
+    if (dtype != DTYPE_I32 && dtype != DTYPE_F32)
+        return tape_fail(tape, "a tape's input is fp32 or int32, not %s", dtype_name(dtype));
+    if (dtype != DTYPE_F32 && differentiable)
+        return tape_fail(tape, "an input of %s is not differentiable", dtype_name(dtype));
     tensor->input = true;
     tensor->needs_grad = differentiable && tape->options.training;
     tensor->bound = arena_alloc(&tape->arena, (size_t)tape->options.buffers * sizeof *tensor->bound);
@@ -120,6 +134,7 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
     if (tape->planned) return tape_fail(tape, "%s: recorded after tape_plan", spec->name);
     if (spec->inference && tape->options.training)
         return tape_fail(tape, "%s has no backward; it cannot be on a training tape", spec->name);
+    if (spec->backward_weights && !weight) return tape_fail(tape, "%s: its weight is missing", spec->name);
     Node *node = arena_alloc(&tape->arena, sizeof *node);
     Node **nodes = grown(tape->nodes, tape->n_nodes, &tape->nodes_capacity);
     if (nodes) tape->nodes = nodes;
@@ -133,6 +148,8 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
                    .attributes = copy};
     for (int i = 0; i < n_inputs; i++) {
         if (!inputs[i]) return tape_fail(tape, "%s: input %d is missing", spec->name, i);
+        if (i == 0 && inputs[i]->dtype != DTYPE_F32)
+            return tape_fail(tape, "%s: its input is %s; it must be fp32", spec->name, dtype_name(inputs[i]->dtype));
         node->inputs[i] = inputs[i];
         node->backward_inputs |= inputs[i]->needs_grad && spec->backward_inputs;
     }
@@ -153,9 +170,17 @@ Tensor *tape_output(Tape *tape, Node *node, RowsKind rows, int width, Dtype dtyp
 
 void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient) {
     if (!tensor || !gradient) return;
-    if (!gradient->input || gradient->rows != tensor->rows || gradient->width != tensor->width)
-        tape_fail(tape, "a seed must be an input of its tensor's shape");
-    else
+    const Node *node = tensor->input ? NULL : tape->nodes[tensor->producer];
+    if (tape->planned)
+        tape_fail(tape, "a seed was given after tape_plan");
+    else if (!node || tensor->seed)
+        tape_fail(tape, "a seed goes to an operation's output, and at most one to each");
+    else if (!gradient->input || gradient->dtype != DTYPE_F32 || gradient->rows != tensor->rows ||
+             gradient->width != tensor->width)
+        tape_fail(tape, "a seed must be an fp32 input of its tensor's shape");
+    else if (!tensor->needs_grad && (node->backward_inputs || node->backward_weights))
+        tape_fail(tape, "%s: the seeded output carries no gradient", node->spec->name);
+    else if (tensor->needs_grad) /* else there is nothing to train behind it */
         tensor->seed = gradient;
 }
 
@@ -171,17 +196,29 @@ void tape_recompute_begin(Tape *tape) {
 }
 
 void tape_recompute_end(Tape *tape) {
+    if (!tape->options.training) return;
+    if (!tape->in_region) tape_fail(tape, "a recompute region ends that did not begin");
     tape->in_region = false;
 }
 
+static int smaller_limit(int limit, int other) {
+    return limit == 0 || other < limit ? other : limit;
+}
+
 void tape_limit_tokens(Tape *tape, int limit) {
-    tape->limit_tokens = limit;
+    tape->limit_tokens = smaller_limit(tape->limit_tokens, limit);
 }
 void tape_limit_targets(Tape *tape, int limit) {
-    tape->limit_targets = limit;
+    tape->limit_targets = smaller_limit(tape->limit_targets, limit);
 }
 void tape_limit_positions(Tape *tape, int limit) {
-    tape->limit_positions = limit;
+    tape->limit_positions = smaller_limit(tape->limit_positions, limit);
+}
+void tape_limit_slots(Tape *tape, int limit) {
+    tape->limit_slots = smaller_limit(tape->limit_slots, limit);
+}
+void tape_require_segments(Tape *tape) {
+    tape->needs_segments = true;
 }
 
 size_t tape_bytes(const Tape *tape) {
@@ -189,7 +226,9 @@ size_t tape_bytes(const Tape *tape) {
 }
 
 int tape_plan(Tape *tape) {
+    if (tape->in_region) tape_fail(tape, "a recompute region was not ended");
     if (tape->failed) FAIL(ERR_FAILED, "%s", tape->failure);
+    if (tape->planned) FAIL(ERR_FAILED, "the tape is planned already");
     enum { FLOATS_PER_LINE = ARENA_ALIGNMENT / sizeof(float) };
     for (int n = 0; n < tape->n_nodes; n++) {
         const Node *node = tape->nodes[n];
@@ -208,15 +247,17 @@ int tape_plan(Tape *tape) {
 /* ---- replay ----------------------------------------------------------------------------------------------------- */
 
 static int check_ids(const int32_t *ids, int n, int limit, const char *what) {
-    if (!ids || limit == 0) return OK;
+    if (limit == 0 || n == 0) return OK;
+    if (!ids) FAIL(ERR_REFUSED, "the batch has no %ss, which the tape reads", what);
     for (int i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= limit)
             FAIL(ERR_REFUSED, "%s %d at row %d of the batch is outside 0…%d", what, ids[i], i, limit - 1);
     return OK;
 }
 
-static int check_segments(const TapeBatch *batch) {
+static int check_segments(const TapeBatch *batch, bool needed) {
     const int32_t *start = batch->segment_start;
+    if (!start && needed) FAIL(ERR_REFUSED, "the batch does not say where its segments start");
     if (!start) return OK;
     if (start[0] != 0 || start[batch->n_segments] != batch->n_tokens)
         FAIL(ERR_REFUSED, "segments span rows %d to %d of a batch of %d tokens", start[0], start[batch->n_segments],
@@ -233,11 +274,12 @@ int tape_bind(Tape *tape, int buffer, const TapeBatch *batch) {
         batch->n_segments > options->segments || batch->n_samples < 0 || batch->n_samples > options->samples)
         FAIL(ERR_REFUSED, "a batch of %d tokens, %d segments, %d samples; the tape holds %d, %d, %d", batch->n_tokens,
              batch->n_segments, batch->n_samples, options->capacity, options->segments, options->samples);
-    TRY(check_segments(batch));
+    TRY(check_segments(batch, tape->needs_segments));
     TRY(check_ids(batch->tokens, batch->n_tokens, tape->limit_tokens, "token"));
     TRY(check_ids(batch->targets, batch->n_tokens, tape->limit_targets, "target"));
     TRY(check_ids(batch->positions, batch->n_tokens, tape->limit_positions, "position"));
-    tape->batches[buffer] = *batch;
+    TRY(check_ids(batch->slots, batch->n_tokens, tape->limit_slots, "slot"));
+    tape->replays[buffer] = (Replay){.batch = *batch, .bound = true};
     return OK;
 }
 
@@ -278,7 +320,7 @@ static double now(void) {
 static void run_step(Tape *tape, int buffer, const Step *step) {
     Node *node = tape->nodes[step->node];
     OpCall call = {.node = node,
-                   .batch = &tape->batches[buffer],
+                   .batch = &tape->replays[buffer].batch,
                    .training = tape->options.training,
                    .scratch = (float *)(void *)tape->memory->base};
     for (int i = 0; i < node->n_inputs; i++) {
@@ -302,34 +344,75 @@ static void run_step(Tape *tape, int buffer, const Step *step) {
         tape->options.on_grad_ready(tape->options.context, node->weight);
 }
 
-int tape_forward(Tape *tape, int buffer) {
+static int check_replay(const Tape *tape, int buffer) {
+    if (tape->failed) FAIL(ERR_FAILED, "%s", tape->failure);
     if (!tape->planned) FAIL(ERR_FAILED, "the tape was not planned");
-    TRY(memory_map(tape->memory));
-    for (int t = 0; t < tape->n_tensors; t++)
-        if (tape->tensors[t]->input && !tape->tensors[t]->bound[buffer])
-            FAIL(ERR_FAILED, "tape input %d is not bound in buffer %d", t, buffer);
+    if (buffer < 0 || buffer >= tape->options.buffers)
+        FAIL(ERR_FAILED, "tape buffer %d of %d", buffer, tape->options.buffers);
+    if (!tape->replays[buffer].bound) FAIL(ERR_FAILED, "tape buffer %d has no batch; tape_bind gives it one", buffer);
+    return OK;
+}
+
+/* What forward reads is there, and so is what backward adds to. */
+static int check_bound(const Tape *tape, int buffer) {
+    for (int n = 0; n < tape->n_nodes; n++) {
+        const Node *node = tape->nodes[n];
+        for (int i = 0; i < node->n_inputs; i++)
+            if (node->inputs[i]->input && !node->inputs[i]->bound[buffer])
+                FAIL(ERR_FAILED, "%s: tape input %d is not bound in buffer %d", node->spec->name, node->inputs[i]->id,
+                     buffer);
+        if (node->backward_weights && !node->weight->grad)
+            FAIL(ERR_FAILED, "%s: its weight %s is trainable and has no gradient array", node->spec->name,
+                 node->weight->views[0].name);
+    }
+    return OK;
+}
+
+int tape_forward(Tape *tape, int buffer) {
+    TRY(check_replay(tape, buffer));
+    TRY(check_bound(tape, buffer));
+    TRY(memory_lease(tape->memory, tape));
+    tape->replays[buffer].lease = tape->memory->lease;
+    tape->replays[buffer].awaits_backward = tape->options.training;
     for (int s = 0; s < tape->plan.n_forward; s++) run_step(tape, buffer, &tape->plan.steps[s]);
     return OK;
 }
 
+static bool values_are_there(const Tape *tape, int buffer) {
+    return tape->replays[buffer].lease == tape->memory->lease && tape->memory->lease != 0;
+}
+
 int tape_backward(Tape *tape, int buffer) {
-    if (!tape->planned || !tape->options.training) FAIL(ERR_FAILED, "the tape was not planned for training");
+    TRY(check_replay(tape, buffer));
+    if (!tape->options.training) FAIL(ERR_FAILED, "backward on a tape that was not recorded for training");
+    Replay *replay = &tape->replays[buffer];
+    if (!replay->awaits_backward) FAIL(ERR_FAILED, "backward without a forward before it in tape buffer %d", buffer);
+    if (!values_are_there(tape, buffer))
+        FAIL(ERR_FAILED, "another tape has used the memory between forward and backward of tape buffer %d", buffer);
+    for (int t = 0; t < tape->n_tensors; t++)
+        if (tape->tensors[t]->seed && !tape->tensors[t]->seed->bound[buffer])
+            FAIL(ERR_FAILED, "the seed that is tape input %d is not bound in buffer %d", tape->tensors[t]->seed->id,
+                 buffer);
+    replay->awaits_backward = false; /* gradients are written over the saved values */
     for (int s = tape->plan.n_forward; s < tape->plan.n_steps; s++) run_step(tape, buffer, &tape->plan.steps[s]);
     return OK;
 }
 
 void *tape_value(Tape *tape, int buffer, const Tensor *tensor) {
+    if (!values_are_there(tape, buffer)) return NULL;
     return place(tape, buffer, tape->plan.value_place[tensor->id], NULL);
 }
 
 const float *tape_grad(Tape *tape, int buffer, const Tensor *tensor) {
+    if (!values_are_there(tape, buffer)) return NULL;
     return place(tape, buffer, tape->plan.grad_place[tensor->id], NULL);
 }
 
 double tape_forward_flops(const Tape *tape, int buffer) {
     double total = 0;
     for (int n = 0; n < tape->n_nodes; n++)
-        if (tape->nodes[n]->spec->flops) total += tape->nodes[n]->spec->flops(tape->nodes[n], &tape->batches[buffer]);
+        if (tape->nodes[n]->spec->flops)
+            total += tape->nodes[n]->spec->flops(tape->nodes[n], &tape->replays[buffer].batch);
     return total;
 }
 

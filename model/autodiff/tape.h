@@ -38,7 +38,8 @@ typedef struct {
     int buffers;           /* micro-batches in flight; 0 means 1 */
     bool training;         /* a backward pass will follow the forward pass */
     TapeMemory *memory;    /* NULL: memory of its own */
-    /* Called during backward when a weight's gradient of this micro-batch is complete. */
+    /* Called during backward when a weight's gradient of this micro-batch is complete: once for each weight that any
+     * gradient reaches. */
     void (*on_grad_ready)(void *context, Weight *weight);
     void *context;
 } TapeOptions;
@@ -53,7 +54,9 @@ void tape_free(Tape *tape);
  * computed and can be read with tape_grad after backward. */
 Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool differentiable);
 
-/* dL/d(tensor) is what `gradient` (an fp32 input of the same shape) holds at backward. */
+/* dL/d(tensor) is what `gradient` (an fp32 input of the same shape) holds at backward; it may be bound after forward.
+ * The tensor is an op's output and has no differentiable consumer besides (seed op_scale(tensor, 1, 0) instead).
+ * Without effect where nothing behind the tensor is trained. */
 void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient);
 
 /* The value stays readable with tape_value after forward (and until the buffer's next forward). */
@@ -82,10 +85,12 @@ typedef struct {
 int tape_bind(Tape *tape, int buffer, const TapeBatch *batch);
 void tape_bind_input(int buffer, Tensor *input, const void *values);
 
+/* Backward follows a forward of the same buffer, once; between the two no other tape may use the memory. */
 int tape_forward(Tape *tape, int buffer);
 int tape_backward(Tape *tape, int buffer);
 
-/* A kept value, or the gradient of a differentiable input, live rows × width. */
+/* A kept value, or the gradient of a differentiable input (after backward, until the buffer's next forward), live rows
+ * × width. NULL where the tensor has none, or when another tape has used the memory since. */
 void *tape_value(Tape *tape, int buffer, const Tensor *tensor);
 const float *tape_grad(Tape *tape, int buffer, const Tensor *tensor);
 

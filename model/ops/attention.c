@@ -3,17 +3,29 @@
 #include <math.h>
 
 #include "model/kernels/kernels.h"
-#include "model/ops/ops.h"
+#include "model/ops/attention.h"
 #include "model/ops/registry.h"
 
+float attention_scale(AttentionShape shape) {
+    return shape.scale != 0 ? shape.scale : 1.0f / sqrtf((float)shape.head_dim);
+}
+
+bool attention_fits(Tape *tape, const Tensor *qkv, AttentionShape shape) {
+    bool sensible = shape.n_heads > 0 && shape.n_kv_heads > 0 && shape.head_dim > 0;
+    if (sensible && shape.n_heads % shape.n_kv_heads == 0 && qkv->rows == ROWS_TOKENS &&
+        ((int64_t)shape.n_heads + 2 * (int64_t)shape.n_kv_heads) * shape.head_dim == qkv->width)
+        return true;
+    tape_fail(tape, "attention: %d heads and %d key/value heads of width %d do not make one row of width %d a token",
+              shape.n_heads, shape.n_kv_heads, shape.head_dim, qkv->width);
+    return false;
+}
+
 Tensor *op_attention(Tape *tape, Tensor *qkv, AttentionShape shape) {
-    if (shape.scale == 0) shape.scale = 1.0f / sqrtf((float)shape.head_dim);
+    shape.scale = attention_scale(shape);
     Node *node = tape_node(tape, &op_specs[OP_attention], 1, &qkv, NULL, &shape, sizeof shape);
     if (!node) return NULL;
-    if (shape.n_kv_heads <= 0 || shape.n_heads % shape.n_kv_heads != 0 || qkv->rows != ROWS_TOKENS ||
-        qkv->width != (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim)
-        return tape_fail(tape, "attention: %d heads, %d key/value heads of width %d do not make rows of width %d",
-                         shape.n_heads, shape.n_kv_heads, shape.head_dim, qkv->width);
+    if (!attention_fits(tape, qkv, shape)) return NULL;
+    tape_require_segments(tape);
     Tensor *out = tape_output(tape, node, ROWS_TOKENS, shape.n_heads * shape.head_dim, DTYPE_F32);
     tape_output(tape, node, ROWS_TOKENS, shape.n_heads, DTYPE_F32);
     return out;

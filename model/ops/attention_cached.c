@@ -1,9 +1,8 @@
 /* Attention over a cache of keys and values, for prefill and decoding: the rows' own are stored first. No backward. */
-#include <math.h>
 #include <string.h>
 
 #include "model/kernels/kernels.h"
-#include "model/ops/ops.h"
+#include "model/ops/attention.h"
 #include "model/ops/registry.h"
 
 typedef struct {
@@ -12,14 +11,14 @@ typedef struct {
 } CachedAttributes;
 
 Tensor *op_attention_cached(Tape *tape, Tensor *qkv, AttentionShape shape, const KvLayer *cache) {
-    if (shape.scale == 0) shape.scale = 1.0f / sqrtf((float)shape.head_dim);
+    if (!cache) return tape_fail(tape, "attention_cached: the cache is missing");
+    shape.scale = attention_scale(shape);
     CachedAttributes attributes = {shape, *cache};
     Node *node = tape_node(tape, &op_specs[OP_attention_cached], 1, &qkv, NULL, &attributes, sizeof attributes);
     if (!node) return NULL;
-    if (shape.n_kv_heads <= 0 || shape.n_heads % shape.n_kv_heads != 0 || qkv->rows != ROWS_TOKENS ||
-        qkv->width != (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim)
-        return tape_fail(tape, "attention: %d heads, %d key/value heads of width %d do not make rows of width %d",
-                         shape.n_heads, shape.n_kv_heads, shape.head_dim, qkv->width);
+    if (!attention_fits(tape, qkv, shape)) return NULL;
+    tape_limit_positions(tape, cache->max_sequence);
+    tape_limit_slots(tape, cache->n_slots);
     return tape_output(tape, node, ROWS_TOKENS, shape.n_heads * shape.head_dim, DTYPE_F32);
 }
 

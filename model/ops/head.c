@@ -4,7 +4,8 @@
  *
  * Where dL/dlogprob is known before forward (a sum of w·nll: pretraining, SFT), both gradients are taken while the
  * logits are there, and forward leaves dhidden as output 2; elsewhere backward computes the logits again from the saved
- * log-sum-exp. Outputs: logprob, lse, dhidden, entropy, mean logit, top-1; the last three only where asked for. */
+ * log-sum-exp. Outputs: logprob, lse, dhidden, entropy, mean logit, top-1; the last three only where asked for. A
+ * masked token's logprob is the constant 0, whatever gradient its loss sends back. */
 #include <string.h>
 
 #include "model/kernels/kernels.h"
@@ -35,15 +36,21 @@ HeadOutputs op_head(Tape *tape, Tensor *hidden, Weight *weight, HeadOptions opti
                   weight->cols, hidden->width);
         return none;
     }
-    if (row_input && (!row_input->input || row_input->width != 1 || row_input->rows != ROWS_TOKENS)) {
-        tape_fail(tape, "head: mask and known gradient must be inputs with one number for each token");
+    if (row_input && (!row_input->input || row_input->width != 1 || row_input->rows != ROWS_TOKENS ||
+                      row_input->dtype != DTYPE_F32)) {
+        tape_fail(tape, "head: mask and known gradient must be fp32 inputs with one number for each token");
         return none;
     }
     tape_limit_targets(tape, weight->rows);
+    if (known && node->region >= 0) { /* its forward adds to the weight's gradient, so it cannot run twice */
+        tape_fail(tape, "head: with a known gradient it cannot be in a recompute region");
+        return none;
+    }
     node->starts_backward = known && (node->backward_inputs || node->backward_weights);
     HeadOutputs out = {.logprob = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32),
                        .lse = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32)};
-    tape_output(tape, node, known ? ROWS_TOKENS : ROWS_ONE, known ? hidden->width : 1, DTYPE_F32);
+    bool leaves_dhidden = node->starts_backward && node->backward_inputs;
+    tape_output(tape, node, leaves_dhidden ? ROWS_TOKENS : ROWS_ONE, leaves_dhidden ? hidden->width : 1, DTYPE_F32);
     if (options.entropy) out.entropy = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
     if (options.mean_logit) out.mean_logit = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
     if (options.top1) out.top1 = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_I32);
@@ -77,9 +84,15 @@ void op_head_forward(OpCall *call) {
 static void backward(OpCall *call, float *dhidden, float *dw) {
     const HeadAttributes *a = call->node->attributes;
     const Weight *w = call->node->weight;
-    kernels()->head_backward(dhidden, call->accumulate[0], dw, call->out_grad[LOGPROB], call->in[0], w->value,
-                             call->out[LSE], call->batch->targets, call->batch->n_tokens, w->cols, w->rows,
-                             a->logit_scale, call->scratch);
+    const float *dlogprob = call->out_grad[LOGPROB], *mask = call->in[1];
+    int n_tokens = call->batch->n_tokens;
+    if (mask) {
+        float *masked = call->scratch + head_scratch(n_tokens, w->cols, w->rows);
+        for (int t = 0; t < n_tokens; t++) masked[t] = mask[t] == 0 ? 0 : dlogprob[t];
+        dlogprob = masked;
+    }
+    kernels()->head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], w->value, call->out[LSE],
+                             call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
 }
 
 /* Where both gradients are wanted, op_head_backward_weights has taken them from one set of logits. */
@@ -102,7 +115,8 @@ void op_head_backward_weights(OpCall *call) {
 }
 
 size_t op_head_scratch(const Node *node, int capacity) {
-    return head_scratch(capacity, node->weight->cols, node->weight->rows);
+    bool masked = node->n_inputs == 2 && !node->starts_backward;
+    return head_scratch(capacity, node->weight->cols, node->weight->rows) + (masked ? (size_t)capacity : 0);
 }
 
 /* Counted over the tokens that are scored at all; the mask's zeros are not known here. */

@@ -1,5 +1,5 @@
 /* y = mean of x over its live rows, in fp64 (0 where there are none); dx[r] = dy / rows. */
-#include "model/ops/elementwise.h"
+#include "model/ops/reduce.h"
 
 Tensor *op_mean(Tape *tape, Tensor *x) {
     Node *node = tape_node(tape, &op_specs[OP_mean], 1, &x, NULL, NULL, 0);
@@ -8,27 +8,15 @@ Tensor *op_mean(Tape *tape, Tensor *x) {
 }
 
 void op_mean_forward(OpCall *call) {
-    const float *x = call->in[0];
     float *y = call->out[0];
     int width = call->node->inputs[0]->width;
-    {
-        int s = 0, begin = 0, end = batch_rows(call->batch, call->node->inputs[0]->rows);
-        for (int j = 0; j < width; j++) {
-            double sum = 0;
-            for (int r = begin; r < end; r++) sum += (double)x[r * width + j];
-            y[s * width + j] = (float)(end > begin ? sum / (end - begin) : 0.0);
-        }
-    }
+    int rows = batch_rows(call->batch, call->node->inputs[0]->rows);
+    reduce_rows(y, call->in[0], 0, rows, width, mean_factor(rows));
 }
 
 void op_mean_backward_inputs(OpCall *call) {
     const float *dy = call->out_grad[0];
     int width = call->node->inputs[0]->width;
-    {
-        int s = 0, begin = 0, end = batch_rows(call->batch, call->node->inputs[0]->rows);
-        for (int r = begin; r < end; r++)
-            for (int j = 0; j < width; j++)
-                put_gradient(call->in_grad[0], call->accumulate[0], (size_t)(r * width + j),
-                             dy[s * width + j] / (float)(end - begin));
-    }
+    int rows = batch_rows(call->batch, call->node->inputs[0]->rows);
+    spread_row(call->in_grad[0], call->accumulate[0], dy, 0, rows, width, mean_factor(rows));
 }

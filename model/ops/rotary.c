@@ -15,7 +15,8 @@ Tensor *op_rotary(Tape *tape, Tensor *x, int n_heads, RotaryTable table) {
     RotaryAttributes attributes = {n_heads, table};
     Node *node = tape_node(tape, &op_specs[OP_rotary], 1, &x, NULL, &attributes, sizeof attributes);
     if (!node) return NULL;
-    if (x->rows != ROWS_TOKENS || x->width < n_heads * table.head_dim || table.head_dim % 2 != 0)
+    if (x->rows != ROWS_TOKENS || n_heads <= 0 || table.head_dim <= 0 || table.head_dim % 2 != 0 ||
+        x->width < (int64_t)n_heads * table.head_dim)
         return tape_fail(tape, "rotary: %d heads of width %d in rows of width %d; the head width must be even", n_heads,
                          table.head_dim, x->width);
     tape_limit_positions(tape, table.n_positions);
