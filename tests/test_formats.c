@@ -39,7 +39,8 @@ static int fill_ramp(void *context, size_t first, size_t n, float *out) {
 enum { RAMP = 3 * 200000 }; /* more than one slice of the writers */
 
 static void every_dtype(NamedSource sources[N_EVERY]) {
-    static const char *const names[DTYPE_COUNT] = {"w.fp32", "w.bf16", "w.fp16", "w.fp64", "w.int32", "w.int64", "w.u8"};
+    static const char *const names[DTYPE_COUNT] = {"w.fp32",  "w.bf16",  "w.fp16", "w.fp64",
+                                                   "w.int32", "w.int64", "w.u8"};
     PhiloxKey key = philox_key(1, PHILOX_TEST, 0, 0);
     for (int d = 0; d < DTYPE_COUNT; d++) {
         for (size_t i = 0; i < EVERY_BYTES; i++)

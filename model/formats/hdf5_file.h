@@ -2,8 +2,9 @@
  * h5py f["model.norm.weight"][:] is the array; bf16 is a 16-bit HDF5 float type (1 sign, 8 exponent, 7 mantissa bits,
  * bias 127), which h5py reads as floats. Texts are UTF-8 attributes of the root.
  *
- * libhdf5 lays the file out and describes it; the elements themselves are written, and read back through a mapping, by
- * the offsets it gives (H5Dget_offset). libhdf5's serial build is not thread-safe: call these from one thread only. */
+ * libhdf5 lays the file out and describes it, in memory; all bytes reach the disk by our own hand, and the elements are
+ * found in a mapping of the file by the offsets libhdf5 gives (H5Dget_offset). libhdf5's serial build is not
+ * thread-safe: call these from one thread only. */
 #ifndef CRIA_FORMATS_HDF5_FILE_H
 #define CRIA_FORMATS_HDF5_FILE_H
 

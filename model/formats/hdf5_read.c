@@ -7,17 +7,25 @@
 
 #include "model/core/error.h"
 #include "model/core/file.h"
-#include "model/formats/hdf5_type.h"
+#include "model/formats/hdf5_memory.h"
 #include "model/formats/named_file.h"
 
 typedef struct {
     FileMap map;
-    hid_t file;
+    Hdf5Memory memory; /* the mapping, as libhdf5 sees it */
+    hid_t file, access, driver;
 } Hdf5State;
+
+/* libhdf5's part; the mapping stays. */
+static void close_library(Hdf5State *hdf5) {
+    if (hdf5->file >= 0) H5Fclose(hdf5->file);
+    hdf5_memory_release(hdf5->access, hdf5->driver);
+    hdf5->file = hdf5->access = hdf5->driver = H5I_INVALID_HID;
+}
 
 static void state_close(void *state) {
     Hdf5State *hdf5 = state;
-    if (hdf5->file >= 0) H5Fclose(hdf5->file);
+    close_library(hdf5);
     file_unmap(&hdf5->map);
     free(hdf5);
 }
@@ -174,37 +182,34 @@ static bool any_unmapped(const NamedFile *file) {
     return false;
 }
 
+static int open_state(NamedFile *file, Hdf5State *hdf5, const char *path, const FileSum *expected) {
+    TRY(file_map(&hdf5->map, path));
+    if (expected) TRY(check_sum(&hdf5->map, expected));
+    hdf5->memory = (Hdf5Memory){.bytes = hdf5->map.bytes, .size = hdf5->map.size};
+    TRY(hdf5_memory_access(&hdf5->access, &hdf5->driver, &hdf5->memory));
+    hdf5->file = H5Fopen(path, H5F_ACC_RDONLY, hdf5->access);
+    if (hdf5->file < 0) {
+        (void)hdf5_failed(__FILE__, __LINE__, path, "open");
+        return ERR_REFUSED;
+    }
+    TRY(read_layout(file, hdf5->file));
+    TRY(named_file_finish(file));
+    if (!any_unmapped(file)) close_library(hdf5);
+    return OK;
+}
+
 int hdf5_open(NamedFile **file, const char *path, const FileSum *expected) {
-    int rc = OK;
     hdf5_silence();
     TRY(named_file_new(file, "hdf5", path));
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     Hdf5State *hdf5 = calloc(1, sizeof *hdf5);
-    if (!hdf5 || access < 0) {
-        free(hdf5);
-        FAIL_TO(done, ERR_FAILED, "out of memory");
+    int rc = hdf5 ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    if (rc == OK) {
+        hdf5->file = hdf5->access = hdf5->driver = H5I_INVALID_HID;
+        (*file)->state = hdf5;
+        (*file)->close = state_close;
+        (*file)->read = read_through_library;
+        rc = open_state(*file, hdf5, path, expected);
     }
-    hdf5->file = H5I_INVALID_HID;
-    (*file)->state = hdf5;
-    (*file)->close = state_close;
-    (*file)->read = read_through_library;
-    TRY_TO(done, file_map(&hdf5->map, path));
-    if (expected) TRY_TO(done, check_sum(&hdf5->map, expected));
-    H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
-    hdf5->file = H5Fopen(path, H5F_ACC_RDONLY, access);
-    if (hdf5->file < 0) {
-        rc = hdf5_failed(__FILE__, __LINE__, path, "open");
-        rc = ERR_REFUSED;
-        goto done;
-    }
-    TRY_TO(done, read_layout(*file, hdf5->file));
-    TRY_TO(done, named_file_finish(*file));
-    if (!any_unmapped(*file)) {
-        H5Fclose(hdf5->file);
-        hdf5->file = H5I_INVALID_HID;
-    }
-done:
-    if (access >= 0) H5Pclose(access);
     if (rc != OK) {
         if (!strstr(error_text(), path)) error_context(rc, "%s", path);
         named_close(*file);

@@ -1,6 +1,6 @@
-/* Writing HDF5. libhdf5 makes the file with every dataset's place reserved and closes it; the elements are then written
- * to those places directly. So the bulk of the bytes, where a disk fills up, never passes through libhdf5, which does
- * not recover from a failed write. The 1.8 file format is asked for: its metadata carries checksums. */
+/* Writing HDF5. libhdf5 makes the file in memory (hdf5_memory.h), with every dataset's place reserved but nothing in
+ * it; its description and then the elements are written to the disk here. The 1.8 file format is asked for: its
+ * metadata carries checksums. */
 #include "model/formats/hdf5_file.h"
 
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 
 #include "model/core/error.h"
 #include "model/core/file.h"
-#include "model/formats/hdf5_type.h"
+#include "model/formats/hdf5_memory.h"
 
 enum {
     DATA_ALIGNMENT = 64, /* of datasets in the file: one cache line, one vector */
@@ -57,31 +57,51 @@ done:
     return rc;
 }
 
-/* The file without its elements. */
-static int create_layout(const char *path, const NamedSource *sources, size_t n, const NamedText *texts, size_t n_texts,
-                         Written *written) {
+/* Everything but the elements, into an open file. */
+static int describe(hid_t file, const char *path, const NamedSource *sources, size_t n, const NamedText *texts,
+                    size_t n_texts, Written *written) {
     int rc = OK;
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS), links = H5Pcreate(H5P_LINK_CREATE),
-          create = H5Pcreate(H5P_DATASET_CREATE);
-    hid_t file = H5I_INVALID_HID;
-    if (access < 0 || links < 0 || create < 0) HDF5_FAIL_TO(done, path, "set-up");
-    if (H5Pset_fclose_degree(access, H5F_CLOSE_STRONG) < 0 ||
-        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
-        H5Pset_alignment(access, ALIGN_FROM, DATA_ALIGNMENT) < 0 || H5Pset_create_intermediate_group(links, 1) < 0 ||
+    hid_t links = H5Pcreate(H5P_LINK_CREATE), create = H5Pcreate(H5P_DATASET_CREATE);
+    if (links < 0 || create < 0 || H5Pset_create_intermediate_group(links, 1) < 0 ||
         H5Pset_layout(create, H5D_CONTIGUOUS) < 0 || H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY) < 0 ||
         H5Pset_fill_time(create, H5D_FILL_TIME_NEVER) < 0 || H5Pset_obj_track_times(create, false) < 0)
         HDF5_FAIL_TO(done, path, "set-up");
-    file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
-    if (file < 0) HDF5_FAIL_TO(done, path, "create");
     for (size_t i = 0; i < n_texts; i++) TRY_TO(done, write_text(file, path, &texts[i]));
     for (size_t i = 0; i < n; i++)
         TRY_TO(done, create_dataset(file, path, &sources[i].array, links, create, &written[i]));
 done:
-    if (file >= 0 && H5Fclose(file) < 0 && rc == OK) rc = hdf5_failed(__FILE__, __LINE__, path, "close");
     if (create >= 0) H5Pclose(create);
     if (links >= 0) H5Pclose(links);
-    if (access >= 0) H5Pclose(access);
     return rc;
+}
+
+/* The file without its elements, in memory. */
+static int lay_out(Hdf5Memory *memory, const char *path, const NamedSource *sources, size_t n, const NamedText *texts,
+                   size_t n_texts, Written *written) {
+    int rc = OK;
+    hid_t access, driver, file = H5I_INVALID_HID;
+    TRY(hdf5_memory_access(&access, &driver, memory));
+    if (H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
+        H5Pset_alignment(access, ALIGN_FROM, DATA_ALIGNMENT) < 0)
+        HDF5_FAIL_TO(done, path, "set-up");
+    file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    if (file < 0) HDF5_FAIL_TO(done, path, "create");
+    TRY_TO(done, describe(file, path, sources, n, texts, n_texts, written));
+done:
+    if (file >= 0 && H5Fclose(file) < 0 && rc == OK) rc = hdf5_failed(__FILE__, __LINE__, path, "close");
+    hdf5_memory_release(access, driver);
+    if (rc == OK && memory->failed) FAIL(ERR_FAILED, "out of memory");
+    return rc;
+}
+
+/* The description, and the file's whole length. */
+static int write_description(Output *output, const Hdf5Memory *memory) {
+    TRY(output_resize(output, memory->end));
+    for (size_t i = 0; i < memory->n; i++) {
+        output->offset = memory->pieces[i].offset;
+        TRY(output_write(output, memory->pieces[i].bytes, memory->pieces[i].size));
+    }
+    return OK;
 }
 
 /* ---- elements ---- */
@@ -131,12 +151,14 @@ int hdf5_write(const char *path, const NamedSource *sources, size_t n, const Nam
                FileSum *sum) {
     int rc = OK;
     Output output = {.fd = -1};
+    Hdf5Memory memory = {0};
     hdf5_silence();
     TRY(named_check_sources(sources, n));
     Written *written = calloc(n + 1, sizeof *written);
     if (!written) FAIL_TO(done, ERR_FAILED, "%s: out of memory", path);
+    TRY_TO(done, lay_out(&memory, path, sources, n, texts, n_texts, written));
     TRY_TO(done, output_begin(&output, path));
-    TRY_TO(done, create_layout(output.temporary, sources, n, texts, n_texts, written));
+    TRY_TO(done, write_description(&output, &memory));
     for (size_t i = 0; i < n; i++) {
         ElementSink sink = {&output, &written[i]};
         output.offset = written[i].offset;
@@ -149,6 +171,7 @@ int hdf5_write(const char *path, const NamedSource *sources, size_t n, const Nam
 done:
     if (rc != OK && !strstr(error_text(), path)) error_context(rc, "%s", path);
     output_abandon(&output);
+    hdf5_memory_free(&memory);
     free(written);
     return rc;
 }

@@ -29,6 +29,13 @@ int output_begin(Output *output, const char *path) {
     return OK;
 }
 
+int output_resize(Output *output, uint64_t size) {
+    if (ftruncate(output->fd, (off_t)size) != 0)
+        FAIL(ERR_FAILED, "%s: making it %llu bytes long: %s", output->temporary, (unsigned long long)size,
+             strerror(errno));
+    return OK;
+}
+
 int output_write(Output *output, const void *bytes, size_t size) {
     const char *next = bytes;
     while (size > 0) {

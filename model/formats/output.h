@@ -19,6 +19,7 @@ typedef struct {
 
 /* Begins PATH.tmp, empty. Where it fails there is nothing to abandon. */
 int output_begin(Output *output, const char *path);
+int output_resize(Output *output, uint64_t size); /* what was not written reads as zeros */
 int output_write(Output *output, const void *bytes, size_t size);
 int output_sync(Output *output); /* fsync; a reader of output->temporary then sees what the disk has */
 /* fsync, close, rename to PATH, fsync of the directory. Releases `output` whatever happens. */
