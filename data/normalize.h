@@ -13,6 +13,10 @@
 #include "data/trie.h"
 #include "model/core/text.h"
 
+/* How tokenizer.json says remove_extra_whitespaces: both replaced, the first by nothing, the second by a space. */
+#define NORMALIZE_ENDS_REGEX "\\A +| +\\z"
+#define NORMALIZE_RUNS_REGEX " {2,}"
+
 typedef enum { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS } PrefixScheme;
 
 typedef struct {
@@ -23,6 +27,7 @@ typedef struct {
     PrefixScheme prefix;           /* a space in front of: nothing, the text, every stretch between special tokens */
     bool prefix_unless_there;      /* … but not where the text begins with one already (Metaspace) */
     bool remove_extra_whitespaces; /* none at the ends, one at a time inside */
+    bool strips_ends;              /* while a tokenizer.json is read */
     bool escape_whitespaces;       /* U+2581 and the space are one (see tokenizer_internal.h) */
 } Normalizer;
 

@@ -91,7 +91,7 @@ static int read_by_contents(Tokenizer *t, const char *name, const char *bytes, s
 /* Special names, and what cuts a text before it is merged. */
 int tokenizer_finish(Tokenizer *t) {
     for (int id = 0; id < t->n_pieces; id++) {
-        if (t->pieces[id].type == PIECE_CONTROL)
+        if (t->pieces[id].type == PIECE_CONTROL || t->pieces[id].type == PIECE_UNKNOWN)
             TRY(trie_add(&t->special, piece_bytes(t, id), t->pieces[id].length, id));
         else if (t->pieces[id].type == PIECE_USER)
             TRY(trie_add(&t->user, piece_bytes(t, id), t->pieces[id].length, id));

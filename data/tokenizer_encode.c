@@ -236,6 +236,7 @@ static int encode_characters(Encoder *encoder, const char *text, size_t size, To
             code = NO_CODE; /* a stray byte: a word of its own */
             length = 1;
         }
+        if (t->cut_at_spaces && code == ' ') left = NO_CODE;
         bool joined = user == 0 && left != NO_CODE && code != NO_CODE && neighbours_has(&t->neighbours, left, code);
         if (!joined && at > start) {
             TRY(encode_word(encoder, text + start, at - start, out));

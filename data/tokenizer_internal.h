@@ -78,6 +78,7 @@ struct Tokenizer {
     Trie special;          /* CONTROL pieces */
     Trie added;            /* tokens matched in raw text before anything else (tokenizer.json, "special": false) */
     char *unknown_surface; /* what an unknown token is decoded to */
+    bool cut_at_spaces;    /* no piece is joined to a space behind it (Metaspace with split) */
     bool strip_prefix;     /* decoding drops the space that encoding put in front */
     bool strip_all;        /* … and any further ones (remove_extra_whitespaces) */
     char *split_pattern;
