@@ -58,9 +58,9 @@ static inline float *copy(Arena *arena, const float *from, size_t n) {
     return x;
 }
 
-/* max |a − b| / max |b|; infinite where either has a NaN */
-static inline double worst(const float *a, const float *b, size_t n) {
-    double error = 0, top = (double)FLT_MIN;
+/* max |a − b| / max(|b|, floor); infinite where either has a NaN */
+static inline double worst(const float *a, const float *b, size_t n, double floor) {
+    double error = 0, top = floor;
     for (size_t i = 0; i < n; i++) {
         double e = fabs((double)a[i] - (double)b[i]);
         if (isnan(e)) return INFINITY;
@@ -70,9 +70,11 @@ static inline double worst(const float *a, const float *b, size_t n) {
     return error / top;
 }
 
-#define CHECK_CLOSE(a, b, n, bound, ...)                                   \
+#define CHECK_CLOSE(a, b, n, bound, ...) CHECK_CLOSE_TO((double)FLT_MIN, a, b, n, bound, __VA_ARGS__)
+/* The same for arrays whose largest element may have cancelled: relative to `floor` at least. */
+#define CHECK_CLOSE_TO(floor, a, b, n, bound, ...)                         \
     do {                                                                   \
-        double worst_ = worst((a), (b), (n));                              \
+        double worst_ = worst((a), (b), (n), (floor));                     \
         if (!(worst_ <= (bound))) {                                        \
             char what_[200];                                               \
             snprintf(what_, sizeof what_, __VA_ARGS__);                    \

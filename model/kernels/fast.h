@@ -9,6 +9,10 @@ void openblas_start(void);
 void openblas_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
                    const float *b, size_t ldb, float beta, float *c, size_t ldc);
 
+/* Tokens whose logits [tokens, vocab] are held at a time: as many as fill a share of the last-level cache. */
+enum { HEAD_BLOCK_MAX = 512 };
+int head_block_tokens(int n_tokens, int vocab);
+
 /* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);

@@ -6,6 +6,9 @@ static void fast_table(Kernels *table) {
     table->rotary = fast_rotary;
     table->swiglu_forward = fast_swiglu_forward;
     table->swiglu_backward = fast_swiglu_backward;
+    table->head_forward = fast_head_forward;
+    table->head_backward = fast_head_backward;
+    table->head_forward_backward = fast_head_forward_backward;
     table->adamw = fast_adamw;
     table->sum_of_squares = fast_sum_of_squares;
     table->add = fast_add;

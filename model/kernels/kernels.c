@@ -3,6 +3,7 @@
  * __builtin_cpu_supports checks), never on the CPU's name. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model/core/error.h"
 #include "model/core/threads.h"
@@ -82,8 +83,29 @@ size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {
     return (size_t)n_tokens * (size_t)n_heads;
 }
 
+/* Bytes of logits held at a time. The last-level cache as the system reports it may be shared with other machines, so
+ * it is not trusted beyond a cap. */
+static size_t head_block_bytes(void) {
+    const size_t least = 4u << 20, most = 16u << 20;
+    long cache = -1;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    size_t half = cache > 0 ? (size_t)cache / 2 : 0;
+    return half < least ? least : half > most ? most : half;
+}
+
+int head_block_tokens(int n_tokens, int vocab) {
+    enum { LEAST = 32 }; /* below this, products are all packing */
+    size_t tokens = head_block_bytes() / ((size_t)vocab * sizeof(float));
+    if (tokens > HEAD_BLOCK_MAX) tokens = HEAD_BLOCK_MAX;
+    if (tokens < LEAST) tokens = LEAST;
+    if (tokens > (size_t)n_tokens) tokens = (size_t)n_tokens;
+    return (int)tokens;
+}
+
 size_t head_scratch(int n_tokens, int width, int vocab) {
-    (void)n_tokens;
-    (void)width;
-    return (size_t)threads_count() * (size_t)vocab;
+    size_t block = (size_t)head_block_tokens(n_tokens, vocab), reference = (size_t)threads_count() * (size_t)vocab;
+    size_t fast = block * ((size_t)vocab + 2 * (size_t)width);
+    return fast > reference ? fast : reference;
 }

@@ -186,6 +186,10 @@ static inline void vf_put(float *p, size_t n, vf x) {
     else
         vf_store_part(p, n, x);
 }
+/* x in the first n lanes, `otherwise` in the others */
+static inline vf vf_to_lane(vf x, int n, vf otherwise) {
+    return vf_from_lane(otherwise, n, x);
+}
 static inline double vf_sum(vf x) {
     return vd_sum(vd_add(vd_zero(), x));
 }
