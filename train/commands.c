@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "configs/config.h"
 #include "model/core/error.h"
 #include "model/core/text.h"
 
@@ -43,9 +44,20 @@ void commands_list(FILE *out) {
             CRIA_VERSION);
     for (size_t i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-*s  %s\n", width, table[i].name, table[i].help);
     fprintf(out,
-            "\n'cria help COMMAND' or 'cria COMMAND --help' explains one. 'cria --version' prints the version.\n"
+            "\n'cria help COMMAND' or 'cria COMMAND --help' explains one; 'cria help options' lists every\n"
+            "key of a config. 'cria --version' prints the version.\n"
             "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 refused (bad data, does not fit),\n"
             "130 interrupted with a checkpoint saved. CRIA_DEBUG=1 in the environment shows where an error arose.\n");
+}
+
+/* `cria help options`: the whole option table. */
+static int list_options(void) {
+    Text text = {0};
+    config_help(&text, NULL);
+    int rc = text_check(&text);
+    if (rc == OK) fputs(text.bytes, stdout);
+    text_free(&text);
+    return rc;
 }
 
 int command_help(int argc, char **argv) {
@@ -54,6 +66,7 @@ int command_help(int argc, char **argv) {
         commands_list(stdout);
         return OK;
     }
+    if (strcmp(argv[1], "options") == 0) return list_options();
     const Command *command;
     TRY(command_find(&command, argv[1]));
     char flag[] = "--help", *arguments[] = {argv[1], flag, NULL};
