@@ -169,3 +169,8 @@ void llama_merge_tied_gradients(Llama *model) {
     kernels()->add(head->tied->grad, head->tied->grad, head->grad, n);
     memset(head->grad, 0, n * sizeof *head->grad);
 }
+
+void llama_gradients(const Llama *model, float **gradients, size_t *n) {
+    *gradients = model->grads;
+    *n = (model->head.tied ? (size_t)(model->head.grad - model->grads) : model->grad_bytes / sizeof(float));
+}

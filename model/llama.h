@@ -48,6 +48,9 @@ int llama_init(Llama *model, LlamaInit init);
  * the norm. */
 void llama_merge_tied_gradients(Llama *model);
 
+/* The gradients of all untied weights as one array (with zeros between weights, for alignment). */
+void llama_gradients(const Llama *model, float **gradients, size_t *n);
+
 /* ---- named arrays (parameters.c) ---- */
 
 /* Reads every parameter by its Hugging Face name. A missing one, one of another shape, and one the model does not have

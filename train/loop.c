@@ -1,0 +1,320 @@
+/* The training loop: one step is forward and backward of this rank's micro-batches, one sum over ranks, one decision of
+ * the guard, one optimizer update. Everything else here is when to measure, save and stop. */
+#include "train/loop.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/core/process.h"
+#include "model/core/text.h"
+#include "train/interrupt.h"
+#include "train/progress.h"
+
+struct Loop {
+    LoopParts parts;
+    LoopOptions options;
+    TapeMemory *memory;
+    Tape *training, *evaluation;
+    double last_save; /* seconds of the monotonic clock */
+    Progress *progress;
+};
+
+/* What ranks must agree on at the end of a step, added up like the sums. */
+typedef struct {
+    ObjectiveSums sums;
+    double interrupted, save_due;
+} Agreed;
+
+typedef struct {
+    Agreed agreed;
+    double loss, grad_norm, learning_rate, seconds;
+    GuardVerdict verdict;
+} StepResult;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* ---- the step --------------------------------------------------------------------------------------------------- */
+
+static int forward_backward(Loop *loop, const MicroBatch *micro, double total_weight, ObjectiveSums *sums) {
+    Objective *objective = loop->parts.objective;
+    TRY(objective->bind(objective, loop->training, 0, micro, total_weight, true));
+    TRY(tape_forward(loop->training, 0));
+    objective->collect(objective, loop->training, 0, micro, true, sums);
+    return tape_backward(loop->training, 0);
+}
+
+/* A sample whose loss is not finite, for the report of a skipped step. */
+static void report_samples(const MicroBatch *micro, double loss) {
+    Text ids = {0};
+    for (int s = 0; s < micro->n_samples && s < 8; s++)
+        text_printf(&ids, "%s%llu:%llu", s ? ", " : "", (unsigned long long)(micro->sample_id[s] >> 40),
+                    (unsigned long long)(micro->sample_id[s] & ((UINT64_C(1) << 40) - 1)));
+    log_warning("loss %g in the micro-batch with samples (source:number) %s%s", loss, ids.bytes ? ids.bytes : "?",
+                micro->n_samples > 8 ? ", …" : "");
+    text_free(&ids);
+}
+
+static int accumulate_gradients(Loop *loop, int64_t step, Agreed *agreed) {
+    StepBatch batch;
+    TRY(loader_step(loop->parts.loader, step, &batch));
+    if (!(batch.total_weight > 0)) FAIL(ERR_REFUSED, "step %lld has no token to learn from", (long long)step);
+    optimizer_zero_grad(loop->parts.optimizer);
+    for (int m = 0; m < batch.n_micro; m++) {
+        double before = agreed->sums.loss;
+        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
+        if (!isfinite(agreed->sums.loss) && isfinite(before))
+            report_samples(&batch.micro[m], agreed->sums.loss - before);
+    }
+    llama_merge_tied_gradients(loop->parts.model);
+    return OK;
+}
+
+static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
+    Mesh *mesh = loop->parts.mesh;
+    float *gradients;
+    size_t n;
+    TRY(mesh_agree(mesh, rc));
+    llama_gradients(loop->parts.model, &gradients, &n);
+    TRY(mesh_sum_f32(mesh, gradients, n));
+    return mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double));
+}
+
+int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
+    Agreed agreed = {0};
+    TRY(sum_over_ranks(loop, accumulate_gradients(loop, step, &agreed), &agreed));
+    *sums = agreed.sums;
+    return OK;
+}
+
+static int train_step(Loop *loop, LoopState *state, StepResult *result) {
+    Optimizer *optimizer = loop->parts.optimizer;
+    Agreed *agreed = &result->agreed;
+    double start = now();
+    *result = (StepResult){.agreed.interrupted = interrupt_requested()};
+    double minutes = loop->options.checkpoint_minutes;
+    if (mesh_rank(loop->parts.mesh) == 0 && minutes > 0 && start - loop->last_save >= 60 * minutes) agreed->save_due = 1;
+
+    TRY(sum_over_ranks(loop, accumulate_gradients(loop, state->step, agreed), agreed));
+    result->loss = agreed->sums.loss / agreed->sums.weight;
+    result->grad_norm = optimizer_grad_norm(optimizer);
+    result->learning_rate = schedule_at(&loop->options.schedule, state->step);
+    result->verdict = guard_judge(&state->guard, state->step, result->loss, result->grad_norm);
+    if (result->verdict == GUARD_APPLY) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
+
+    result->seconds = now() - start;
+    state->step++;
+    state->updates = optimizer_updates(optimizer);
+    state->tokens += (int64_t)agreed->sums.tokens;
+    state->seconds += result->seconds;
+    return OK;
+}
+
+/* ---- measuring -------------------------------------------------------------------------------------------------- */
+
+int loop_validate(Loop *loop, Validation *result) {
+    Objective *objective = loop->parts.objective;
+    int64_t steps = loader_validation_steps(loop->parts.loader), limit = loop->options.validation_tokens;
+    ObjectiveSums sums = {0};
+    int rc = OK;
+    int64_t tokens = 0;
+    for (int64_t v = 0; v < steps && rc == OK && (limit == 0 || tokens < limit); v++) {
+        StepBatch batch = {0};
+        rc = loader_validation_step(loop->parts.loader, v, &batch);
+        tokens += batch.total_tokens;
+        for (int m = 0; m < batch.n_micro && rc == OK; m++) {
+            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], 1, false);
+            if (rc == OK) rc = tape_forward(loop->evaluation, 0);
+            if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, &sums);
+        }
+    }
+    TRY(mesh_agree(loop->parts.mesh, rc));
+    TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
+    *result = (Validation){.loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored,
+                           .tokens = (int64_t)sums.tokens};
+    for (int s = 0; s < OBJECTIVE_MAX_SOURCES; s++) result->source_loss[s] = sums.source_loss[s] / sums.source_weight[s];
+    return OK;
+}
+
+/* "loss/NAME" for every source that has tokens, where there are several. */
+static void put_source_losses(Loop *loop, const char *prefix, const double *losses) {
+    int n = loader_n_sources(loop->parts.loader);
+    for (int s = 0; s < n && n > 1 && s < OBJECTIVE_MAX_SOURCES; s++) {
+        char name[128];
+        snprintf(name, sizeof name, "%s/%s", prefix, loader_source_name(loop->parts.loader, s));
+        if (isfinite(losses[s])) metrics_put(loop->parts.metrics, name, losses[s]);
+    }
+}
+
+static double memory_gib(void) {
+    ProcessMemory memory;
+    process_memory(&memory);
+    return (double)memory.resident / 0x1p30;
+}
+
+static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
+    const ObjectiveSums *sums = &result->agreed.sums;
+    double rate = sums->tokens / result->seconds;
+    progress_step(loop->progress, state->step, result->loss, rate);
+    if (!loop->parts.metrics || (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
+        return OK;
+    Metrics *metrics = loop->parts.metrics;
+    metrics_begin(metrics, state->step);
+    metrics_put(metrics, "loss", result->loss);
+    metrics_put(metrics, "grad_norm", result->grad_norm);
+    metrics_put(metrics, "learning_rate", result->learning_rate);
+    metrics_put(metrics, "num_tokens", (double)state->tokens);
+    metrics_put(metrics, "mean_token_accuracy", sums->correct / sums->scored);
+    metrics_put(metrics, "tokens_per_second", rate);
+    metrics_put(metrics, "memory", memory_gib());
+    double losses[OBJECTIVE_MAX_SOURCES];
+    for (int s = 0; s < OBJECTIVE_MAX_SOURCES; s++) losses[s] = sums->source_loss[s] / sums->source_weight[s];
+    put_source_losses(loop, "loss", losses);
+    return metrics_end(metrics);
+}
+
+/* Measures, and remembers whether it is the best so far. */
+static int validate(Loop *loop, LoopState *state, bool *is_best) {
+    Validation result;
+    *is_best = false;
+    if (loader_validation_steps(loop->parts.loader) == 0) return OK;
+    TRY(loop_validate(loop, &result));
+    *is_best = isfinite(result.loss) && (state->best_step < 0 || result.loss < state->best_loss);
+    if (*is_best) {
+        state->best_loss = result.loss;
+        state->best_step = state->step;
+        state->stale_validations = 0;
+    } else {
+        state->stale_validations++;
+    }
+    log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step, result.loss,
+             exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
+    if (!loop->parts.metrics) return OK;
+    metrics_begin(loop->parts.metrics, state->step);
+    metrics_put(loop->parts.metrics, "eval_loss", result.loss);
+    metrics_put(loop->parts.metrics, "eval_mean_token_accuracy", result.accuracy);
+    put_source_losses(loop, "eval_loss", result.source_loss);
+    return metrics_end(loop->parts.metrics);
+}
+
+/* ---- the run ---------------------------------------------------------------------------------------------------- */
+
+static int save(Loop *loop, const LoopState *state, bool is_best) {
+    TRY(loop->parts.hooks.save(loop->parts.hooks.context, state, is_best));
+    loop->last_save = now();
+    return OK;
+}
+
+static int roll_back(Loop *loop, LoopState *state) {
+    Guard guard = state->guard; /* knows the window to be skipped */
+    log_warning("step %lld: three bad steps in a row; going back to the last checkpoint and skipping them",
+                (long long)state->step);
+    TRY(loop->parts.hooks.load_newest(loop->parts.hooks.context, state));
+    guard_after_roll_back(&guard);
+    state->guard = guard;
+    return OK;
+}
+
+static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+/* Everything that may follow a step. *finished ends the run. */
+static int after_step(Loop *loop, LoopState *state, const StepResult *result, bool *finished) {
+    const LoopOptions *options = &loop->options;
+    bool last = state->step >= options->steps, is_best = false, saved = false;
+    if (due(state->step, options->validate_every) || last) {
+        TRY(validate(loop, state, &is_best));
+        if (options->early_stopping > 0 && state->stale_validations >= options->early_stopping) {
+            log_info("step %lld: no better validation loss in %lld validations; stopping early", (long long)state->step,
+                     (long long)state->stale_validations);
+            last = true;
+        }
+    }
+    if (is_best || last || due(state->step, options->checkpoint_every) || result->agreed.save_due > 0 ||
+        result->agreed.interrupted > 0) {
+        TRY(save(loop, state, is_best));
+        saved = true;
+    }
+    const LoopHooks *hooks = &loop->parts.hooks;
+    if (hooks->sample && hooks->sample_due(hooks->context, state)) TRY(hooks->sample(hooks->context, state));
+    *finished = last;
+    if (result->agreed.interrupted > 0 && !last && saved)
+        FAIL(ERR_INTERRUPTED, "interrupted at step %lld of %lld; a checkpoint was saved, the same command resumes",
+             (long long)state->step, (long long)options->steps);
+    return OK;
+}
+
+int loop_run(Loop *loop, LoopState *state) {
+    int rc = OK;
+    bool finished = state->step >= loop->options.steps;
+    loop->last_save = now();
+    TRY(progress_begin_training(&loop->progress, "train", state->step, loop->options.steps));
+    while (!finished) {
+        if (guard_skips(&state->guard, state->step)) {
+            state->step++;
+            continue;
+        }
+        StepResult result;
+        TRY_TO(done, train_step(loop, state, &result));
+        if (result.verdict != GUARD_APPLY)
+            log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step - 1,
+                        result.loss, result.grad_norm);
+        if (result.verdict == GUARD_ROLL_BACK) {
+            TRY_TO(done, roll_back(loop, state));
+            continue;
+        }
+        TRY_TO(done, report_step(loop, state, &result));
+        TRY_TO(done, after_step(loop, state, &result, &finished));
+    }
+done:
+    progress_end(loop->progress);
+    loop->progress = NULL;
+    return rc;
+}
+
+/* ---- set-up ----------------------------------------------------------------------------------------------------- */
+
+static int record(Loop *loop, Tape **tape, bool training) {
+    const LoopOptions *options = &loop->options;
+    *tape = tape_new(&(TapeOptions){.capacity = options->tokens_per_microbatch, .segments = options->max_segments,
+                                    .training = training, .memory = loop->memory});
+    if (!*tape) FAIL(ERR_FAILED, "out of memory");
+    LlamaRecord how = {.recompute = training && options->recompute};
+    TRY(loop->parts.objective->record(loop->parts.objective, *tape, loop->parts.model, how, training));
+    return tape_plan(*tape);
+}
+
+int loop_new(Loop **out, const LoopParts *parts, const LoopOptions *options) {
+    int rc = OK;
+    Loop *loop = calloc(1, sizeof *loop);
+    *out = NULL;
+    if (!loop) FAIL(ERR_FAILED, "out of memory");
+    loop->parts = *parts;
+    loop->options = *options;
+    loop->memory = tape_memory_new();
+    if (!loop->memory) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    TRY_TO(failed, record(loop, &loop->training, true));
+    TRY_TO(failed, record(loop, &loop->evaluation, false));
+    *out = loop;
+    return OK;
+failed:
+    loop_free(loop);
+    return rc;
+}
+
+void loop_free(Loop *loop) {
+    if (!loop) return;
+    tape_free(loop->training);
+    tape_free(loop->evaluation);
+    tape_memory_free(loop->memory);
+    free(loop);
+}
+
+size_t loop_tape_bytes(const Loop *loop) { return tape_memory_bytes(loop->memory); }

@@ -1,0 +1,77 @@
+/* The one training loop: every stage (pretrain, sft, …) is this with another objective. */
+#ifndef CRIA_TRAIN_LOOP_H
+#define CRIA_TRAIN_LOOP_H
+
+#include "dist/mesh.h"
+#include "optim/guard.h"
+#include "optim/optimizer.h"
+#include "train/metrics.h"
+#include "train/objective.h"
+
+typedef struct {
+    int64_t steps;
+    int64_t validate_every;    /* 0: at the end only */
+    int64_t validation_tokens; /* 0: all */
+    int64_t checkpoint_every;  /* 0: by time only */
+    double checkpoint_minutes; /* 0: by steps only */
+    int64_t early_stopping;    /* validations without improvement; 0: never */
+    int64_t log_every;
+    int tokens_per_microbatch;
+    int max_segments; /* of a micro-batch */
+    bool recompute;
+    Schedule schedule;
+    double peak_flops; /* of this rank's machine, for the share of peak; 0: not measured */
+} LoopOptions;
+
+/* What a checkpoint must hold besides arrays for the run to go on as if nothing had happened. */
+typedef struct {
+    int64_t step;    /* the next step to run = loader steps consumed */
+    int64_t updates; /* optimizer updates applied: t of the bias correction */
+    int64_t tokens;  /* seen */
+    double best_loss;
+    int64_t best_step, stale_validations; /* best_step -1: no validation yet */
+    double seconds;                       /* of training, over all sessions */
+    Guard guard;
+} LoopState;
+
+typedef struct Loop Loop;
+
+/* What the loop asks of its surroundings; every rank is called, rank 0 writes. */
+typedef struct {
+    void *context;
+    int (*save)(void *context, const LoopState *state, bool is_best);
+    int (*load_newest)(void *context, LoopState *state);         /* after a roll-back */
+    int (*sample)(void *context, const LoopState *state);        /* NULL: no sample texts */
+    bool (*sample_due)(void *context, const LoopState *state);
+} LoopHooks;
+
+typedef struct {
+    Llama *model;
+    Loader *loader;
+    Optimizer *optimizer;
+    Objective *objective;
+    Mesh *mesh;
+    Metrics *metrics; /* rank 0; NULL elsewhere */
+    LoopHooks hooks;
+} LoopParts;
+
+/* Records and plans the tapes; everything in parts stays the caller's. */
+int loop_new(Loop **loop, const LoopParts *parts, const LoopOptions *options);
+void loop_free(Loop *loop);
+size_t loop_tape_bytes(const Loop *loop);
+
+/* Trains from *state to options.steps. ERR_INTERRUPTED after a signal, with a checkpoint saved. */
+int loop_run(Loop *loop, LoopState *state);
+
+/* The validation loss and what belongs to it, of the model as it is. */
+typedef struct {
+    double loss, accuracy;
+    double source_loss[OBJECTIVE_MAX_SOURCES]; /* NAN where a source has none */
+    int64_t tokens;
+} Validation;
+int loop_validate(Loop *loop, Validation *result);
+
+/* One step's gradients without an update (tests, bench): the sums over all ranks. */
+int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums);
+
+#endif

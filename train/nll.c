@@ -1,0 +1,90 @@
+/* L = Σ_t w_t·(-log p(target_t)) / Σ w. dL/dlogprob_t = -w_t/Σw is known before the forward pass, so the head takes its
+ * gradients while the logits are in cache. */
+#include <stdlib.h>
+
+#include "model/core/error.h"
+#include "train/objective.h"
+
+typedef struct {
+    Tensor *row_input; /* training: dL/dlogprob; evaluation: the weights, as the head's mask */
+    HeadOutputs out;
+} Recorded;
+
+typedef struct {
+    Objective base;
+    Recorded training, evaluation;
+    float *gradient; /* [capacity] */
+    int capacity;
+} Nll;
+
+static Recorded *recorded(Nll *self, bool training) { return training ? &self->training : &self->evaluation; }
+
+static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord record, bool training) {
+    Recorded *r = recorded((Nll *)base, training);
+    r->row_input = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false);
+    HeadOptions head = {.top1 = true};
+    if (training)
+        head.known_gradient = r->row_input;
+    else
+        head.mask = r->row_input;
+    r->out = llama_record(tape, model, record, head);
+    tape_keep(r->out.logprob);
+    tape_keep(r->out.top1);
+    return OK; /* a recording error is tape_plan's to tell */
+}
+
+static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, double total_weight, bool training) {
+    Nll *self = (Nll *)base;
+    if (micro->n_tokens > self->capacity)
+        FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
+    TapeBatch batch = {.n_tokens = micro->n_tokens, .n_segments = micro->n_segments, .n_samples = 0,
+                       .tokens = micro->tokens, .positions = micro->positions, .targets = micro->targets,
+                       .segment_start = micro->segment_start};
+    TRY(tape_bind(tape, buffer, &batch));
+    for (int t = 0; training && t < micro->n_tokens; t++)
+        self->gradient[t] = (float)(-(double)micro->weights[t] / total_weight);
+    tape_bind_input(buffer, recorded(self, training)->row_input, training ? self->gradient : micro->weights);
+    return OK;
+}
+
+static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, bool training,
+                        ObjectiveSums *sums) {
+    const Recorded *r = recorded((Nll *)base, training);
+    const float *logprob = tape_value(tape, buffer, r->out.logprob);
+    const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
+    for (int s = 0; s < micro->n_segments; s++) {
+        int source = micro->source[s] < OBJECTIVE_MAX_SOURCES ? micro->source[s] : OBJECTIVE_MAX_SOURCES - 1;
+        for (int t = micro->segment_start[s]; t < micro->segment_start[s + 1]; t++) {
+            double weight = (double)micro->weights[t];
+            sums->tokens += 1;
+            if (weight == 0) continue;
+            sums->loss -= weight * (double)logprob[t];
+            sums->weight += weight;
+            sums->scored += 1;
+            sums->correct += top1[t] == micro->targets[t];
+            sums->source_loss[source] -= weight * (double)logprob[t];
+            sums->source_weight[source] += weight;
+        }
+    }
+}
+
+static void nll_free(Objective *base) {
+    Nll *self = (Nll *)base;
+    free(self->gradient);
+    free(self);
+}
+
+int nll_objective_new(Objective **objective, int capacity) {
+    Nll *self = calloc(1, sizeof *self);
+    float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
+    if (!self || !gradient) {
+        free(self);
+        free(gradient);
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    self->base = (Objective){"nll", nll_record, nll_bind, nll_collect, nll_free};
+    self->gradient = gradient;
+    self->capacity = capacity;
+    *objective = &self->base;
+    return OK;
+}
