@@ -342,8 +342,7 @@ int hf_generation_read(HfGeneration *generation, const char *path) {
     return rc;
 }
 
-int hf_generation_write(const HfGeneration *generation, const char *directory) {
-    char *json = NULL;
+int hf_generation_format(const HfGeneration *generation, char **json) {
     json_t *root =
         json_pack("{s:o, s:o, s:b}", "bos_token_id", bos_json(generation->bos_token_id), "eos_token_id",
                   eos_json(generation->eos_token_ids, generation->n_eos), "do_sample", (int)generation->do_sample);
@@ -353,9 +352,15 @@ int hf_generation_write(const HfGeneration *generation, const char *directory) {
         json_object_set_new(root, "top_p", json_real(generation->top_p));
         json_object_set_new(root, "top_k", json_integer(generation->top_k));
     }
-    int rc = json_write_text(&json, root);
+    int rc = json_write_text(json, root);
     json_decref(root);
-    if (rc == OK) rc = write_in(directory, "generation_config.json", json);
+    return rc;
+}
+
+int hf_generation_write(const HfGeneration *generation, const char *directory) {
+    char *json;
+    TRY(hf_generation_format(generation, &json));
+    int rc = write_in(directory, "generation_config.json", json);
     free(json);
     return rc;
 }

@@ -64,6 +64,8 @@ HfGeneration hf_generation_default(void);
 int hf_generation_parse(HfGeneration *generation, const char *json, size_t size, const char *name);
 /* Reads PATH, or PATH/generation_config.json where PATH is a directory; absent there: the defaults. */
 int hf_generation_read(HfGeneration *generation, const char *path);
+/* malloc'd JSON text as transformers 4.57 writes it. */
+int hf_generation_format(const HfGeneration *generation, char **json);
 /* Writes DIRECTORY/generation_config.json. */
 int hf_generation_write(const HfGeneration *generation, const char *directory);
 

@@ -1,0 +1,133 @@
+/* A checkpoint's model.h5 holds, besides the parameters: the texts config.json, generation_config.json, config.yaml and
+ * tokenizer (the name of its file), and the tokenizer's own bytes as the uint8 array "cria.tokenizer". A Hugging Face
+ * directory has the same as files. */
+#include "train/model_file.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/formats/llama2c.h"
+#include "model/shape_hf.h"
+
+static const char tokenizer_array_name[] = "cria.tokenizer", tokenizer_name_key[] = "tokenizer";
+static const char config_key[] = "config.json", generation_key[] = "generation_config.json", yaml_key[] = "config.yaml";
+
+/* ---- opening ---- */
+
+static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *path, const ModelFileOptions *options) {
+    if (options->tokenizer) return tokenizer_load(&file->tokenizer, options->tokenizer);
+    const NamedArray *stored = named_find(named, tokenizer_array_name);
+    const char *name = named_text(named, tokenizer_name_key);
+    if (stored && name) {
+        size_t size = named_bytes(stored);
+        char *bytes = malloc(size + 1);
+        if (!bytes) FAIL(ERR_FAILED, "out of memory");
+        int rc = named_read(named, stored, 0, size, bytes);
+        if (rc == OK) rc = tokenizer_load_memory(&file->tokenizer, name, bytes, size);
+        free(bytes);
+        return rc == OK ? OK : error_context(rc, "%s: its tokenizer", path);
+    }
+    bool found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
+    if (!found && options->need_tokenizer)
+        FAIL(ERR_USAGE, "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE", path,
+             directory_exists(path) ? ": " : "", directory_exists(path) ? error_text() : "");
+    error_clear();
+    return OK;
+}
+
+static int read_config(ModelFile *file, const NamedFile *named, const char *path) {
+    const char *stored = named_text(named, config_key), *generation = named_text(named, generation_key);
+    file->generation = hf_generation_default();
+    if (stored) {
+        TRY(hf_config_parse(&file->config, stored, strlen(stored), path));
+        if (generation) TRY(hf_generation_parse(&file->generation, generation, strlen(generation), path));
+        return OK;
+    }
+    if (!directory_exists(path))
+        FAIL(ERR_REFUSED, "%s: there is no config.json with it; give the directory that holds both", path);
+    TRY(hf_config_read(&file->config, path));
+    return hf_generation_read(&file->generation, path);
+}
+
+int model_file_open(ModelFile *file, const char *path, ModelFileOptions options) {
+    int rc = OK;
+    NamedFile *named = NULL;
+    *file = (ModelFile){.generation = hf_generation_default()};
+    file->path = strdup(path);
+    if (!file->path) FAIL(ERR_FAILED, "out of memory");
+    TRY_TO(failed, named_open(&named, path));
+    if (strcmp(named_format(named), "llama2.c") == 0) {
+        named_close(named);
+        named = NULL;
+        TRY_TO(failed, llama2c_open(&named, &file->config, path));
+    } else {
+        TRY_TO(failed, read_config(file, named, path));
+    }
+    TRY_TO(failed, read_tokenizer(file, named, path, &options));
+    if (!options.shape_only) {
+        LlamaShape shape = llama_shape_from_hf(&file->config);
+        LlamaOptions how = {.training = options.training, .n_positions = options.n_positions};
+        TRY_TO(failed, llama_new(&file->model, &shape, how));
+        rc = llama_load(file->model, named);
+        if (rc != OK) {
+            error_context(rc, "%s", path);
+            goto failed;
+        }
+    }
+    named_close(named);
+    return OK;
+failed:
+    if (named) named_close(named);
+    model_file_close(file);
+    return rc;
+}
+
+void model_file_close(ModelFile *file) {
+    llama_free(file->model);
+    tokenizer_free(file->tokenizer);
+    free(file->path);
+    *file = (ModelFile){0};
+}
+
+/* ---- describing ---- */
+
+HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer) {
+    HfConfig config = llama_shape_to_hf(shape);
+    if (!tokenizer) return config;
+    config.bos_token_id = tokenizer_bos(tokenizer);
+    config.n_eos = tokenizer_eos(tokenizer) >= 0 ? 1 : 0;
+    config.eos_token_ids[0] = tokenizer_eos(tokenizer);
+    return config;
+}
+
+/* Moves malloc'd text into the arena. */
+static int keep(Arena *arena, char *text, NamedText *out, const char *key) {
+    *out = (NamedText){key, text ? arena_strdup(arena, text) : NULL};
+    free(text);
+    if (!out->value) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, const HfGeneration *generation,
+                        const char *resolved, Arena *arena, NamedText **texts, size_t *n_texts,
+                        NamedArray *tokenizer_array) {
+    enum { MOST = 4 };
+    size_t n = 0, size;
+    char *json = NULL;
+    ARENA_TRY(*texts, arena, MOST);
+    TRY(hf_config_format(config, &json));
+    TRY(keep(arena, json, &(*texts)[n++], config_key));
+    TRY(hf_generation_format(generation, &json));
+    TRY(keep(arena, json, &(*texts)[n++], generation_key));
+    if (resolved) (*texts)[n++] = (NamedText){yaml_key, resolved};
+    if (tokenizer) {
+        (*texts)[n++] = (NamedText){tokenizer_name_key, tokenizer_source_name(tokenizer)};
+        const void *bytes = tokenizer_source(tokenizer, &size);
+        *tokenizer_array = (NamedArray){.name = tokenizer_array_name, .dtype = DTYPE_U8, .n_dims = 1,
+                                        .dims = {(int64_t)size}, .data = bytes};
+    }
+    *n_texts = n;
+    return OK;
+}

@@ -1,0 +1,37 @@
+/* MODEL, wherever a command asks for one: a checkpoint, a run's folder (its newest, or its best), a Hugging Face
+ * directory, a llama2.c file. What is opened is everything a model is: parameters, tokenizer, generation settings. */
+#ifndef CRIA_TRAIN_MODEL_FILE_H
+#define CRIA_TRAIN_MODEL_FILE_H
+
+#include "data/tokenizer.h"
+#include "model/formats/hf_config.h"
+#include "model/llama.h"
+
+typedef struct {
+    Llama *model;
+    Tokenizer *tokenizer; /* NULL where the model has none and none was given */
+    HfConfig config;
+    HfGeneration generation;
+    char *path; /* what was opened, for messages */
+} ModelFile;
+
+typedef struct {
+    const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */
+    bool need_tokenizer;   /* an error where there is none */
+    bool training;         /* allocate gradients */
+    int n_positions;       /* rotary table rows; 0: the model's context */
+    bool shape_only;       /* do not read parameters (model stays NULL) */
+} ModelFileOptions;
+
+int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);
+void model_file_close(ModelFile *file);
+
+/* The texts and arrays that make a checkpoint's model.h5 more than parameters (names in model_file.c), allocated in the
+ * arena: for writers of checkpoints. `resolved` is the run's config as YAML, or NULL. */
+int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, const HfGeneration *generation,
+                        const char *resolved, Arena *arena, NamedText **texts, size_t *n_texts, NamedArray *tokenizer_array);
+
+/* A model's config.json: its shape, with the tokenizer's BOS and EOS. */
+HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer);
+
+#endif

@@ -1,0 +1,153 @@
+/* See setup.h. */
+#include "train/setup.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "model/core/error.h"
+
+/* ---- the model's shape ---- */
+
+static int number(int64_t wanted, int otherwise) { return wanted > 0 ? (int)wanted : otherwise; }
+static float real(double wanted, float otherwise) { return wanted > 0 ? (float)wanted : otherwise; }
+
+/* After one of these the config says what the run really uses. */
+static void write_back(Config *config, const LlamaShape *shape) {
+    config->model_dim = shape->dim;
+    config->model_n_layers = shape->n_layers;
+    config->model_n_heads = shape->n_heads;
+    config->model_n_kv_heads = shape->n_kv_heads;
+    config->model_head_dim = shape->head_dim;
+    config->model_ffn_dim = shape->ffn_dim;
+    config->model_vocab_size = shape->vocab_size;
+    config->model_max_context = shape->max_context;
+    config->model_rope_theta = (double)shape->rope_theta;
+    config->model_norm_eps = (double)shape->norm_eps;
+    config->model_rope_factor = (double)shape->rope_scaling.factor;
+}
+
+static bool tied(const Config *config, bool otherwise) {
+    enum { AUTO, YES, NO };
+    return config->model_tie_embeddings == AUTO ? otherwise : config->model_tie_embeddings == YES;
+}
+
+int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer) {
+    LlamaShape base = {.max_context = (int)config->train_context, .norm_eps = 1e-5f, .rope_theta = 1e4f};
+    bool preset = *config->model_preset != '\0';
+    if (preset && llama_preset(&base, config->model_preset) != OK)
+        return config_fail(config, OPTION_model_preset, "%s", error_text());
+    if (!preset && (config->model_dim == 0 || config->model_n_layers == 0 || config->model_n_heads == 0))
+        FAIL(ERR_USAGE, "the model has no shape: give model.preset, or model.dim, model.n_layers and model.n_heads");
+    bool reshaped = config->model_dim > 0 || config->model_n_heads > 0; /* the preset's derived widths no longer hold */
+    *shape = base;
+    shape->dim = number(config->model_dim, base.dim);
+    shape->n_layers = number(config->model_n_layers, base.n_layers);
+    shape->n_heads = number(config->model_n_heads, base.n_heads);
+    shape->n_kv_heads = number(config->model_n_kv_heads, reshaped ? 0 : base.n_kv_heads);
+    shape->head_dim = number(config->model_head_dim, reshaped ? 0 : base.head_dim);
+    shape->ffn_dim = number(config->model_ffn_dim, reshaped ? 0 : base.ffn_dim);
+    int vocabulary = tokenizer ? tokenizer_vocab_size(tokenizer) : base.vocab_size;
+    shape->vocab_size = number(config->model_vocab_size, vocabulary);
+    shape->max_context = number(config->model_max_context, base.max_context);
+    if (shape->max_context < config->train_context) shape->max_context = (int)config->train_context;
+    shape->rope_theta = real(config->model_rope_theta, base.rope_theta);
+    shape->norm_eps = real(config->model_norm_eps, base.norm_eps);
+    if (config->model_rope_factor > 0)
+        shape->rope_scaling = (RotaryScaling){.factor = (float)config->model_rope_factor,
+                                              .low_freq_factor = (float)config->model_rope_low_freq_factor,
+                                              .high_freq_factor = (float)config->model_rope_high_freq_factor,
+                                              .original_context = (int)config->model_rope_original_context};
+    shape->tied = tied(config, base.tied);
+    if (tokenizer && shape->vocab_size < vocabulary)
+        return config_fail(config, OPTION_model_vocab_size, "the tokenizer has %d tokens; the embedding needs as many rows",
+                           vocabulary);
+    TRY(llama_shape_check(shape));
+    write_back(config, shape);
+    return OK;
+}
+
+/* ---- the data ---- */
+
+static int copy_sources(SourceOptions **out, int *n, const ConfigSources *sources, Arena *arena) {
+    ARENA_TRY(*out, arena, sources->n + 1);
+    *n = (int)sources->n;
+    for (size_t i = 0; i < sources->n; i++) {
+        const ConfigSource *from = &sources->items[i];
+        (*out)[i] = (SourceOptions){.path = from->path,
+                                    .name = *from->name ? from->name : NULL,
+                                    .field = from->field,
+                                    .weight = from->weight,
+                                    .separator = *from->separator ? from->separator : NULL};
+    }
+    return OK;
+}
+
+int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks) {
+    enum { ON_ERROR_FAIL = 0 };
+    SourceOptions *sources, *validation;
+    *options = (LoaderOptions){0};
+    TRY(config_require(config, OPTION_data_train));
+    TRY(copy_sources(&sources, &options->n_sources, &config->data_train, arena));
+    TRY(copy_sources(&validation, &options->n_validation_sources, &config->data_validation, arena));
+    options->sources = sources;
+    options->validation_sources = options->n_validation_sources > 0 ? validation : NULL;
+    options->validation = config->data_validation.share;
+    options->cache = *config->data_cache ? config->data_cache : cache;
+    options->fail_on_error = config->data_on_error == ON_ERROR_FAIL;
+    options->add_bos = config->data_add_bos;
+    options->add_eos = config->data_add_eos;
+    options->packing = (Packing)config->data_packing;
+    options->document_mask = config->data_document_mask;
+    options->context = (int)config->train_context;
+    options->tokens_per_batch = config->train_tokens_per_batch;
+    options->tokens_per_microbatch = (int)config->train_tokens_per_microbatch;
+    options->seed = (uint64_t)config->seed;
+    options->rank = rank;
+    options->n_ranks = n_ranks;
+    return OK;
+}
+
+/* ---- the optimizer and the run ---- */
+
+OptimOptions setup_optim(const Config *config) {
+    return (OptimOptions){.learning_rate = config->optim_lr,
+                          .beta1 = config->optim_beta1,
+                          .beta2 = config->optim_beta2,
+                          .epsilon = config->optim_eps,
+                          .weight_decay = config->optim_weight_decay,
+                          .clip = config->optim_clip};
+}
+
+int64_t setup_steps(const Config *config, const Loader *loader) {
+    if (config->train_steps > 0) return config->train_steps;
+    double per_step = (double)config->train_tokens_per_batch, steps;
+    if (config->train_tokens > 0)
+        steps = ceil((double)config->train_tokens / per_step);
+    else
+        steps = ceil((config->train_epochs > 0 ? config->train_epochs : 1) * (double)loader_steps_per_epoch(loader));
+    return steps < 1 ? 1 : (int64_t)steps;
+}
+
+/* A number of steps, or a share of the run where it is below 1. */
+static int64_t steps_or_share(double value, int64_t steps) {
+    return value < 1 ? llround(value * (double)steps) : llround(value);
+}
+
+LoopOptions setup_loop(const Config *config, int64_t steps) {
+    enum { RECOMPUTE_LAYER = 1 };
+    return (LoopOptions){.steps = steps,
+                         .validate_every = config->train_validate_every,
+                         .validation_tokens = config->train_validation_tokens,
+                         .checkpoint_every = config->train_checkpoint_every,
+                         .checkpoint_minutes = config->train_checkpoint_minutes,
+                         .early_stopping = config->train_early_stopping,
+                         .log_every = config->train_log_every,
+                         .tokens_per_microbatch = (int)config->train_tokens_per_microbatch,
+                         .recompute = config->train_recompute == RECOMPUTE_LAYER,
+                         .schedule = {.kind = (ScheduleKind)config->optim_schedule,
+                                      .peak = config->optim_lr,
+                                      .final_ratio = config->optim_final_lr_ratio,
+                                      .warmup = steps_or_share(config->optim_warmup, steps),
+                                      .total = steps,
+                                      .decay = steps_or_share(config->optim_wsd_decay, steps)}};
+}

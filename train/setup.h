@@ -1,0 +1,27 @@
+/* From a config to the plain structs that the rooms take: shape, loader, optimizer, schedule, loop. The only place where
+ * training code reads configs. */
+#ifndef CRIA_TRAIN_SETUP_H
+#define CRIA_TRAIN_SETUP_H
+
+#include "configs/config.h"
+#include "data/loader.h"
+#include "model/llama.h"
+#include "optim/optimizer.h"
+#include "train/loop.h"
+
+/* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer where
+ * the config has none. What was resolved is written back, so that the saved config says it. */
+int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
+
+/* Points into the config; `sources` and `validation` have room for the config's lists (setup_sources allocates them in
+ * the arena). `cache` is where tokens are cached when the config does not say. */
+int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks);
+
+OptimOptions setup_optim(const Config *config);
+
+/* Length of the run in steps: train.steps, or from epochs or tokens. */
+int64_t setup_steps(const Config *config, const Loader *loader);
+
+LoopOptions setup_loop(const Config *config, int64_t steps);
+
+#endif
