@@ -107,7 +107,7 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     result->loss = agreed->sums.loss / agreed->sums.weight;
     result->grad_norm = optimizer_grad_norm(optimizer);
     result->learning_rate = schedule_at(&loop->options.schedule, state->step);
-    result->verdict = guard_judge(&state->guard, state->step, result->loss, result->grad_norm);
+    result->verdict = guard_check(&state->guard, result->loss, result->grad_norm);
     if (result->verdict == GUARD_APPLY) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
 
     result->seconds = now() - start;
@@ -140,17 +140,30 @@ int loop_validate(Loop *loop, Validation *result) {
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
     *result = (Validation){.loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored,
                            .tokens = (int64_t)sums.tokens};
-    for (int s = 0; s < OBJECTIVE_MAX_SOURCES; s++) result->source_loss[s] = sums.source_loss[s] / sums.source_weight[s];
+    memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
+    memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
     return OK;
 }
 
+enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES, METRIC_NAME = 128 };
+
+/* The figures of one step, before they are written. */
+typedef struct {
+    Metric rows[MOST_METRICS];
+    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME];
+    size_t n;
+} Figures;
+
+static void put(Figures *figures, const char *name, double value) {
+    figures->rows[figures->n++] = (Metric){.name = name, .value = value};
+}
+
 /* "loss/NAME" for every source that has tokens, where there are several. */
-static void put_source_losses(Loop *loop, const char *prefix, const double *losses) {
-    int n = loader_n_sources(loop->parts.loader);
+static void put_source_losses(Figures *figures, const char *prefix, int n, const double *loss, const double *weight,
+                              const Loader *loader, const char *(*name_of)(const Loader *, int)) {
     for (int s = 0; s < n && n > 1 && s < OBJECTIVE_MAX_SOURCES; s++) {
-        char name[128];
-        snprintf(name, sizeof name, "%s/%s", prefix, loader_source_name(loop->parts.loader, s));
-        if (isfinite(losses[s])) metrics_put(loop->parts.metrics, name, losses[s]);
+        snprintf(figures->source_names[s], METRIC_NAME, "%s/%s", prefix, name_of(loader, s));
+        if (weight[s] > 0) put(figures, figures->source_names[s], loss[s] / weight[s]);
     }
 }
 
@@ -166,19 +179,18 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     progress_step(loop->progress, state->step, result->loss, rate);
     if (!loop->parts.metrics || (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
         return OK;
-    Metrics *metrics = loop->parts.metrics;
-    metrics_begin(metrics, state->step);
-    metrics_put(metrics, "loss", result->loss);
-    metrics_put(metrics, "grad_norm", result->grad_norm);
-    metrics_put(metrics, "learning_rate", result->learning_rate);
-    metrics_put(metrics, "num_tokens", (double)state->tokens);
-    metrics_put(metrics, "mean_token_accuracy", sums->correct / sums->scored);
-    metrics_put(metrics, "tokens_per_second", rate);
-    metrics_put(metrics, "memory", memory_gib());
-    double losses[OBJECTIVE_MAX_SOURCES];
-    for (int s = 0; s < OBJECTIVE_MAX_SOURCES; s++) losses[s] = sums->source_loss[s] / sums->source_weight[s];
-    put_source_losses(loop, "loss", losses);
-    return metrics_end(metrics);
+    Figures figures = {.n = 0};
+    const Loader *loader = loop->parts.loader;
+    put(&figures, "loss", result->loss);
+    put(&figures, "grad_norm", result->grad_norm);
+    put(&figures, "learning_rate", result->learning_rate);
+    put(&figures, "num_tokens", (double)state->tokens);
+    put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    put(&figures, "tokens_per_second", rate);
+    put(&figures, "memory", memory_gib());
+    put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
+                      loader_source_name);
+    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
 /* Measures, and remembers whether it is the best so far. */
@@ -198,28 +210,37 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step, result.loss,
              exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
     if (!loop->parts.metrics) return OK;
-    metrics_begin(loop->parts.metrics, state->step);
-    metrics_put(loop->parts.metrics, "eval_loss", result.loss);
-    metrics_put(loop->parts.metrics, "eval_mean_token_accuracy", result.accuracy);
-    put_source_losses(loop, "eval_loss", result.source_loss);
-    return metrics_end(loop->parts.metrics);
+    Figures figures = {.n = 0};
+    const Loader *loader = loop->parts.loader;
+    put(&figures, "eval_loss", result.loss);
+    put(&figures, "eval_mean_token_accuracy", result.accuracy);
+    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result.source_loss,
+                      result.source_weight, loader, loader_validation_source_name);
+    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
 
 static int save(Loop *loop, const LoopState *state, bool is_best) {
+    TRY(mesh_agree(loop->parts.mesh, loop->parts.metrics ? metrics_sync(loop->parts.metrics) : OK));
     TRY(loop->parts.hooks.save(loop->parts.hooks.context, state, is_best));
     loop->last_save = now();
     return OK;
 }
 
+/* Back to the newest checkpoint; the guard keeps what it has learnt since, and leaves the window out. */
 static int roll_back(Loop *loop, LoopState *state) {
-    Guard guard = state->guard; /* knows the window to be skipped */
-    log_warning("step %lld: three bad steps in a row; going back to the last checkpoint and skipping them",
-                (long long)state->step);
-    TRY(loop->parts.hooks.load_newest(loop->parts.hooks.context, state));
-    guard_after_roll_back(&guard);
+    int64_t bad_step = state->step - 1;
+    Guard guard = state->guard;
+    state->guard = (Guard){0};
+    int rc = loop->parts.hooks.load_newest(loop->parts.hooks.context, state);
+    guard_free(&state->guard);
     state->guard = guard;
+    TRY(rc);
+    TRY(guard_roll_back(&state->guard, state->step, bad_step));
+    if (loop->parts.metrics) TRY(metrics_rewind(loop->parts.metrics, state->step + 1));
+    log_warning("%d bad steps in a row: back to the checkpoint of step %lld; steps to %lld are skipped", GUARD_PATIENCE,
+                (long long)state->step, (long long)bad_step);
     return OK;
 }
 
@@ -257,15 +278,16 @@ int loop_run(Loop *loop, LoopState *state) {
     loop->last_save = now();
     TRY(progress_begin_training(&loop->progress, "train", state->step, loop->options.steps));
     while (!finished) {
-        if (guard_skips(&state->guard, state->step)) {
-            state->step++;
-            continue;
-        }
+        state->step = guard_next(&state->guard, state->step);
+        if (state->step >= loop->options.steps) FAIL_TO(done, ERR_FAILED, "every step that was left is being skipped");
         StepResult result;
         TRY_TO(done, train_step(loop, state, &result));
         if (result.verdict != GUARD_APPLY)
             log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step - 1,
                         result.loss, result.grad_norm);
+        if (result.verdict == GUARD_STOP)
+            FAIL_TO(done, ERR_FAILED, "the loss stays NaN or infinite after %d roll-backs; lower optim.lr, or look at the "
+                    "data of the samples named above", GUARD_ROLL_BACKS);
         if (result.verdict == GUARD_ROLL_BACK) {
             TRY_TO(done, roll_back(loop, state));
             continue;

@@ -51,7 +51,7 @@ typedef struct {
     Optimizer *optimizer;
     Objective *objective;
     Mesh *mesh;
-    Metrics *metrics; /* rank 0; NULL elsewhere */
+    MetricsWriter *metrics; /* rank 0; NULL elsewhere */
     LoopHooks hooks;
 } LoopParts;
 
@@ -66,7 +66,7 @@ int loop_run(Loop *loop, LoopState *state);
 /* The validation loss and what belongs to it, of the model as it is. */
 typedef struct {
     double loss, accuracy;
-    double source_loss[OBJECTIVE_MAX_SOURCES]; /* NAN where a source has none */
+    double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES]; /* Σ w·ℓ and Σ w */
     int64_t tokens;
 } Validation;
 int loop_validate(Loop *loop, Validation *result);

@@ -1,0 +1,277 @@
+/* cria pretrain: a Llama from text. The command puts the rooms together (config, tokenizer, data, model, optimizer,
+ * checkpoints) and hands them to the loop. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "configs/config.h"
+#include "dist/mesh.h"
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/core/log.h"
+#include "model/core/threads.h"
+#include "model/formats/checkpoint.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/curve.h"
+#include "train/interrupt.h"
+#include "train/loop.h"
+#include "train/model_file.h"
+#include "train/run_files.h"
+#include "train/sample.h"
+#include "train/setup.h"
+
+/* Everything a run is made of; {0} is freed safely. */
+typedef struct {
+    Config *config;
+    Mesh *mesh;
+    Arena arena;
+    Text resolved;
+    Tokenizer *tokenizer;
+    Loader *loader;
+    ModelFile base; /* where model.base was given */
+    Llama *model;
+    Optimizer *optimizer;
+    Objective *objective;
+    MetricsWriter *metrics;
+    Loop *loop;
+    RunFiles files;
+    LoopState state;
+} Run;
+
+static void run_free(Run *run) {
+    loop_free(run->loop);
+    if (run->metrics) metrics_close(run->metrics);
+    if (run->objective) run->objective->free(run->objective);
+    optimizer_free(run->optimizer);
+    if (run->model != run->base.model) llama_free(run->model);
+    if (run->tokenizer != run->base.tokenizer) tokenizer_free(run->tokenizer);
+    model_file_close(&run->base);
+    loader_free(run->loader);
+    guard_free(&run->state.guard);
+    text_free(&run->resolved);
+    arena_free(&run->arena);
+    config_free(run->config);
+}
+
+/* ---- the output folder ---- */
+
+static const char config_name[] = "config.yaml";
+
+/* A folder is ours where it holds a config.yaml that this run may resume; one with other things in it is left alone. */
+static int check_output(const Config *config, bool *resuming) {
+    char **names = NULL;
+    size_t n = 0;
+    *resuming = false;
+    TRY(config_require(config, OPTION_output));
+    if (file_exists(config->output)) FAIL(ERR_REFUSED, "output: %s is a file; a folder is needed", config->output);
+    if (!directory_exists(config->output)) return OK;
+    char *path = path_join(config->output, config_name);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    *resuming = file_exists(path);
+    int rc = OK;
+    if (!*resuming) {
+        rc = directory_list(&names, &n, config->output);
+        for (size_t i = 0; i < n && rc == OK; i++)
+            if (strcmp(names[i], "cache") != 0 && names[i][0] != '.' && !text_ends_with(names[i], ".tmp") &&
+                !text_ends_with(names[i], ".txt") && !text_ends_with(names[i], ".json"))
+                rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
+                               "output: %s holds '%s', which this run did not make; choose an empty folder", config->output,
+                               names[i]);
+        names_free(names, n);
+    }
+    free(path);
+    return rc;
+}
+
+/* Compares with the config this run began with, or writes it. Rank 0 alone touches the folder. */
+static int settle_config(Run *run, bool resuming) {
+    int rc = OK;
+    Config *before = NULL;
+    char *path = path_join(run->config->output, config_name);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    if (resuming) {
+        TRY_TO(done, config_new(&before));
+        TRY_TO(done, config_load(before, path));
+        TRY_TO(done, config_check_resume(before, run->config));
+    }
+    if (mesh_rank(run->mesh) == 0) TRY_TO(done, config_save(run->config, path));
+done:
+    config_free(before);
+    free(path);
+    return rc;
+}
+
+/* ---- the parts ---- */
+
+static int open_model_base(Run *run) {
+    const Config *config = run->config;
+    bool own_tokenizer = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
+    ModelFileOptions options = {.training = true, .need_tokenizer = true,
+                                .tokenizer = own_tokenizer ? NULL : config->tokenizer_path};
+    TRY(model_file_open(&run->base, config->model_base, options));
+    run->model = run->base.model;
+    run->tokenizer = run->base.tokenizer;
+    return OK;
+}
+
+static int open_tokenizer(Run *run) {
+    if (*run->config->model_base) return open_model_base(run);
+    TRY(config_require(run->config, OPTION_tokenizer_path));
+    return tokenizer_load(&run->tokenizer, run->config->tokenizer_path);
+}
+
+static int open_data(Run *run) {
+    LoaderOptions options;
+    char *cache = path_join(run->config->output, "cache");
+    if (!cache) FAIL(ERR_FAILED, "out of memory");
+    int rc = setup_loader(&options, run->config, &run->arena, cache, mesh_rank(run->mesh), mesh_size(run->mesh));
+    if (rc == OK) rc = loader_open(&run->loader, &options, run->tokenizer);
+    free(cache);
+    if (rc != OK) return rc;
+    int64_t skipped = loader_skipped_records(run->loader);
+    if (skipped > 0) log_warning("%lld malformed records were skipped", (long long)skipped);
+    return OK;
+}
+
+static int make_model(Run *run) {
+    if (run->model) return OK; /* model.base */
+    LlamaShape shape;
+    TRY(setup_shape(&shape, run->config, run->tokenizer));
+    TRY(llama_new(&run->model, &shape, (LlamaOptions){.training = true, .n_positions = (int)run->config->train_context}));
+    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+}
+
+static int make_optimizer(Run *run) {
+    OptimParameter *parameters;
+    size_t n = 0;
+    ARENA_TRY(parameters, &run->arena, run->model->n_weights);
+    for (int i = 0; i < run->model->n_weights; i++) {
+        const Weight *weight = run->model->weights[i];
+        if (weight->tied) continue;
+        parameters[n++] = (OptimParameter){.value = weight->value, .grad = weight->grad, .n = weight_elements(weight),
+                                           .decay = weight->decay};
+    }
+    return optimizer_new(&run->optimizer, parameters, n, setup_optim(run->config));
+}
+
+/* ---- hooks ---- */
+
+static int save_hook(void *context, const LoopState *state, bool is_best) {
+    Run *run = context;
+    return run_save(&run->files, state, is_best);
+}
+
+/* Every rank loads what rank 0 found. */
+static int load_newest(Run *run, LoopState *state, bool *found) {
+    enum { LONGEST = 4096 };
+    char path[LONGEST] = "", *folder = NULL;
+    int rc = OK;
+    if (mesh_rank(run->mesh) == 0) {
+        rc = checkpoint_newest(&folder, NULL, run->config->output);
+        if (rc == OK && folder && strlen(folder) < LONGEST) strcpy(path, folder);
+        free(folder);
+    }
+    TRY(mesh_agree(run->mesh, rc));
+    TRY(mesh_broadcast(run->mesh, path, sizeof path, 0));
+    *found = *path != '\0';
+    return *found ? run_load(&run->files, path, state) : OK;
+}
+
+/* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
+static int load_newest_hook(void *context, LoopState *state) {
+    Run *run = context;
+    bool found;
+    TRY(load_newest(run, state, &found));
+    if (found) return OK;
+    for (int i = 0; i < llama_untied_weights(run->model); i++) {
+        OptimParameter *parameter = optimizer_parameter(run->optimizer, (size_t)i);
+        memset(parameter->m, 0, parameter->n * sizeof *parameter->m);
+        memset(parameter->v, 0, parameter->n * sizeof *parameter->v);
+    }
+    optimizer_set_updates(run->optimizer, 0);
+    *state = (LoopState){.best_step = -1};
+    if (run->base.model) FAIL(ERR_FAILED, "there is no checkpoint to go back to yet");
+    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+}
+
+/* ---- the run ---- */
+
+static int prepare(Run *run, bool *resumed) {
+    bool resuming;
+    TRY(mesh_agree(run->mesh, check_output(run->config, &resuming)));
+    TRY(mesh_agree(run->mesh, directory_make(run->config->output)));
+    TRY(mesh_agree(run->mesh, open_tokenizer(run)));
+    TRY(mesh_agree(run->mesh, make_model(run)));
+    TRY(mesh_agree(run->mesh, settle_config(run, resuming)));
+    TRY(mesh_agree(run->mesh, open_data(run)));
+    TRY(mesh_agree(run->mesh, make_optimizer(run)));
+    TRY(config_write(run->config, &run->resolved));
+    run->files = (RunFiles){.output = run->config->output,
+                            .model = run->model,
+                            .optimizer = run->optimizer,
+                            .tokenizer = run->tokenizer,
+                            .resolved_config = run->resolved.bytes,
+                            .data_fingerprint = loader_fingerprint(run->loader),
+                            .mesh = run->mesh,
+                            .keep_last = (int)run->config->train_keep_last};
+    run->state.best_step = -1;
+    return load_newest(run, &run->state, resumed);
+}
+
+static void announce(const Run *run, const LoopOptions *options, bool resumed) {
+    char parameters[32], tokens[32], bytes[32];
+    log_info("model: %s parameters, %d layers, width %d; vocabulary %d", text_thousands(parameters, llama_parameters(&run->model->shape)),
+             run->model->shape.n_layers, run->model->shape.dim, run->model->shape.vocab_size);
+    log_info("data: %s training tokens in an epoch of %lld steps", text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)),
+             (long long)loader_steps_per_epoch(run->loader));
+    log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d threads, %d ranks",
+             text_bytes(bytes, llama_bytes(run->model) + optimizer_bytes(run->optimizer)),
+             text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), mesh_size(run->mesh));
+    if (resumed)
+        log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
+}
+
+static int train(Run *run) {
+    bool resumed = false;
+    TRY(prepare(run, &resumed));
+    int64_t steps = setup_steps(run->config, run->loader);
+    LoopOptions options = setup_loop(run->config, steps);
+    TRY(nll_objective_new(&run->objective, options.tokens_per_microbatch));
+    int rc = OK;
+    if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
+    TRY(mesh_agree(run->mesh, rc));
+    LoopParts parts = {.model = run->model, .loader = run->loader, .optimizer = run->optimizer,
+                       .objective = run->objective, .mesh = run->mesh, .metrics = run->metrics,
+                       .hooks = {.context = run, .save = save_hook, .load_newest = load_newest_hook}};
+    TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
+    announce(run, &options, resumed);
+    if (run->state.step >= steps) {
+        log_info("%s is finished: %lld steps; a larger train.steps goes on from there", run->config->output, (long long)run->state.step);
+        return OK;
+    }
+    interrupt_install();
+    rc = loop_run(run->loop, &run->state);
+    interrupt_restore();
+    return rc;
+}
+
+int command_pretrain(int argc, char **argv) {
+    int rc = OK;
+    Run run = {0};
+    CliResult cli;
+    TRY(config_new(&run.config));
+    CliSpec spec = {.usage = "CONFIG.yaml [key=value ...]",
+                    .about = "Trains a Llama from text. The same command on the same output resumes.",
+                    .min_words = 0, .max_words = 1, .config = run.config, .config_file = true,
+                    .sections = "output seed precision model tokenizer data optim train parallel"};
+    TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
+    if (cli.helped) goto done;
+    TRY_TO(done, config_check(run.config));
+    TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
+    threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));
+    rc = train(&run);
+done:
+    run_free(&run);
+    if (run.mesh) mesh_finalize(run.mesh);
+    return rc;
+}

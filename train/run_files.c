@@ -1,0 +1,227 @@
+/* A step's folder: model.h5 (parameters, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and v.NAME), config.yaml
+ * (resolved) and state.json (position of the run, and what computed it). */
+#include "train/run_files.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/core/text.h"
+#include "model/core/threads.h"
+#include "model/formats/checkpoint.h"
+#include "train/model_file.h"
+
+static const char optimizer_file[] = "optimizer.h5", config_file[] = "config.yaml", state_file[] = "state.json";
+
+/* ---- state.json ---- */
+
+static int format_state(char **json, const RunFiles *files, const LoopState *state) {
+    int64_t *numbers;
+    size_t n;
+    char fingerprint[20];
+    TRY(guard_save(&state->guard, &numbers, &n));
+    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, files->data_fingerprint);
+    json_t *guard = json_array();
+    for (size_t i = 0; i < n; i++) json_array_append_new(guard, json_integer(numbers[i]));
+    free(numbers);
+    json_t *root = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:o, s:s, s:s, s:i, s:i}", "step", (json_int_t)state->step,
+                             "updates", (json_int_t)state->updates, "tokens", (json_int_t)state->tokens, "best_step",
+                             (json_int_t)state->best_step, "stale_validations", (json_int_t)state->stale_validations,
+                             "seconds", state->seconds, "guard", guard, "data", fingerprint, "kernels", kernels()->name,
+                             "threads", threads_count(), "ranks", mesh_size(files->mesh));
+    if (root && state->best_step >= 0) json_object_set_new(root, "best_loss", json_real(state->best_loss));
+    *json = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
+    json_decref(root);
+    if (!*json) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static int parse_guard(Guard *guard, const json_t *list) {
+    size_t n = json_array_size(list);
+    int64_t *numbers = malloc((n + 1) * sizeof *numbers);
+    if (!numbers) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < n; i++) numbers[i] = json_integer_value(json_array_get(list, i));
+    int rc = guard_load(guard, numbers, n);
+    free(numbers);
+    return rc;
+}
+
+/* The numbers are the file's own; where it was written by another machine, or for other data, that is said here. */
+static int compare_circumstances(const RunFiles *files, const char *fingerprint, const char *kernel_name, int threads) {
+    char now[20];
+    snprintf(now, sizeof now, "%016" PRIx64, files->data_fingerprint);
+    if (strcmp(now, fingerprint) != 0)
+        FAIL(ERR_REFUSED,
+             "the checkpoint was made from other data (fingerprint %s, now %s): the sources, the tokenizer or their "
+             "order have changed. Restore them, or start a new run in another output folder",
+             fingerprint, now);
+    if (strcmp(kernel_name, kernels()->name) != 0 || threads != threads_count())
+        log_warning("the checkpoint was computed with %s kernels and %d threads, this run has %s and %d: results will "
+                    "agree to rounding, not bit for bit",
+                    kernel_name, threads, kernels()->name, threads_count());
+    return OK;
+}
+
+static int parse_state(LoopState *state, const RunFiles *files, const char *json, const char *name) {
+    int rc = OK;
+    json_error_t error;
+    json_t *root = json_loads(json, 0, &error), *guard;
+    json_int_t step, updates, tokens, best_step, stale;
+    const char *fingerprint, *kernel_name;
+    int threads, ranks;
+    double best_loss = INFINITY;
+    LoopState read = {0};
+    if (!root) FAIL(ERR_REFUSED, "%s:%d: %s", name, error.line, error.text);
+    if (json_unpack_ex(root, &error, 0, "{s:I, s:I, s:I, s:I, s:I, s:F, s:o, s:s, s:s, s:i, s:i, s?F}", "step", &step,
+                       "updates", &updates, "tokens", &tokens, "best_step", &best_step, "stale_validations", &stale,
+                       "seconds", &read.seconds, "guard", &guard, "data", &fingerprint, "kernels", &kernel_name,
+                       "threads", &threads, "ranks", &ranks, "best_loss", &best_loss) != 0)
+        FAIL_TO(done, ERR_REFUSED, "%s: %s", name, error.text);
+    TRY_TO(done, compare_circumstances(files, fingerprint, kernel_name, threads));
+    TRY_TO(done, parse_guard(&read.guard, guard));
+    read.step = step;
+    read.updates = updates;
+    read.tokens = tokens;
+    read.best_step = best_step;
+    read.stale_validations = stale;
+    read.best_loss = best_loss;
+    guard_free(&state->guard);
+    *state = read;
+done:
+    json_decref(root);
+    return rc;
+}
+
+/* ---- arrays ---- */
+
+/* The first (or second) moments of every untied weight, in canonical order. */
+static int moments(const RunFiles *files, bool second, Arena *arena, float ***storage) {
+    int n = llama_untied_weights(files->model);
+    ARENA_TRY(*storage, arena, n);
+    for (int i = 0; i < n; i++) {
+        OptimParameter *parameter = optimizer_parameter(files->optimizer, (size_t)i);
+        (*storage)[i] = second ? parameter->v : parameter->m;
+    }
+    return OK;
+}
+
+/* fp32 arrays as sources, with room for `extra` more. */
+static int as_sources(const NamedArray *arrays, size_t n, size_t extra, Arena *arena, NamedSource **sources) {
+    ARENA_TRY(*sources, arena, n + extra);
+    for (size_t i = 0; i < n; i++) {
+        (*sources)[i] = (NamedSource){.array = arrays[i], .f32 = arrays[i].data};
+        (*sources)[i].array.data = NULL;
+    }
+    return OK;
+}
+
+static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
+    NamedArray *arrays, tokenizer = {0};
+    NamedSource *sources;
+    NamedText *texts;
+    size_t n, n_texts;
+    TRY(llama_arrays(files->model, NULL, "", arena, &arrays, &n));
+    HfConfig config = model_file_config(&files->model->shape, files->tokenizer);
+    HfGeneration generation = hf_generation_default();
+    generation.bos_token_id = config.bos_token_id;
+    generation.n_eos = config.n_eos;
+    memcpy(generation.eos_token_ids, config.eos_token_ids, sizeof generation.eos_token_ids);
+    TRY(model_file_describe(&config, files->tokenizer, &generation, files->resolved_config, arena, &texts, &n_texts,
+                            &tokenizer));
+    TRY(as_sources(arrays, n, 1, arena, &sources));
+    if (tokenizer.name) sources[n++] = (NamedSource){.array = tokenizer};
+    return checkpoint_add_arrays(writer, CHECKPOINT_MODEL, sources, n, texts, n_texts);
+}
+
+static int add_optimizer(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
+    NamedArray *first, *second, *all;
+    NamedSource *sources;
+    float **storage;
+    size_t n;
+    TRY(moments(files, false, arena, &storage));
+    TRY(llama_arrays(files->model, storage, "m.", arena, &first, &n));
+    TRY(moments(files, true, arena, &storage));
+    TRY(llama_arrays(files->model, storage, "v.", arena, &second, &n));
+    ARENA_TRY(all, arena, 2 * n);
+    memcpy(all, first, n * sizeof *all);
+    memcpy(all + n, second, n * sizeof *all);
+    TRY(as_sources(all, 2 * n, 0, arena, &sources));
+    return checkpoint_add_arrays(writer, optimizer_file, sources, 2 * n, NULL, 0);
+}
+
+/* ---- saving and loading ---- */
+
+static int write_files(CheckpointWriter *writer, const RunFiles *files, const LoopState *state, Arena *arena) {
+    char *json;
+    TRY(add_model(writer, files, arena));
+    TRY(add_optimizer(writer, files, arena));
+    TRY(checkpoint_add_bytes(writer, config_file, files->resolved_config, strlen(files->resolved_config)));
+    TRY(format_state(&json, files, state));
+    int rc = checkpoint_add_bytes(writer, state_file, json, strlen(json));
+    free(json);
+    return rc;
+}
+
+static int save(const RunFiles *files, const LoopState *state, bool is_best) {
+    CheckpointWriter *writer;
+    Arena arena = {0};
+    TRY(checkpoint_begin(&writer, files->output, state->step));
+    int rc = write_files(writer, files, state, &arena);
+    arena_free(&arena);
+    if (rc != OK) {
+        checkpoint_abandon(writer);
+        return rc;
+    }
+    TRY(checkpoint_commit(writer));
+    if (is_best) TRY(checkpoint_mark_best(files->output, state->step));
+    return checkpoint_prune(files->output, files->keep_last);
+}
+
+int run_save(const RunFiles *files, const LoopState *state, bool is_best) {
+    int rc = mesh_rank(files->mesh) == 0 ? save(files, state, is_best) : OK;
+    return mesh_agree(files->mesh, rc);
+}
+
+static int load_moments(const RunFiles *files, const char *folder, Arena *arena) {
+    NamedFile *file;
+    TRY(checkpoint_open_arrays(&file, folder, optimizer_file));
+    int rc = OK;
+    for (int second = 0; second < 2 && rc == OK; second++) {
+        float **storage;
+        rc = moments(files, second, arena, &storage);
+        if (rc == OK) rc = llama_load_storage(files->model, storage, second ? "v." : "m.", file);
+    }
+    named_close(file);
+    return rc;
+}
+
+static int load_parameters(const RunFiles *files, const char *folder) {
+    NamedFile *file;
+    TRY(checkpoint_open_arrays(&file, folder, CHECKPOINT_MODEL));
+    int rc = llama_load(files->model, file);
+    named_close(file);
+    return rc;
+}
+
+static int load(const RunFiles *files, const char *folder, LoopState *state) {
+    char *json;
+    size_t size;
+    Arena arena = {0};
+    TRY(checkpoint_read_bytes(&json, &size, folder, state_file));
+    int rc = parse_state(state, files, json, state_file);
+    free(json);
+    if (rc == OK) rc = load_parameters(files, folder);
+    if (rc == OK) rc = load_moments(files, folder, &arena);
+    arena_free(&arena);
+    if (rc == OK) optimizer_set_updates(files->optimizer, state->updates);
+    return rc == OK ? OK : error_context(rc, "%s", folder);
+}
+
+int run_load(const RunFiles *files, const char *folder, LoopState *state) {
+    return mesh_agree(files->mesh, load(files, folder, state));
+}

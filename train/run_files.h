@@ -1,0 +1,29 @@
+/* What a run keeps on disk: checkpoints that hold everything a run needs to go on, and everything a model is. */
+#ifndef CRIA_TRAIN_RUN_FILES_H
+#define CRIA_TRAIN_RUN_FILES_H
+
+#include "data/tokenizer.h"
+#include "dist/mesh.h"
+#include "model/llama.h"
+#include "optim/optimizer.h"
+#include "train/loop.h"
+
+typedef struct {
+    const char *output; /* the run's folder */
+    Llama *model;
+    Optimizer *optimizer;
+    const Tokenizer *tokenizer;
+    const char *resolved_config; /* YAML */
+    uint64_t data_fingerprint;   /* loader_fingerprint */
+    Mesh *mesh;
+    int keep_last;
+} RunFiles;
+
+/* Writes checkpoints/step-N and prunes old ones. Every rank calls it; rank 0 writes, all learn whether it worked. */
+int run_save(const RunFiles *files, const LoopState *state, bool is_best);
+
+/* Fills model, moments and *state from a checkpoint's folder. Every rank reads it. A checkpoint of other data is refused;
+ * other kernels or threads than then are a warning, since bits may differ from an uninterrupted run. */
+int run_load(const RunFiles *files, const char *folder, LoopState *state);
+
+#endif
