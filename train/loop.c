@@ -193,6 +193,17 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
+static int report_validation(Loop *loop, const LoopState *state, const Validation *result) {
+    if (!loop->parts.metrics) return OK;
+    Figures figures = {.n = 0};
+    const Loader *loader = loop->parts.loader;
+    put(&figures, "eval_loss", result->loss);
+    put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->source_loss,
+                      result->source_weight, loader, loader_validation_source_name);
+    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
+}
+
 /* Measures, and remembers whether it is the best so far. */
 static int validate(Loop *loop, LoopState *state, bool *is_best) {
     Validation result;
@@ -209,14 +220,7 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     }
     log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step, result.loss,
              exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
-    if (!loop->parts.metrics) return OK;
-    Figures figures = {.n = 0};
-    const Loader *loader = loop->parts.loader;
-    put(&figures, "eval_loss", result.loss);
-    put(&figures, "eval_mean_token_accuracy", result.accuracy);
-    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result.source_loss,
-                      result.source_weight, loader, loader_validation_source_name);
-    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
+    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
@@ -264,7 +268,8 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
         saved = true;
     }
     const LoopHooks *hooks = &loop->parts.hooks;
-    if (hooks->sample && hooks->sample_due(hooks->context, state)) TRY(hooks->sample(hooks->context, state));
+    if (hooks->sample && hooks->sample_due(hooks->context, state))
+        TRY(mesh_agree(loop->parts.mesh, hooks->sample(hooks->context, state)));
     *finished = last;
     if (result->agreed.interrupted > 0 && !last && saved)
         FAIL(ERR_INTERRUPTED, "interrupted at step %lld of %lld; a checkpoint was saved, the same command resumes",
@@ -292,7 +297,7 @@ int loop_run(Loop *loop, LoopState *state) {
             TRY_TO(done, roll_back(loop, state));
             continue;
         }
-        TRY_TO(done, report_step(loop, state, &result));
+        TRY_TO(done, mesh_agree(loop->parts.mesh, report_step(loop, state, &result)));
         TRY_TO(done, after_step(loop, state, &result, &finished));
     }
 done:
