@@ -87,7 +87,8 @@ done:
 
 /* Names that a file may hold though the model has no such parameter. */
 static bool may_be_ignored(const Llama *model, const char *name) {
-    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") || (model->head.tied && strcmp(name, "lm_head.weight") == 0);
+    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") ||
+           (model->head.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
 int llama_load(Llama *model, const NamedFile *file) {

@@ -10,7 +10,7 @@
 
 #include "model/core/error.h"
 #include "model/core/log.h"
-#include "model/core/process.h"
+#include "model/core/memory.h"
 #include "model/core/text.h"
 #include "train/interrupt.h"
 #include "train/progress.h"
@@ -21,7 +21,7 @@ struct Loop {
     TapeMemory *memory;
     Tape *training, *evaluation;
     double last_save; /* seconds of the monotonic clock */
-    Progress *progress;
+    Progress progress;
 };
 
 /* What ranks must agree on at the end of a step, added up like the sums. */
@@ -101,7 +101,8 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     double start = now();
     *result = (StepResult){.agreed.interrupted = interrupt_requested()};
     double minutes = loop->options.checkpoint_minutes;
-    if (mesh_rank(loop->parts.mesh) == 0 && minutes > 0 && start - loop->last_save >= 60 * minutes) agreed->save_due = 1;
+    if (mesh_rank(loop->parts.mesh) == 0 && minutes > 0 && start - loop->last_save >= 60 * minutes)
+        agreed->save_due = 1;
 
     TRY(sum_over_ranks(loop, accumulate_gradients(loop, state->step, agreed), agreed));
     result->loss = agreed->sums.loss / agreed->sums.weight;
@@ -138,8 +139,8 @@ int loop_validate(Loop *loop, Validation *result) {
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
-    *result = (Validation){.loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored,
-                           .tokens = (int64_t)sums.tokens};
+    *result = (Validation){
+        .loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored, .tokens = (int64_t)sums.tokens};
     memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
     memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
     return OK;
@@ -168,15 +169,15 @@ static void put_source_losses(Figures *figures, const char *prefix, int n, const
 }
 
 static double memory_gib(void) {
-    ProcessMemory memory;
-    process_memory(&memory);
-    return (double)memory.resident / 0x1p30;
+    return (double)memory_use().resident / 0x1p30;
 }
 
 static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
     const ObjectiveSums *sums = &result->agreed.sums;
     double rate = sums->tokens / result->seconds;
-    progress_step(loop->progress, state->step, result->loss, rate);
+    char details[128];
+    progress_update(&loop->progress, state->step,
+                    progress_training_details(details, sizeof details, result->loss, rate));
     if (!loop->parts.metrics || (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
         return OK;
     Figures figures = {.n = 0};
@@ -218,8 +219,8 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     } else {
         state->stale_validations++;
     }
-    log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step, result.loss,
-             exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
+    log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step,
+             result.loss, exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
     return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }
 
@@ -248,7 +249,9 @@ static int roll_back(Loop *loop, LoopState *state) {
     return OK;
 }
 
-static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+static bool due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
 
 /* Everything that may follow a step. *finished ends the run. */
 static int after_step(Loop *loop, LoopState *state, const StepResult *result, bool *finished) {
@@ -281,7 +284,7 @@ int loop_run(Loop *loop, LoopState *state) {
     int rc = OK;
     bool finished = state->step >= loop->options.steps;
     loop->last_save = now();
-    TRY(progress_begin_training(&loop->progress, "train", state->step, loop->options.steps));
+    progress_begin(&loop->progress, "training", "steps", state->step, loop->options.steps);
     while (!finished) {
         state->step = guard_next(&state->guard, state->step);
         if (state->step >= loop->options.steps) FAIL_TO(done, ERR_FAILED, "every step that was left is being skipped");
@@ -291,8 +294,10 @@ int loop_run(Loop *loop, LoopState *state) {
             log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step - 1,
                         result.loss, result.grad_norm);
         if (result.verdict == GUARD_STOP)
-            FAIL_TO(done, ERR_FAILED, "the loss stays NaN or infinite after %d roll-backs; lower optim.lr, or look at the "
-                    "data of the samples named above", GUARD_ROLL_BACKS);
+            FAIL_TO(done, ERR_FAILED,
+                    "the loss stays NaN or infinite after %d roll-backs; lower optim.lr, or look at the "
+                    "data of the samples named above",
+                    GUARD_ROLL_BACKS);
         if (result.verdict == GUARD_ROLL_BACK) {
             TRY_TO(done, roll_back(loop, state));
             continue;
@@ -301,8 +306,7 @@ int loop_run(Loop *loop, LoopState *state) {
         TRY_TO(done, after_step(loop, state, &result, &finished));
     }
 done:
-    progress_end(loop->progress);
-    loop->progress = NULL;
+    progress_end(&loop->progress);
     return rc;
 }
 
@@ -310,8 +314,10 @@ done:
 
 static int record(Loop *loop, Tape **tape, bool training) {
     const LoopOptions *options = &loop->options;
-    *tape = tape_new(&(TapeOptions){.capacity = options->tokens_per_microbatch, .segments = options->max_segments,
-                                    .training = training, .memory = loop->memory});
+    *tape = tape_new(&(TapeOptions){.capacity = options->tokens_per_microbatch,
+                                    .segments = options->max_segments,
+                                    .training = training,
+                                    .memory = loop->memory});
     if (!*tape) FAIL(ERR_FAILED, "out of memory");
     LlamaRecord how = {.recompute = training && options->recompute};
     TRY(loop->parts.objective->record(loop->parts.objective, *tape, loop->parts.model, how, training));
@@ -344,4 +350,6 @@ void loop_free(Loop *loop) {
     free(loop);
 }
 
-size_t loop_tape_bytes(const Loop *loop) { return tape_memory_bytes(loop->memory); }
+size_t loop_tape_bytes(const Loop *loop) {
+    return tape_memory_bytes(loop->memory);
+}

@@ -40,8 +40,8 @@ typedef struct Loop Loop;
 typedef struct {
     void *context;
     int (*save)(void *context, const LoopState *state, bool is_best);
-    int (*load_newest)(void *context, LoopState *state);         /* after a roll-back */
-    int (*sample)(void *context, const LoopState *state);        /* NULL: no sample texts */
+    int (*load_newest)(void *context, LoopState *state);  /* after a roll-back */
+    int (*sample)(void *context, const LoopState *state); /* NULL: no sample texts */
     bool (*sample_due)(void *context, const LoopState *state);
 } LoopHooks;
 

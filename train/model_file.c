@@ -125,8 +125,8 @@ int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, cons
     if (tokenizer) {
         (*texts)[n++] = (NamedText){tokenizer_name_key, tokenizer_source_name(tokenizer)};
         const void *bytes = tokenizer_source(tokenizer, &size);
-        *tokenizer_array = (NamedArray){.name = tokenizer_array_name, .dtype = DTYPE_U8, .n_dims = 1,
-                                        .dims = {(int64_t)size}, .data = bytes};
+        *tokenizer_array = (NamedArray){
+            .name = tokenizer_array_name, .dtype = DTYPE_U8, .n_dims = 1, .dims = {(int64_t)size}, .data = bytes};
     }
     *n_texts = n;
     return OK;

@@ -17,7 +17,9 @@ typedef struct {
     int capacity;
 } Nll;
 
-static Recorded *recorded(Nll *self, bool training) { return training ? &self->training : &self->evaluation; }
+static Recorded *recorded(Nll *self, bool training) {
+    return training ? &self->training : &self->evaluation;
+}
 
 static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord record, bool training) {
     Recorded *r = recorded((Nll *)base, training);
@@ -33,12 +35,17 @@ static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord rec
     return OK; /* a recording error is tape_plan's to tell */
 }
 
-static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, double total_weight, bool training) {
+static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, double total_weight,
+                    bool training) {
     Nll *self = (Nll *)base;
     if (micro->n_tokens > self->capacity)
         FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
-    TapeBatch batch = {.n_tokens = micro->n_tokens, .n_segments = micro->n_segments, .n_samples = 0,
-                       .tokens = micro->tokens, .positions = micro->positions, .targets = micro->targets,
+    TapeBatch batch = {.n_tokens = micro->n_tokens,
+                       .n_segments = micro->n_segments,
+                       .n_samples = 0,
+                       .tokens = micro->tokens,
+                       .positions = micro->positions,
+                       .targets = micro->targets,
                        .segment_start = micro->segment_start};
     TRY(tape_bind(tape, buffer, &batch));
     for (int t = 0; training && t < micro->n_tokens; t++)

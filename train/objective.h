@@ -1,6 +1,7 @@
 /* An objective: what a training stage minimises, as a weighted sum over the whole step (all micro-batches, all ranks).
  * It records its part of the graph once on the training tape and once on an evaluation tape, binds a micro-batch with
- * gradients already scaled by 1/Σw, and collects sums after a forward pass. The loop (loop.c) knows no more than this. */
+ * gradients already scaled by 1/Σw, and collects sums after a forward pass. The loop (loop.c) knows no more than this.
+ */
 #ifndef CRIA_TRAIN_OBJECTIVE_H
 #define CRIA_TRAIN_OBJECTIVE_H
 
@@ -11,11 +12,11 @@ enum { OBJECTIVE_MAX_SOURCES = 64 };
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
 typedef struct {
-    double loss;     /* Σ w·ℓ */
-    double weight;   /* Σ w */
-    double tokens;   /* tokens seen */
-    double scored;   /* tokens with w > 0 */
-    double correct;  /* of those, top-1 equals the target */
+    double loss;    /* Σ w·ℓ */
+    double weight;  /* Σ w */
+    double tokens;  /* tokens seen */
+    double scored;  /* tokens with w > 0 */
+    double correct; /* of those, top-1 equals the target */
     double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES];
 } ObjectiveSums;
 enum { OBJECTIVE_SUMS = sizeof(ObjectiveSums) / sizeof(double) };
@@ -26,7 +27,8 @@ struct Objective {
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
     /* `total_weight` is Σw of the whole step. The micro-batch must stay until collect. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, double total_weight, bool training);
-    void (*collect)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, bool training, ObjectiveSums *sums);
+    void (*collect)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, bool training,
+                    ObjectiveSums *sums);
     void (*free)(Objective *self);
 };
 

@@ -17,7 +17,6 @@
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/run_files.h"
-#include "train/sample.h"
 #include "train/setup.h"
 
 /* Everything a run is made of; {0} is freed safely. */
@@ -75,8 +74,8 @@ static int check_output(const Config *config, bool *resuming) {
             if (strcmp(names[i], "cache") != 0 && names[i][0] != '.' && !text_ends_with(names[i], ".tmp") &&
                 !text_ends_with(names[i], ".txt") && !text_ends_with(names[i], ".json"))
                 rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
-                               "output: %s holds '%s', which this run did not make; choose an empty folder", config->output,
-                               names[i]);
+                               "output: %s holds '%s', which this run did not make; choose an empty folder",
+                               config->output, names[i]);
         names_free(names, n);
     }
     free(path);
@@ -106,8 +105,8 @@ done:
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool own_tokenizer = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
-    ModelFileOptions options = {.training = true, .need_tokenizer = true,
-                                .tokenizer = own_tokenizer ? NULL : config->tokenizer_path};
+    ModelFileOptions options = {
+        .training = true, .need_tokenizer = true, .tokenizer = own_tokenizer ? NULL : config->tokenizer_path};
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
@@ -137,8 +136,10 @@ static int make_model(Run *run) {
     if (run->model) return OK; /* model.base */
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
-    TRY(llama_new(&run->model, &shape, (LlamaOptions){.training = true, .n_positions = (int)run->config->train_context}));
-    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+    TRY(llama_new(&run->model, &shape,
+                  (LlamaOptions){.training = true, .n_positions = (int)run->config->train_context}));
+    return llama_init(run->model,
+                      (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
 }
 
 static int make_optimizer(Run *run) {
@@ -148,8 +149,8 @@ static int make_optimizer(Run *run) {
     for (int i = 0; i < run->model->n_weights; i++) {
         const Weight *weight = run->model->weights[i];
         if (weight->tied) continue;
-        parameters[n++] = (OptimParameter){.value = weight->value, .grad = weight->grad, .n = weight_elements(weight),
-                                           .decay = weight->decay};
+        parameters[n++] = (OptimParameter){
+            .value = weight->value, .grad = weight->grad, .n = weight_elements(weight), .decay = weight->decay};
     }
     return optimizer_new(&run->optimizer, parameters, n, setup_optim(run->config));
 }
@@ -191,7 +192,8 @@ static int load_newest_hook(void *context, LoopState *state) {
     optimizer_set_updates(run->optimizer, 0);
     *state = (LoopState){.best_step = -1};
     if (run->base.model) FAIL(ERR_FAILED, "there is no checkpoint to go back to yet");
-    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+    return llama_init(run->model,
+                      (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
 }
 
 /* ---- the run ---- */
@@ -220,15 +222,16 @@ static int prepare(Run *run, bool *resumed) {
 
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
-    log_info("model: %s parameters, %d layers, width %d; vocabulary %d", text_thousands(parameters, llama_parameters(&run->model->shape)),
-             run->model->shape.n_layers, run->model->shape.dim, run->model->shape.vocab_size);
-    log_info("data: %s training tokens in an epoch of %lld steps", text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)),
+    log_info("model: %s parameters, %d layers, width %d; vocabulary %d",
+             text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
+             run->model->shape.dim, run->model->shape.vocab_size);
+    log_info("data: %s training tokens in an epoch of %lld steps",
+             text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)),
              (long long)loader_steps_per_epoch(run->loader));
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d threads, %d ranks",
              text_bytes(bytes, llama_bytes(run->model) + optimizer_bytes(run->optimizer)),
              text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), mesh_size(run->mesh));
-    if (resumed)
-        log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
+    if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
 }
 
 static int train(Run *run) {
@@ -240,13 +243,18 @@ static int train(Run *run) {
     int rc = OK;
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));
-    LoopParts parts = {.model = run->model, .loader = run->loader, .optimizer = run->optimizer,
-                       .objective = run->objective, .mesh = run->mesh, .metrics = run->metrics,
+    LoopParts parts = {.model = run->model,
+                       .loader = run->loader,
+                       .optimizer = run->optimizer,
+                       .objective = run->objective,
+                       .mesh = run->mesh,
+                       .metrics = run->metrics,
                        .hooks = {.context = run, .save = save_hook, .load_newest = load_newest_hook}};
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (run->state.step >= steps) {
-        log_info("%s is finished: %lld steps; a larger train.steps goes on from there", run->config->output, (long long)run->state.step);
+        log_info("%s is finished: %lld steps; a larger train.steps goes on from there", run->config->output,
+                 (long long)run->state.step);
         return OK;
     }
     interrupt_install();
@@ -262,7 +270,10 @@ int command_pretrain(int argc, char **argv) {
     TRY(config_new(&run.config));
     CliSpec spec = {.usage = "CONFIG.yaml [key=value ...]",
                     .about = "Trains a Llama from text. The same command on the same output resumes.",
-                    .min_words = 0, .max_words = 1, .config = run.config, .config_file = true,
+                    .min_words = 0,
+                    .max_words = 1,
+                    .config = run.config,
+                    .config_file = true,
                     .sections = "output seed precision model tokenizer data optim train parallel"};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;

@@ -22,8 +22,8 @@ typedef struct {
 /* Writes checkpoints/step-N and prunes old ones. Every rank calls it; rank 0 writes, all learn whether it worked. */
 int run_save(const RunFiles *files, const LoopState *state, bool is_best);
 
-/* Fills model, moments and *state from a checkpoint's folder. Every rank reads it. A checkpoint of other data is refused;
- * other kernels or threads than then are a warning, since bits may differ from an uninterrupted run. */
+/* Fills model, moments and *state from a checkpoint's folder. Every rank reads it. A checkpoint of other data is
+ * refused; other kernels or threads than then are a warning, since bits may differ from an uninterrupted run. */
 int run_load(const RunFiles *files, const char *folder, LoopState *state);
 
 #endif

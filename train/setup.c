@@ -8,8 +8,12 @@
 
 /* ---- the model's shape ---- */
 
-static int number(int64_t wanted, int otherwise) { return wanted > 0 ? (int)wanted : otherwise; }
-static float real(double wanted, float otherwise) { return wanted > 0 ? (float)wanted : otherwise; }
+static int number(int64_t wanted, int otherwise) {
+    return wanted > 0 ? (int)wanted : otherwise;
+}
+static float real(double wanted, float otherwise) {
+    return wanted > 0 ? (float)wanted : otherwise;
+}
 
 /* After one of these the config says what the run really uses. */
 static void write_back(Config *config, const LlamaShape *shape) {
@@ -59,8 +63,8 @@ int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer) {
                                               .original_context = (int)config->model_rope_original_context};
     shape->tied = tied(config, base.tied);
     if (tokenizer && shape->vocab_size < vocabulary)
-        return config_fail(config, OPTION_model_vocab_size, "the tokenizer has %d tokens; the embedding needs as many rows",
-                           vocabulary);
+        return config_fail(config, OPTION_model_vocab_size,
+                           "the tokenizer has %d tokens; the embedding needs as many rows", vocabulary);
     TRY(llama_shape_check(shape));
     write_back(config, shape);
     return OK;

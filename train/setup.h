@@ -1,5 +1,5 @@
-/* From a config to the plain structs that the rooms take: shape, loader, optimizer, schedule, loop. The only place where
- * training code reads configs. */
+/* From a config to the plain structs that the rooms take: shape, loader, optimizer, schedule, loop. The only place
+ * where training code reads configs. */
 #ifndef CRIA_TRAIN_SETUP_H
 #define CRIA_TRAIN_SETUP_H
 
@@ -9,8 +9,8 @@
 #include "optim/optimizer.h"
 #include "train/loop.h"
 
-/* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer where
- * the config has none. What was resolved is written back, so that the saved config says it. */
+/* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
+ * where the config has none. What was resolved is written back, so that the saved config says it. */
 int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
 
 /* Points into the config; `sources` and `validation` have room for the config's lists (setup_sources allocates them in
