@@ -4,6 +4,8 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include "model/kernels/fast_arrays.h"
+#include "model/kernels/fast_attention.h"
+#include "model/kernels/fast_attention_backward.h"
 #include "model/kernels/fast_head.h"
 #include "model/kernels/fast_norm.h"
 #include "model/kernels/fast_rotary.h"

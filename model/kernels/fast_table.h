@@ -4,6 +4,8 @@ static void fast_table(Kernels *table) {
     table->rmsnorm_backward = fast_rmsnorm_backward;
     table->rmsnorm_backward_weight = fast_rmsnorm_backward_weight;
     table->rotary = fast_rotary;
+    table->attention_forward = fast_attention_forward;
+    table->attention_backward = fast_attention_backward;
     table->swiglu_forward = fast_swiglu_forward;
     table->swiglu_backward = fast_swiglu_backward;
     table->head_forward = fast_head_forward;
