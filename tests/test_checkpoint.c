@@ -16,6 +16,7 @@
 #include "model/core/philox.h"
 #include "model/formats/checkpoint.h"
 #include "tests/check_main.h"
+#include "tests/formats_scratch.h"
 
 /* ---- the replaced functions ---- */
 
@@ -116,13 +117,6 @@ static int disarm(void) { /* the calls that were made */
 
 /* ---- a run ---- */
 
-static char *scratch(char out[64]) { /* in memory where possible: hundreds of saves with fsync */
-    snprintf(out, 64, "%s/cria-checkpoint-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    ck_assert_ptr_nonnull(mkdtemp(out));
-    log_set_level(LOG_ERROR);
-    return out;
-}
-
 enum { ELEMENTS = 3000 };
 static float weights[ELEMENTS];
 
@@ -147,6 +141,7 @@ failed:
 
 /* Loads the newest: its step, -1 for none, and the mark of its contents. */
 static int64_t newest(const char *run, float *mark) {
+    log_set_level(LOG_ERROR); /* not the warnings about what is passed over */
     char *folder, *config;
     size_t size;
     int64_t step = -1;
@@ -164,12 +159,6 @@ static int64_t newest(const char *run, float *mark) {
     free(config);
     free(folder);
     return step;
-}
-
-static char *in(const char *run, const char *rest) {
-    char *path = path_join(run, rest);
-    ck_assert_ptr_nonnull(path);
-    return path;
 }
 
 static bool step_exists(const char *run, const char *name) {
@@ -304,14 +293,6 @@ START_TEST(saving_a_step_again_never_leaves_the_run_without_it) {
     ck_assert_int_gt(deaths, 20);
 }
 END_TEST
-
-/* Changes a file in place. */
-static void overwrite(const char *path, const char *bytes, size_t size) {
-    FILE *file = fopen(path, "wb");
-    ck_assert_ptr_nonnull(file);
-    ck_assert_uint_eq(fwrite(bytes, 1, size, file), size);
-    ck_assert_int_eq(fclose(file), 0);
-}
 
 static const char *const files[] = {"manifest.json", "model.h5", "config.yaml"};
 

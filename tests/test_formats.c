@@ -11,19 +11,7 @@
 #include "model/formats/named.h"
 #include "model/formats/safetensors.h"
 #include "tests/check_main.h"
-
-/* A fresh directory for one test; its name in a buffer of the test's. */
-static char *scratch(char out[64]) {
-    snprintf(out, 64, "/tmp/cria-formats-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(out));
-    return out;
-}
-
-static char *in(const char *directory, const char *name) {
-    char *path = path_join(directory, name);
-    ck_assert_ptr_nonnull(path);
-    return path;
-}
+#include "tests/formats_scratch.h"
 
 /* One array of every dtype, of awkward sizes, with bits that no rounding would leave alone. */
 enum { N_EVERY = DTYPE_COUNT + 3, EVERY_BYTES = 8 * 1001 };
@@ -85,7 +73,7 @@ static void check_every_dtype(const NamedFile *file) {
 }
 
 START_TEST(safetensors_gives_back_every_dtype_bit_for_bit) {
-    char directory[64];
+    char directory[SCRATCH_NAME];
     NamedSource sources[N_EVERY];
     NamedFile *file;
     every_dtype(sources);
@@ -102,7 +90,7 @@ START_TEST(safetensors_gives_back_every_dtype_bit_for_bit) {
 END_TEST
 
 START_TEST(hdf5_gives_back_every_dtype_bit_for_bit) {
-    char directory[64];
+    char directory[SCRATCH_NAME];
     NamedSource sources[N_EVERY];
     NamedFile *file;
     FileSum sum, again;
@@ -128,4 +116,228 @@ START_TEST(hdf5_gives_back_every_dtype_bit_for_bit) {
 }
 END_TEST
 
-CHECK_MAIN("formats", safetensors_gives_back_every_dtype_bit_for_bit, hdf5_gives_back_every_dtype_bit_for_bit)
+/* ---- files that others wrote (tests/golden/formats.py) ---- */
+
+/* Element i is (i - 5) · 0.375, or i - 5, or i. */
+static void check_ramp(const NamedFile *file, const char *name) {
+    const NamedArray *array;
+    CHECK_OK(named_get(&array, file, name));
+    ck_assert_int_eq(array->n_dims, 3);
+    ck_assert(array->dims[0] == 2 && array->dims[1] == 3 && array->dims[2] == 4);
+    union {
+        float f32[24];
+        int32_t i32[24];
+        int64_t i64[24];
+        uint8_t u8[24];
+    } x;
+    bool whole = array->dtype == DTYPE_I32 || array->dtype == DTYPE_I64 || array->dtype == DTYPE_U8;
+    for (size_t first = 0; first < 24; first += 5) { /* pieces that cross rows */
+        size_t n = 24 - first < 5 ? 24 - first : 5;
+        CHECK_OK(whole ? named_read(file, array, first, n, &x) : named_read_f32(file, array, first, n, x.f32));
+        for (size_t i = 0; i < n; i++) {
+            int e = (int)(first + i);
+            if (array->dtype == DTYPE_I32)
+                ck_assert_int_eq(x.i32[i], e - 5);
+            else if (array->dtype == DTYPE_I64)
+                ck_assert_int_eq(x.i64[i], e - 5);
+            else if (array->dtype == DTYPE_U8)
+                ck_assert_int_eq(x.u8[i], e);
+            else
+                ck_assert_msg(x.f32[i] == (float)(e - 5) * 0.375f, "%s[%d] = %g", name, e, (double)x.f32[i]);
+        }
+    }
+}
+
+static void check_unreadable(const NamedFile *file, const char *name) {
+    const NamedArray *array;
+    unsigned char byte[8];
+    CHECK_OK(named_get(&array, file, name));
+    ck_assert_int_eq(array->dtype, DTYPE_COUNT);
+    CHECK_ERROR(named_read(file, array, 0, 1, byte), ERR_REFUSED, name);
+}
+
+static void check_scalar_and_empty(const NamedFile *file) {
+    float value;
+    const NamedArray *scalar = named_find(file, "scalar"), *empty = named_find(file, "empty");
+    ck_assert_int_eq(scalar->n_dims, 0);
+    CHECK_OK(named_read_f32(file, scalar, 0, 1, &value));
+    ck_assert_float_eq(value, 0.375f);
+    ck_assert_uint_eq(named_elements(empty), 0);
+    CHECK_OK(named_read_f32(file, empty, 0, 0, &value));
+    ck_assert_str_eq(named_text(file, "note"), "é");
+}
+
+START_TEST(a_file_by_the_safetensors_library_reads_right) {
+    NamedFile *file;
+    CHECK_OK(named_open(&file, "tests/golden/formats.safetensors"));
+    static const char *const ramps[] = {"layer.f32", "layer.bf16", "layer.f16", "layer.f64",
+                                        "layer.i32", "layer.i64",  "layer.u8"};
+    for (size_t i = 0; i < sizeof ramps / sizeof *ramps; i++) check_ramp(file, ramps[i]);
+    check_unreadable(file, "layer.bool");
+    check_unreadable(file, "layer.f8");
+    check_scalar_and_empty(file);
+    ck_assert_ptr_nonnull(named_find(file, "größe"));
+    ck_assert_uint_eq(named_count(file), 12);
+    const NamedArray *array;
+    CHECK_ERROR(named_get(&array, file, "layer.f23"), ERR_REFUSED, "nearest");
+    named_close(file);
+}
+END_TEST
+
+START_TEST(a_file_by_h5py_reads_right) {
+    NamedFile *file;
+    CHECK_OK(hdf5_open(&file, "tests/golden/formats.h5", NULL));
+    static const char *const ramps[] = {"layer.f32", "layer.f16", "layer.f64",  "layer.big_endian", "layer.i32",
+                                        "layer.i64", "layer.u8",  "layer.gzip", "group/inside"};
+    for (size_t i = 0; i < sizeof ramps / sizeof *ramps; i++) check_ramp(file, ramps[i]);
+    check_unreadable(file, "layer.i8");
+    check_unreadable(file, "text");
+    check_scalar_and_empty(file);
+    ck_assert_str_eq(named_text(file, "fixed"), "abc");
+    ck_assert_ptr_null(named_text(file, "number"));
+    ck_assert_ptr_null(named_find(file, "link")); /* never followed out of the file */
+    named_close(file);
+}
+END_TEST
+
+/* ---- shards ---- */
+
+START_TEST(a_model_in_shards_reads_like_one_in_a_single_file) {
+    char directory[SCRATCH_NAME];
+    NamedSource sources[N_EVERY];
+    NamedFile *file;
+    every_dtype(sources);
+    scratch(directory);
+    CHECK_OK(safetensors_write_directory(directory, sources, N_EVERY, 0));
+    CHECK_OK(named_open(&file, directory));
+    check_every_dtype(file);
+    named_close(file);
+    CHECK_OK(safetensors_write_directory(directory, sources, N_EVERY, 10000));
+    char *single = in(directory, "model.safetensors"), *index = in(directory, "model.safetensors.index.json");
+    ck_assert(!file_exists(single)); /* else other programs would read the older model */
+    CHECK_OK(named_open(&file, directory));
+    check_every_dtype(file);
+    named_close(file);
+    CHECK_OK(named_open(&file, index));
+    named_close(file);
+    char *shard = in(directory, "model-00002-of-00006.safetensors");
+    ck_assert(file_exists(shard));
+    ck_assert_int_eq(unlink(shard), 0);
+    CHECK_ERROR(named_open(&file, directory), ERR_FAILED, "model-00002-of-00006.safetensors");
+    CHECK_OK(safetensors_write_directory(directory, sources, N_EVERY, 0));
+    ck_assert(!file_exists(index));
+    free(single);
+    free(index);
+    free(shard);
+    CHECK_OK(directory_remove(directory));
+}
+END_TEST
+
+/* ---- what a writer refuses ---- */
+
+static int failing_fill(void *context, size_t first, size_t n, float *out) {
+    (void)context, (void)first, (void)n, (void)out;
+    FAIL(ERR_FAILED, "no more data");
+}
+
+START_TEST(a_failed_write_names_the_array_and_leaves_the_old_file) {
+    char directory[SCRATCH_NAME], *bytes;
+    float x[4] = {1, 2, 3, 4};
+    FileSum sum;
+    size_t size;
+    NamedSource sources[2] = {{.array = {.name = "a", .dtype = DTYPE_F32, .n_dims = 1, .dims = {4}}, .f32 = x},
+                              {.array = {.name = "b", .dtype = DTYPE_F32, .n_dims = 1, .dims = {4}}, .f32 = x}};
+    char *path = in(scratch(directory), "x.safetensors"), *h5 = in(directory, "x.h5");
+    overwrite(path, "old", 3);
+    overwrite(h5, "old", 3);
+    sources[1].f32 = NULL;
+    sources[1].fill = failing_fill;
+    CHECK_ERROR(safetensors_write(path, sources, 2, NULL, 0), ERR_FAILED, "'b': no more data");
+    CHECK_ERROR(hdf5_write(h5, sources, 2, NULL, 0, &sum), ERR_FAILED, "'b': no more data");
+    sources[1].fill = NULL;
+    CHECK_ERROR(safetensors_write(path, sources, 2, NULL, 0), ERR_FAILED, "'b' is given data in 0 ways");
+    sources[1].f32 = x;
+    sources[1].array.name = "a";
+    CHECK_ERROR(safetensors_write(path, sources, 2, NULL, 0), ERR_REFUSED, "'a' is there twice");
+    sources[1].array.name = "b";
+    sources[1].array.dtype = DTYPE_I32;
+    CHECK_ERROR(hdf5_write(h5, sources, 2, NULL, 0, &sum), ERR_FAILED, "int32");
+    sources[1].array.dims[0] = -4;
+    CHECK_ERROR(hdf5_write(h5, sources, 2, NULL, 0, &sum), ERR_REFUSED, "dimension 0 is -4");
+    const char *const paths[] = {path, h5};
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(file_read(&bytes, &size, paths[i], 0));
+        ck_assert_str_eq(bytes, "old");
+        free(bytes);
+    }
+    char **names;
+    size_t n;
+    CHECK_OK(directory_list(&names, &n, directory));
+    ck_assert_uint_eq(n, 2); /* nothing temporary is left */
+    names_free(names, n);
+    free(path);
+    free(h5);
+    CHECK_OK(directory_remove(directory));
+}
+END_TEST
+
+/* ---- llama2.c ---- */
+
+START_TEST(llama2c_rows_come_in_the_order_of_transformers) {
+    char directory[SCRATCH_NAME];
+    NamedFile *file;
+    HfConfig config;
+    TinyLlama2c tiny = tiny_llama2c();
+    char *path = in(scratch(directory), "tiny.bin");
+    overwrite(path, &tiny, sizeof tiny);
+    CHECK_OK(llama2c_open(&file, &config, path));
+    ck_assert(config.dim == 8 && config.ffn_dim == 12 && config.n_layers == 2 && config.n_heads == 2);
+    ck_assert(config.n_kv_heads == 1 && config.vocab_size == 5 && config.head_dim == 4 && !config.tie_word_embeddings);
+    ck_assert_uint_eq(named_count(file), 2 * 9 + 3);
+    float q[64];
+    const NamedArray *array;
+    CHECK_OK(named_get(&array, file, "model.layers.1.self_attn.q_proj.weight"));
+    for (size_t first = 0; first < 64; first += 7) /* pieces that cross rows */
+        CHECK_OK(named_read_f32(file, array, first, 64 - first < 7 ? 64 - first : 7, q + first));
+    const float q_begins = 5 * 8 + 2 * 8 + 64; /* after the embedding, both rms_att, and layer 0's wq */
+    static const int rows[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+    for (int row = 0; row < 8; row++)
+        for (int column = 0; column < 8; column++)
+            ck_assert_float_eq(q[row * 8 + column], q_begins + (float)(rows[row] * 8 + column));
+    float head[40];
+    CHECK_OK(named_get(&array, file, "lm_head.weight"));
+    CHECK_OK(named_read_f32(file, array, 0, 40, head));
+    ck_assert_float_eq(head[39], TINY_FLOATS - 1);
+    CHECK_OK(named_get(&array, file, "model.layers.0.mlp.down_proj.weight"));
+    ck_assert(array->dims[0] == 8 && array->dims[1] == 12);
+    named_close(file);
+    free(path);
+    CHECK_OK(directory_remove(directory));
+}
+END_TEST
+
+START_TEST(stories260K_has_the_published_shape) {
+    static const char path[] = "../shared/data/stories260K/stories260K.bin";
+    NamedFile *file;
+    HfConfig config;
+    if (!file_exists(path)) {
+        printf("skipped: %s is absent\n", path);
+        return;
+    }
+    CHECK_OK(llama2c_open(&file, &config, path));
+    ck_assert(config.dim == 64 && config.n_layers == 5 && config.n_heads == 8 && config.n_kv_heads == 4);
+    ck_assert(config.ffn_dim == 172 && config.vocab_size == 512 && config.tie_word_embeddings);
+    size_t parameters = 0;
+    for (size_t i = 0; i < named_count(file); i++) parameters += named_elements(named_at(file, i));
+    ck_assert_uint_eq(parameters, 260032);
+    float x;
+    CHECK_OK(named_read_f32(file, named_find(file, "model.norm.weight"), 0, 1, &x));
+    ck_assert(x > 0.1f && x < 100.0f);
+    named_close(file);
+}
+END_TEST
+
+CHECK_MAIN("formats", safetensors_gives_back_every_dtype_bit_for_bit, hdf5_gives_back_every_dtype_bit_for_bit,
+           a_file_by_the_safetensors_library_reads_right, a_file_by_h5py_reads_right,
+           a_model_in_shards_reads_like_one_in_a_single_file, a_failed_write_names_the_array_and_leaves_the_old_file,
+           llama2c_rows_come_in_the_order_of_transformers, stories260K_has_the_published_shape)

@@ -13,7 +13,7 @@
 
 enum {
     DATA_ALIGNMENT = 64, /* of datasets in the file: one cache line, one vector */
-    ALIGN_FROM = 256,    /* bytes; smaller objects (headers) are packed */
+    ALIGN_FROM = 1,      /* bytes: everything is aligned */
 };
 
 /* What was written of one array: where, and the CRC32C of its elements. */
