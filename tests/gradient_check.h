@@ -37,6 +37,7 @@ typedef struct {
     void (*formula)(const Problem *p, double *y);
     double number[2]; /* of the op: a scale, bounds, … */
     int shape[4];
+    const void *extra; /* values of an input that is not differentiated: see Problem */
 } Case;
 
 struct Problem {
@@ -46,9 +47,8 @@ struct Problem {
     float *x32[MAX_INPUTS], *w32, *seed;
     size_t n_x[MAX_INPUTS], n_w, n_y;
     double *y, *dx[MAX_INPUTS], *dw; /* the formula's value and gradients for `seed` */
-    const int32_t *index;
-    Tensor *index_tensor; /* where the op has an index: bound to `index` */
-    void *owned[4];       /* tables that `record` made */
+    Tensor *extra;  /* where the op reads one more input, an index or a mask: bound to the case's `extra` */
+    void *owned[4]; /* tables that `record` made */
 };
 
 /* ---- batches ---- */
@@ -144,8 +144,8 @@ static inline double *differences(Problem *p, double *x, size_t n) {
     return gradient;
 }
 
-static inline Problem problem_new(const Case *c, TapeBatch batch, const int32_t *index) {
-    Problem p = {.c = c, .batch = batch, .index = index};
+static inline Problem problem_new(const Case *c, TapeBatch batch) {
+    Problem p = {.c = c, .batch = batch};
     for (int i = 0; i < c->n_inputs; i++) {
         p.n_x[i] = rows_of(&batch, c->inputs[i].rows) * (size_t)c->inputs[i].width;
         p.x32[i] = random_floats(p.n_x[i], c->inputs[i].low, c->inputs[i].high, 10 + (uint64_t)i);
@@ -223,7 +223,7 @@ static inline Measured measure(Problem *p, Mode mode) {
                      .views = {{name, 0, c->weight_rows}}};
     Tensor *leaf[MAX_INPUTS] = {0}, *in[MAX_INPUTS] = {0}, *other_seed[MAX_INPUTS] = {0};
     float *other[MAX_INPUTS] = {0};
-    p->index_tensor = NULL;
+    p->extra = NULL;
     for (int i = 0; i < c->n_inputs; i++)
         leaf[i] = tape_input(tape, c->inputs[i].rows, c->inputs[i].width, DTYPE_F32, mode != MODE_WEIGHTS);
     if (mode == MODE_RECOMPUTED) tape_recompute_begin(tape);
@@ -245,7 +245,7 @@ static inline Measured measure(Problem *p, Mode mode) {
     for (int i = 0; i < c->n_inputs; i++) tape_bind_input(0, leaf[i], p->x32[i]);
     float *seed_values = copy_floats(p->seed, p->n_y);
     tape_bind_input(0, seed, seed_values);
-    if (p->index_tensor) tape_bind_input(0, p->index_tensor, p->index);
+    if (p->extra) tape_bind_input(0, p->extra, c->extra);
     CHECK_OK(tape_forward(tape, 0));
     Measured m = {.y = copy_floats(tape_value(tape, 0, y), p->n_y)};
     if (mode != MODE_INFERENCE) CHECK_OK(tape_backward(tape, 0));

@@ -96,11 +96,14 @@ static inline void formula_swiglu(const Problem *p, double *y) {
     }
 }
 
-/* number[0]: the logits' scale. */
+/* number[0]: the logits' scale; extra: the mask, or NULL. */
 static inline void formula_head(const Problem *p, double *y) {
     int vocab = p->c->weight_rows, width = p->c->weight_cols;
+    const float *mask = p->c->extra;
     for (int t = 0; t < p->batch.n_tokens; t++) {
         double total = 0, target = 0;
+        y[t] = 0;
+        if (mask && mask[t] == 0) continue;
         for (int v = 0; v < vocab; v++) {
             double z = p->c->number[0] * dot(p->x[0] + t * width, p->w + v * width, width);
             total += exp(z);
@@ -139,7 +142,8 @@ static inline void formula_mean(const Problem *p, double *y) {
 
 static inline void formula_gather(const Problem *p, double *y) {
     size_t width = (size_t)p->c->out_width;
-    for (size_t i = 0; i < p->n_y; i++) y[i] = p->x[0][(size_t)p->index[i / width] * width + i % width];
+    const int32_t *index = p->c->extra;
+    for (size_t i = 0; i < p->n_y; i++) y[i] = p->x[0][(size_t)index[i / width] * width + i % width];
 }
 
 #endif

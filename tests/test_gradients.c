@@ -86,13 +86,15 @@ static Tensor *record_attention_cached(Problem *p, Tape *tape, Tensor *const *in
 }
 
 static Tensor *record_head(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
-    return op_head(tape, in[0], weight, (HeadOptions){.logit_scale = (float)p->c->number[0]}).logprob;
+    HeadOptions options = {.logit_scale = (float)p->c->number[0]};
+    if (p->c->extra) options.mask = p->extra = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false);
+    return op_head(tape, in[0], weight, options).logprob;
 }
 
 static Tensor *record_gather(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
     (void)weight;
-    p->index_tensor = tape_input(tape, p->c->out_rows, 1, DTYPE_I32, false);
-    return op_gather(tape, in[0], p->index_tensor);
+    p->extra = tape_input(tape, p->c->out_rows, 1, DTYPE_I32, false);
+    return op_gather(tape, in[0], p->extra);
 }
 
 /* ---- the table ---- */
@@ -136,6 +138,10 @@ static Tensor *record_gather(Problem *p, Tape *tape, Tensor *const *in, Weight *
     .op = #name, .what = #kind " " #width, .n_inputs = 1, .inputs = INPUT(kind, width), .out_rows = ROWS_##to, \
     .out_width = (width), FUNCTIONS(name)
 
+/* With repetitions, and rows that nothing points at. */
+static const int32_t index_values[CAPACITY] = {2, 0, 2, 1, 1, 4, 0, 3, 2};
+static const float mask_values[CAPACITY] = {1, 0, 0, 1, 0.5f, -2, 0, 0, 1, 1, 0, 1};
+
 static const Case cases[] = {
     {.op = "embedding",
      .what = "",
@@ -161,6 +167,7 @@ static const Case cases[] = {
     {SWIGLU(SEGMENTS, 1)},
     {HEAD(19, 1)},
     {HEAD(5, 1.7)},
+    {HEAD(6, 1), .extra = mask_values},
     {PAIR(add, "", TOKENS, 19)},
     {PAIR(add, "one row", ONE, 1)},
     {PAIR(mul, "", TOKENS, 5)},
@@ -185,9 +192,9 @@ static const Case cases[] = {
     {REDUCTION(sum, SEGMENTS, 1, ONE)},
     {REDUCTION(mean, TOKENS, 5, ONE)},
     {REDUCTION(mean, SAMPLES, 3, ONE)},
-    {REDUCTION(gather, TOKENS, 5, SAMPLES)},
-    {REDUCTION(gather, SEGMENTS, 1, TOKENS)},
-    {REDUCTION(gather, TOKENS, 3, TOKENS)},
+    {REDUCTION(gather, TOKENS, 5, SAMPLES), .extra = index_values},
+    {REDUCTION(gather, SEGMENTS, 1, TOKENS), .extra = index_values},
+    {REDUCTION(gather, TOKENS, 3, TOKENS), .extra = index_values},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
@@ -224,8 +231,7 @@ static void check_mode(Problem *p, Mode mode) {
 }
 
 static void check_case(const Case *c, TapeBatch batch, const OpSpec *spec) {
-    static const int32_t index[CAPACITY] = {2, 0, 2, 1, 1, 4, 0, 3, 2}; /* with repetitions; the rest is row 0 */
-    Problem p = problem_new(c, batch, index);
+    Problem p = problem_new(c, batch);
     if (!spec->inference) problem_differentiate(&p);
     for (int k = 0; k < N_TABLES; k++) {
         if (kernels_select(tables[k]) != OK) continue;
