@@ -109,7 +109,7 @@ static Tape *training_tape(int buffers) {
 }
 
 /* Fp32 rounding through up to 45 operations; 4e-7 was the most seen. */
-static const double tolerance = 2e-6;
+static const double tolerance = 2e-6, value_tolerance = 2e-5; /* a single sum may cancel */
 
 static void expect_gradient(const Graph *g, double *x, const float *found, size_t n, uint64_t seed, const char *what) {
     double *expected = graph_differences(g, x, n), norm = 0;
@@ -128,7 +128,7 @@ static void expect_kept_values(const Graph *g, Tape *tape, const Recording *r) {
     for (int v = GRAPH_INPUTS; v < g->n_values; v++)
         if (g->values[v].kept)
             ck_assert_double_le(relative_error(tape_value(tape, 0, r->values[v]), g->out[v], graph_elements(g, v)),
-                                tolerance);
+                                value_tolerance);
 }
 
 static void replay(const Graph *g, Tape *tape, const Recording *r, int buffer) {
