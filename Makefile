@@ -15,7 +15,8 @@ ROOMS := model/core model/kernels model/autodiff model/ops model model/formats d
 SOURCES := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.c)))
 LIB_SOURCES := $(filter-out train/main.c,$(SOURCES))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
-TEST_SOURCES := $(wildcard tests/test_*.c)
+# tests/mpi_*.c run under mpirun, started by tests/e2e_mpi.sh
+TEST_SOURCES := $(wildcard tests/test_*.c tests/mpi_*.c)
 TESTS := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
 
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion
@@ -25,7 +26,8 @@ PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd
 PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PACKAGES))))$(PKG_CFLAGS)
 PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
 CFLAGS_ALL = -std=c11 $(WARNINGS) $(OPTIMISE) -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"' $(CFLAGS)
-LIBS = $(PKG_LIBS) -lm -lpthread
+# -rdynamic: the watchdog's stacks name functions
+LIBS = $(PKG_LIBS) -lm -lpthread -rdynamic
 
 all: setup $(BUILD)/cria
 	@ln -sf $(BUILD)/cria cria
