@@ -106,8 +106,8 @@ static int unknown_key(const char *where, const char *key) {
     snprintf(section, sizeof section, "%.*s", last_part(key) > key ? (int)(last_part(key) - key) - 1 : 0, key);
     Text keys = {0};
     if (is_section(section)) list_section(key, &keys);
-    error_set(ERR_USAGE, __FILE__, __LINE__, "%s: there is no option '%.200s'%s; 'cria help options' lists all",
-              where, key, keys.bytes ? keys.bytes : "");
+    error_set(ERR_USAGE, __FILE__, __LINE__, "%s: there is no option '%.200s'%s; 'cria help options' lists all", where,
+              key, keys.bytes ? keys.bytes : "");
     text_free(&keys);
     return ERR_USAGE;
 }

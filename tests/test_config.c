@@ -10,6 +10,7 @@
 #include "data/loader.h"
 #include "model/core/file.h"
 #include "model/core/philox.h"
+#include "model/shape.h"
 #include "optim/optimizer.h"
 #include "tests/check_main.h"
 
@@ -390,6 +391,25 @@ START_TEST(every_recipe_parses_and_passes_the_rules) {
 }
 END_TEST
 
+START_TEST(recipes_have_the_published_shapes) {
+    static const char *const pairs[][2] = {{"configs/pretrain_15m.yaml", "15m"},
+                                           {"configs/pretrain_42m.yaml", "42m"},
+                                           {"configs/pretrain_110m.yaml", "110m"},
+                                           {"configs/llama2_7b.yaml", "llama2-7b"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        Config *config = fresh();
+        LlamaShape shape;
+        CHECK_OK(config_load(config, pairs[i][0]));
+        CHECK_OK(llama_preset(&shape, pairs[i][1]));
+        ck_assert(config->model_dim == shape.dim && config->model_n_layers == shape.n_layers);
+        ck_assert(config->model_n_heads == shape.n_heads && config->model_ffn_dim == shape.ffn_dim);
+        ck_assert_int_eq(config->train_context, shape.max_context);
+        ck_assert_int_eq(config->model_tie_embeddings == 1, shape.tied);
+        config_free(config);
+    }
+}
+END_TEST
+
 /* A copy of `text` with one to four random changes: a bit flipped, a byte replaced by one of YAML's own, a piece cut
  * out or doubled, the end cut off. */
 static size_t mutate(char *out, const char *text, size_t size, uint64_t number) {
@@ -461,4 +481,4 @@ CHECK_MAIN("config", every_row_of_the_table_makes_sense, fields_are_named_after_
            arguments_override_the_file_and_name_their_position, a_written_config_reads_back_the_same,
            a_resume_may_change_a_short_list_only, rules_between_keys_are_checked,
            help_mentions_every_key_with_its_default, every_recipe_parses_and_passes_the_rules,
-           damaged_files_give_an_error_or_a_config_and_never_a_crash)
+           recipes_have_the_published_shapes, damaged_files_give_an_error_or_a_config_and_never_a_crash)

@@ -138,9 +138,12 @@ void progress_draw(Progress *progress, int64_t done, const char *details) {
     progress->shown = true;
 }
 
+bool progress_due(const Progress *progress) {
+    return monotonic() - progress->drawn >= (progress->live ? live_interval : plain_interval);
+}
+
 void progress_update(Progress *progress, int64_t done, const char *details) {
-    if (monotonic() - progress->drawn < (progress->live ? live_interval : plain_interval)) return;
-    progress_draw(progress, done, details);
+    if (progress_due(progress)) progress_draw(progress, done, details);
 }
 
 void progress_end(Progress *progress) {

@@ -21,6 +21,8 @@ typedef struct {
 
 /* Texts must outlive the progress. total 0: not known. */
 void progress_begin(Progress *progress, const char *title, const char *unit, int64_t first, int64_t total);
+/* Whether progress_update would draw now: details need not be made otherwise. */
+bool progress_due(const Progress *progress);
 /* Cheap: draws ten times a second on a terminal, every ten seconds elsewhere. `details` may be "". */
 void progress_update(Progress *progress, int64_t done, const char *details);
 /* The same, drawn in any case. */

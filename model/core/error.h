@@ -32,11 +32,12 @@ const char *error_text(void);       /* "" when there is none; valid until the ne
 const char *error_trace_text(void); /* "train/loop.c:120 < optim/adamw.c:33 …" , innermost first */
 void error_clear(void);
 
-#define FAIL(code, ...) return error_set((code), __FILE__, __LINE__, __VA_ARGS__)
-#define TRY(call)                                                           \
-    do {                                                                    \
-        int try_rc_ = (call);                                               \
-        if (try_rc_ != OK) return error_trace(try_rc_, __FILE__, __LINE__); \
+/* The code is returned here, not by error_set, so that an analyser sees that what follows TRY succeeded. */
+#define FAIL(code, ...) return error_set((code), __FILE__, __LINE__, __VA_ARGS__), (code)
+#define TRY(call)                                                                    \
+    do {                                                                             \
+        int try_rc_ = (call);                                                        \
+        if (try_rc_ != OK) return error_trace(try_rc_, __FILE__, __LINE__), try_rc_; \
     } while (0)
 #define FAIL_TO(label, code, ...)                                \
     do {                                                         \
