@@ -14,7 +14,7 @@
 #include "model/core/text.h"
 
 /* How tokenizer.json says remove_extra_whitespaces: both replaced, the first by nothing, the second by a space. */
-#define NORMALIZE_ENDS_REGEX "\\A +| +\\z"
+#define NORMALIZE_ENDS_REGEX "\\A +|[ \xe2\x96\x81]+\\z"
 #define NORMALIZE_RUNS_REGEX " {2,}"
 
 typedef enum { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS } PrefixScheme;

@@ -191,6 +191,12 @@ int32_t tokenizer_special(const Tokenizer *t, const char *text) {
     return length > 0 && trie_longest(&t->special, text, length, &id) == length ? id : BPE_NO_TOKEN;
 }
 
+const char *tokenizer_name(const Tokenizer *t, int32_t id) {
+    if (id < 0 || id >= t->n_pieces) return NULL;
+    PieceType type = (PieceType)t->pieces[id].type;
+    return type == PIECE_CONTROL || type == PIECE_UNKNOWN ? piece_bytes(t, id) : NULL;
+}
+
 void tokenizer_piece_name(const Tokenizer *t, int32_t id, Text *out) {
     const Piece *piece = &t->pieces[id];
     const char *bytes = piece_bytes(t, id);

@@ -40,6 +40,8 @@ int32_t tokenizer_bos(const Tokenizer *tokenizer); /* -1 where there is none */
 int32_t tokenizer_eos(const Tokenizer *tokenizer);
 /* The id of a special (control) token by its exact text, e.g. "<|eot_id|>"; -1 where there is none. */
 int32_t tokenizer_special(const Tokenizer *tokenizer, const char *text);
+/* The text of a special token's id, NUL-terminated; NULL for any other id. Owned by the tokenizer. */
+const char *tokenizer_name(const Tokenizer *tokenizer, int32_t id);
 
 enum {
     TOKENIZE_BOS = 1,     /* begin with BOS */

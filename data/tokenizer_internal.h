@@ -96,6 +96,9 @@ int tokenizer_derive_merges(Tokenizer *t);
 /* What follows from all of it: called by the loader, last. */
 int tokenizer_finish(Tokenizer *t);
 
+/* The first n of Llama 3's 256 special tokens: BOS and EOS, and from the tenth on the chat markers. */
+int tokenizer_add_special(Tokenizer *t, int n);
+
 int tokenizer_read_bytes(Tokenizer *t);
 int tokenizer_read_tiktoken(Tokenizer *t, const char *bytes, size_t size);
 int tokenizer_read_sentencepiece(Tokenizer *t, const char *bytes, size_t size);

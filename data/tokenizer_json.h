@@ -19,6 +19,9 @@ int tokenizer_json_pipeline(Tokenizer *t, const json_t *root);
 /* Reads post_processor: which tokens begin and end a text. After the vocabulary. */
 int tokenizer_json_template(Tokenizer *t, const json_t *root);
 
+/* Appends a tokenizer.json that says the same as `t`. */
+int tokenizer_to_json(const Tokenizer *t, Text *out);
+
 /* "Ġthe" -> " the": byte-level tokens are spelled with a printable character for every byte. False where a character
  * stands for no byte. Appended to `out`. */
 bool byte_level_unspell(const char *text, size_t length, Text *out);

@@ -26,6 +26,7 @@ int tokenizer_add_piece(Tokenizer *t, const void *bytes, size_t length, PieceTyp
     t->pieces[t->n_pieces++] =
         (Piece){.offset = t->pool.length, .length = (uint32_t)length, .type = (uint8_t)type, .score = score};
     text_append(&t->pool, bytes, length);
+    text_append(&t->pool, "", 1); /* so that a name can be given out as a C string */
     return text_check(&t->pool);
 }
 

@@ -67,10 +67,10 @@ bool tokenizer_looks_tiktoken(const char *bytes, size_t size) {
     return parse_line(bytes, line_length(bytes, size), token, &length, &rank);
 }
 
-static int add_special(Tokenizer *t) {
+int tokenizer_add_special(Tokenizer *t, int n) {
     int reserved = 0;
     size_t next = 0;
-    for (int place = 0; place < N_SPECIAL; place++) {
+    for (int place = 0; place < n; place++) {
         char name[64];
         if (next < sizeof named / sizeof *named && named[next].place == place)
             snprintf(name, sizeof name, "%s", named[next++].name);
@@ -103,7 +103,7 @@ int tokenizer_read_tiktoken(Tokenizer *t, const char *bytes, size_t size) {
     }
     t->bos = t->n_pieces;
     t->eos = t->n_pieces + 1;
-    TRY(add_special(t));
+    TRY(tokenizer_add_special(t, N_SPECIAL));
     TRY(tokenizer_index(t));
     for (int byte = 0; byte < 256; byte++)
         if (t->byte_id[byte] < 0) FAIL(ERR_REFUSED, "there is no token for the byte 0x%02X", byte);
