@@ -269,6 +269,7 @@ static int check_segments(const TapeBatch *batch, bool needed) {
 
 int tape_bind(Tape *tape, int buffer, const TapeBatch *batch) {
     const TapeOptions *options = &tape->options;
+    if (tape->failed) FAIL(ERR_FAILED, "%s", tape->failure);
     if (buffer < 0 || buffer >= options->buffers) FAIL(ERR_FAILED, "tape buffer %d of %d", buffer, options->buffers);
     if (batch->n_tokens < 0 || batch->n_tokens > options->capacity || batch->n_segments < 0 ||
         batch->n_segments > options->segments || batch->n_samples < 0 || batch->n_samples > options->samples)
