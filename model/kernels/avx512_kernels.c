@@ -6,6 +6,7 @@
 #include "model/kernels/fast_arrays.h"
 #include "model/kernels/fast_attention.h"
 #include "model/kernels/fast_attention_backward.h"
+#include "model/kernels/fast_attention_cached.h"
 #include "model/kernels/fast_head.h"
 #include "model/kernels/fast_norm.h"
 #include "model/kernels/fast_rotary.h"

@@ -58,32 +58,38 @@ static void fast_rmsnorm_backward(float *dx, bool accumulate, const float *dy, c
     }
 }
 
+enum { WEIGHT_COLUMNS = 1024, WEIGHT_TOKENS = 128 };
+
+/* dw += Σ dy·x·r over tokens [first, end), for n <= WEIGHT_COLUMNS columns. */
+static void weight_chunk(float *dw, const float *dy, const float *x, const float *rstd, size_t width, size_t n,
+                         int first, int end) {
+    _Alignas(64) float sum[WEIGHT_COLUMNS] = {0};
+    for (int t = first; t < end; t++) {
+        const float *dy_D = dy + (size_t)t * width, *x_D = x + (size_t)t * width;
+        vf r = vf_set1(rstd[t]);
+        size_t i = 0;
+        for (; i + VF <= n; i += VF)
+            vf_store(sum + i, vf_fma(vf_load(dy_D + i), vf_load(x_D + i) * r, vf_load(sum + i)));
+        if (i < n) {
+            vf d =
+                vf_fma(vf_load_part(dy_D + i, n - i), vf_load_part(x_D + i, n - i) * r, vf_load_part(sum + i, n - i));
+            vf_store_part(sum + i, n - i, d);
+        }
+    }
+    for (size_t i = 0; i < n; i += VF) vf_put(dw + i, n - i, vf_get(dw + i, n - i) + vf_get(sum + i, n - i));
+}
+
 /* Columns are shared out to threads; each sums its columns over all tokens, a chunk of tokens at a time, so that the
  * error grows with the chunk and not with the batch. */
 static void fast_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
                                          int width) {
-    enum { CHUNK = 128, UNROLL = 4, COLUMNS = UNROLL * VF };
-    size_t D = (size_t)width;
+    size_t D = (size_t)width, threads = (size_t)threads_count();
+    size_t columns = ((D + threads - 1) / threads + 15) / 16 * 16; /* per thread, whole cache lines */
+    if (columns > WEIGHT_COLUMNS) columns = WEIGHT_COLUMNS;
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
-    for (size_t i = 0; i < D; i += COLUMNS) {
-        size_t n = D - i < COLUMNS ? D - i : COLUMNS;
-        for (int first = 0; first < n_tokens; first += CHUNK) {
-            int end = n_tokens - first < CHUNK ? n_tokens : first + CHUNK;
-            vf sum[UNROLL] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-            for (int t = first; t < end; t++) {
-                const float *dy_D = dy + (size_t)t * D + i, *x_D = x + (size_t)t * D + i;
-                vf r = vf_set1(rstd[t]);
-                if (n == COLUMNS)
-                    for (size_t u = 0; u < UNROLL; u++)
-                        sum[u] = vf_fma(vf_load(dy_D + u * VF), vf_load(x_D + u * VF) * r, sum[u]);
-                else
-                    for (size_t u = 0; u * VF < n; u++) {
-                        vf xr = vf_get(x_D + u * VF, n - u * VF) * r;
-                        sum[u] = vf_fma(vf_get(dy_D + u * VF, n - u * VF), xr, sum[u]);
-                    }
-            }
-            for (size_t u = 0; u * VF < n; u++)
-                vf_put(dw + i + u * VF, n - u * VF, vf_get(dw + i + u * VF, n - u * VF) + sum[u]);
+    for (size_t i = 0; i < D; i += columns)
+        for (int first = 0; first < n_tokens; first += WEIGHT_TOKENS) {
+            int end = n_tokens - first < WEIGHT_TOKENS ? n_tokens : first + WEIGHT_TOKENS;
+            weight_chunk(dw + i, dy + i, x + i, rstd, D, D - i < columns ? D - i : columns, first, end);
         }
-    }
 }

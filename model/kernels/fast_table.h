@@ -6,6 +6,7 @@ static void fast_table(Kernels *table) {
     table->rotary = fast_rotary;
     table->attention_forward = fast_attention_forward;
     table->attention_backward = fast_attention_backward;
+    table->attention_cached = fast_attention_cached;
     table->swiglu_forward = fast_swiglu_forward;
     table->swiglu_backward = fast_swiglu_backward;
     table->head_forward = fast_head_forward;

@@ -10,6 +10,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+static inline float simd_total8(__m256 x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+
 #if defined(__AVX512F__)
 
 typedef __m512 vf;
@@ -65,6 +71,11 @@ static inline vf vf_zero_below(vf y, vf x, vf limit) {
 static inline vf vf_from_lane(vf x, int first, vf otherwise) {
     unsigned before = first <= 0 ? 0 : first >= VF ? 0xffffu : (1u << first) - 1;
     return _mm512_mask_mov_ps(x, (__mmask16)before, otherwise);
+}
+/* Sum of the lanes in fp32, pairwise */
+static inline float vf_total(vf x) {
+    __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return simd_total8(y);
 }
 static inline vd vd_zero(void) {
     return (vd){_mm512_setzero_pd(), _mm512_setzero_pd()};
@@ -150,6 +161,10 @@ static inline vf vf_zero_below(vf y, vf x, vf limit) {
 /* x in the lanes from `first` on (any int), `otherwise` in those before */
 static inline vf vf_from_lane(vf x, int first, vf otherwise) {
     return _mm256_blendv_ps(x, otherwise, _mm256_castsi256_ps(simd_first(first)));
+}
+/* Sum of the lanes in fp32, pairwise */
+static inline float vf_total(vf x) {
+    return simd_total8(x);
 }
 static inline vd vd_zero(void) {
     return (vd){_mm256_setzero_pd(), _mm256_setzero_pd()};
