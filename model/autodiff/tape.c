@@ -236,7 +236,9 @@ int tape_plan(Tape *tape) {
         floats = (floats + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
         if (floats > tape->scratch_floats) tape->scratch_floats = floats;
     }
-    TRY(tape_make_plan(&tape->plan, tape));
+    int rc = tape_make_plan(&tape->plan, tape);
+    if (rc != OK) tape_fail(tape, "%s", error_text()); /* so that every later call says so */
+    TRY(rc);
     tape->seconds = calloc((size_t)tape->n_nodes * 2 + 1, sizeof *tape->seconds);
     if (!tape->seconds) FAIL(ERR_FAILED, "out of memory while planning");
     if (tape_bytes(tape) > tape->memory->bytes) tape->memory->bytes = tape_bytes(tape);
