@@ -148,9 +148,9 @@ static int check_all(TokenCache *cache, const Opening *opening) {
     IdCheck check = {cache, crcs, header.vocab_size, 0};
     parallel_for(header.n_chunks, 1, check_chunks, &check);
     if (check.n_bad) FAIL(ERR_REFUSED, "%s: %d blocks of ids are damaged", opening->path, check.n_bad);
-    uint64_t hash = hash_bytes(cache->start, 8 * (header.n_documents + 1), HASH_START);
-    hash = hash_bytes(crcs, 4 * header.n_chunks, hash);
-    cache->fingerprint = hash_bytes(&header.bytes_per_id, sizeof header.bytes_per_id, hash);
+    uint64_t sums[] = {header.n_documents, header.n_tokens, header.bytes_per_id,
+                       crc32c(0, cache->start, 8 * (header.n_documents + 1))};
+    cache->fingerprint = hash_bytes(crcs, 4 * header.n_chunks, hash_bytes(sums, sizeof sums, HASH_START));
     return OK;
 }
 

@@ -154,8 +154,10 @@ static void batch_clear(Batch *batch) {
 static int batch_encode(Build *build) {
     Batch *batch = build->batch;
     for (size_t i = 0; i < batch->n; i++) batch->texts[i] = batch->bytes ? batch->bytes + batch->begin[i] : "";
-    TRY(tokenizer_encode_many(build->options->tokenizer, batch->texts, batch->sizes, batch->n, build->options->flags,
-                              batch->ids));
+    int rc = tokenizer_encode_many(build->options->tokenizer, batch->texts, batch->sizes, batch->n,
+                                   build->options->flags, batch->ids);
+    if (rc != OK) error_context(rc, "tokenising %s", build->options->source->path);
+    TRY(rc);
     for (size_t i = 0; i < batch->n; i++) TRY(add_document(build, batch->ids[i].ids, batch->ids[i].n));
     batch_clear(batch);
     return OK;

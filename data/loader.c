@@ -5,13 +5,11 @@
  *   step s                          is sequences s·n … s·n + n-1, n = max(1, floor(tokens_per_batch / context))
  *   rank r of R                     has sequences floor(n·r/R) … floor(n·(r+1)/R)-1 of these
  *
- * Each is computed, not remembered, so any step can be asked for. What is kept per source: its plans of the last two
- * epochs touched (a step may lie across two). */
+ * Each is computed, not remembered, so any step can be asked for. */
 #include "data/loader.h"
 #include "data/batch.h"
-#include "data/cache.h"
+#include "data/corpus.h"
 #include "data/order.h"
-#include "data/packing.h"
 #include "model/core/error.h"
 #include "model/core/philox.h"
 
@@ -19,30 +17,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_PLANS = 2, SAMPLE_NUMBER_BITS = 40 };
+enum { SAMPLE_NUMBER_BITS = 40 };
 
 static const int64_t MAX_SEQUENCES = (int64_t)1 << 56; /* that sums of them stay far from overflow */
 
-typedef struct {
-    char *name;
-    TokenCache cache;
-    uint64_t cut[3]; /* a source of one document: training part, validation part */
-    uint32_t *train_documents, *validation_documents;
-    DocumentSet train, validation;
-    int64_t train_tokens, validation_tokens;
-    EpochPlan validation_plan;
-    EpochPlan plans[N_PLANS];
-    int64_t plan_epoch[N_PLANS]; /* -1: none */
-    int newest_plan;
-    int64_t *epoch_first; /* [n_epochs_known + 1]: number of each epoch's first sequence (best fit) */
-    size_t n_epochs_known;
-} Source;
-
 struct Loader {
     LoaderOptions options; /* its sources' pointers are not kept */
-    Source *sources;
+    Corpus *sources;
     int n_sources;
-    Source *own_validation; /* from validation_sources; NULL where validation is split off */
+    Corpus *own_validation; /* from validation_sources; NULL where validation is split off */
     int n_own_validation;
     Mix mix;
     int64_t sequences_per_step, sequences_per_epoch, n_validation_sequences, skipped;
@@ -81,180 +64,11 @@ static int check_options(const LoaderOptions *options) {
     return OK;
 }
 
-/* ---- a source --------------------------------------------------------------------------------------------------- */
-
-static void source_free(Source *source) {
-    for (int i = 0; i < N_PLANS; i++) plan_free(&source->plans[i]);
-    plan_free(&source->validation_plan);
-    free(source->epoch_first);
-    free(source->train_documents);
-    free(source->validation_documents);
-    token_cache_close(&source->cache);
-    free(source->name);
-}
-
-/* One document: its last share is validation, by tokens. */
-static int cut_document(Source *source, double share) {
-    int64_t n = source->cache.n_tokens, n_train = (int64_t)floor((double)n * (1.0 - share));
-    if (n_train == n && share > 0) n_train--;
-    if (n_train < 1) n_train = 1;
-    source->train_documents = calloc(1, sizeof *source->train_documents);
-    source->validation_documents = calloc(1, sizeof *source->validation_documents);
-    if (!source->train_documents || !source->validation_documents) FAIL(ERR_FAILED, "out of memory");
-    source->cut[1] = (uint64_t)n_train;
-    source->cut[2] = (uint64_t)n;
-    source->validation_documents[0] = 1;
-    source->train = (DocumentSet){source->cut, source->train_documents, 1};
-    source->validation = (DocumentSet){source->cut, source->validation_documents, n_train < n};
-    return OK;
-}
-
-static int split_source(Source *source, double share, uint64_t seed, int index) {
-    uint32_t n_train, n_validation, n = (uint32_t)source->cache.n_documents;
-    if (n == 1) return cut_document(source, share);
-    TRY(order_split(&source->train_documents, &n_train, &source->validation_documents, &n_validation, n, share, seed,
-                    index));
-    source->train = (DocumentSet){source->cache.start, source->train_documents, n_train};
-    source->validation = (DocumentSet){source->cache.start, source->validation_documents, n_validation};
-    return OK;
-}
-
-static int64_t count_tokens(const DocumentSet *set) {
-    uint64_t sum = 0;
-    for (uint32_t i = 0; i < set->n_documents; i++)
-        sum += set->start[set->documents[i] + 1] - set->start[set->documents[i]];
-    return (int64_t)sum;
-}
-
-static int open_source(Source *source, const SourceOptions *wanted, const LoaderOptions *options,
-                       const Tokenizer *tokenizer) {
-    for (int i = 0; i < N_PLANS; i++) source->plan_epoch[i] = -1;
-    source->name = strdup(wanted->name && *wanted->name ? wanted->name : path_base(wanted->path));
-    if (!source->name) FAIL(ERR_FAILED, "out of memory");
-    int flags = (options->add_bos && tokenizer_bos(tokenizer) >= 0 ? TOKENIZE_BOS : 0) |
-                (options->add_eos && tokenizer_eos(tokenizer) >= 0 ? TOKENIZE_EOS : 0);
-    CacheOptions cache = {.directory = options->cache,
-                          .name = source->name,
-                          .source = wanted,
-                          .tokenizer = tokenizer,
-                          .flags = flags,
-                          .fail_on_error = options->fail_on_error};
-    return token_cache_open(&source->cache, &cache);
-}
-
-static bool documents_are_apart(const LoaderOptions *options) {
-    return options->packing == PACKING_BEST_FIT || options->document_mask;
-}
-
-static int open_train_source(Loader *loader, int index, const SourceOptions *wanted, const Tokenizer *tokenizer) {
-    const LoaderOptions *options = &loader->options;
-    Source *source = &loader->sources[index];
-    TRY(open_source(source, wanted, options, tokenizer));
-    TRY(split_source(source, loader->own_validation ? 0 : options->validation, options->seed, index));
-    source->train_tokens = count_tokens(&source->train);
-    source->validation_tokens = count_tokens(&source->validation);
-    if (source->train_tokens < 2 ||
-        (documents_are_apart(options) && source->train_tokens == (int64_t)source->train.n_documents))
-        FAIL(ERR_REFUSED, "%s: nothing to learn from: no training document has more than one token", wanted->path);
-    return OK;
-}
-
-static int open_validation_source(Source *source, const SourceOptions *wanted, const LoaderOptions *options,
-                                  const Tokenizer *tokenizer) {
-    TRY(open_source(source, wanted, options, tokenizer));
-    uint32_t n = (uint32_t)source->cache.n_documents;
-    source->validation_documents = malloc((size_t)n * sizeof *source->validation_documents);
-    if (!source->validation_documents) FAIL(ERR_FAILED, "out of memory: the order of %u documents", n);
-    for (uint32_t i = 0; i < n; i++) source->validation_documents[i] = i;
-    source->validation = (DocumentSet){source->cache.start, source->validation_documents, n};
-    source->validation_tokens = source->cache.n_tokens;
-    return OK;
-}
-
-/* ---- epochs of a source ----------------------------------------------------------------------------------------- */
-
-static int epoch_plan(Loader *loader, int index, int64_t epoch, const EpochPlan **plan) {
-    Source *source = &loader->sources[index];
-    const LoaderOptions *options = &loader->options;
-    int slot = source->newest_plan;
-    if (source->plan_epoch[slot] != epoch) slot = (slot + 1) % N_PLANS;
-    if (source->plan_epoch[slot] != epoch) {
-        PhiloxKey phase = order_key(options->seed, index, ORDER_PHASE, epoch);
-        PlanOptions wanted = {.packing = options->packing,
-                              .document_mask = options->document_mask,
-                              .context = options->context,
-                              .shuffle = true,
-                              .documents = order_key(options->seed, index, ORDER_DOCUMENTS, epoch),
-                              .sequences = order_key(options->seed, index, ORDER_SEQUENCES, epoch),
-                              .phase = philox_u64(phase, 0)};
-        plan_free(&source->plans[slot]);
-        source->plan_epoch[slot] = -1;
-        TRY(plan_make(&source->plans[slot], &source->train, &wanted));
-        source->plan_epoch[slot] = epoch;
-    }
-    source->newest_plan = slot;
-    *plan = &source->plans[slot];
-    return OK;
-}
-
-/* Learns how many sequences one more epoch has. Best fit only: the number depends on the epoch's order. */
-static int learn_epoch(Loader *loader, int index) {
-    Source *source = &loader->sources[index];
-    size_t n = source->n_epochs_known;
-    const EpochPlan *plan;
-    TRY(epoch_plan(loader, index, (int64_t)n, &plan));
-    int64_t *grown = realloc(source->epoch_first, (n + 2) * sizeof *grown);
-    if (!grown) FAIL(ERR_FAILED, "out of memory");
-    source->epoch_first = grown;
-    if (n == 0) grown[0] = 0;
-    grown[n + 1] = grown[n] + plan->n_sequences;
-    source->n_epochs_known++;
-    return OK;
-}
-
-/* The epoch that holds sequence `number` of a source, and which of the epoch's sequences it is. */
-static int find_epoch(Loader *loader, int index, int64_t number, int64_t *epoch, int64_t *within) {
-    Source *source = &loader->sources[index];
-    if (loader->options.packing == PACKING_STREAM) { /* the same number in every epoch */
-        int64_t context = loader->options.context, n = (source->train_tokens + context - 1) / context;
-        *epoch = number / n;
-        *within = number % n;
-        return OK;
-    }
-    while (source->n_epochs_known == 0 || source->epoch_first[source->n_epochs_known] <= number)
-        TRY(learn_epoch(loader, index));
-    size_t low = 0, high = source->n_epochs_known;
-    while (high - low > 1) {
-        size_t middle = low + (high - low) / 2;
-        if (source->epoch_first[middle] <= number)
-            low = middle;
-        else
-            high = middle;
-    }
-    *epoch = (int64_t)low;
-    *within = number - source->epoch_first[low];
-    return OK;
-}
-
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
 
-static const Source *validation_set(const Loader *loader, int *n) {
+static const Corpus *validation_set(const Loader *loader, int *n) {
     *n = loader->own_validation ? loader->n_own_validation : loader->n_sources;
     return loader->own_validation ? loader->own_validation : loader->sources;
-}
-
-static int plan_validation(Loader *loader) {
-    int n;
-    Source *set = loader->own_validation ? loader->own_validation : loader->sources;
-    validation_set(loader, &n);
-    PlanOptions options = {.packing = loader->options.packing,
-                           .document_mask = loader->options.document_mask,
-                           .context = loader->options.context};
-    for (int i = 0; i < n; i++) {
-        TRY(plan_make(&set[i].validation_plan, &set[i].validation, &options));
-        loader->n_validation_sequences += set[i].validation_plan.n_sequences;
-    }
-    return OK;
 }
 
 /* Shares of tokens become shares of sequences by the sequences' mean length. */
@@ -264,7 +78,7 @@ static int plan_mix(Loader *loader, const SourceOptions *wanted) {
     if (!shares) FAIL(ERR_FAILED, "out of memory");
     for (int i = 0; i < loader->n_sources; i++) {
         const EpochPlan *plan;
-        TRY_TO(done, epoch_plan(loader, i, 0, &plan));
+        TRY_TO(done, corpus_epoch(&loader->sources[i], 0, &plan));
         shares[i] = wanted[i].weight * (double)plan->n_sequences / (double)plan->n_tokens;
         loader->sequences_per_epoch += plan->n_sequences;
     }
@@ -304,19 +118,23 @@ static int open_all(Loader *loader, const LoaderOptions *options, const Tokenize
     }
     while (loader->n_sources < options->n_sources) {
         int i = loader->n_sources++;
-        TRY(open_train_source(loader, i, &options->sources[i], tokenizer));
+        TRY(corpus_open_train(&loader->sources[i], &options->sources[i], &loader->options, i,
+                              loader->own_validation ? 0 : options->validation, tokenizer));
         loader->skipped += loader->sources[i].cache.n_skipped;
     }
     while (loader->n_own_validation < options->n_validation_sources) {
         int i = loader->n_own_validation++;
-        TRY(open_validation_source(&loader->own_validation[i], &options->validation_sources[i], options, tokenizer));
+        TRY(corpus_open_validation(&loader->own_validation[i], &options->validation_sources[i], &loader->options,
+                                   tokenizer));
         loader->skipped += loader->own_validation[i].cache.n_skipped;
     }
     loader->sequences_per_step = options->tokens_per_batch / options->context;
     if (loader->sequences_per_step < 1) loader->sequences_per_step = 1;
     if (loader->sequences_per_step > INT32_MAX)
         FAIL(ERR_USAGE, "train.tokens_per_batch: %lld sequences in a step", (long long)loader->sequences_per_step);
-    TRY(plan_validation(loader));
+    int n_validation;
+    const Corpus *validation = validation_set(loader, &n_validation);
+    for (int i = 0; i < n_validation; i++) loader->n_validation_sequences += validation[i].validation_plan.n_sequences;
     TRY(plan_mix(loader, options->sources));
     take_fingerprint(loader, options->sources);
     return OK;
@@ -340,8 +158,8 @@ int loader_open(Loader **out, const LoaderOptions *options, const Tokenizer *tok
 
 void loader_free(Loader *loader) {
     if (!loader) return;
-    for (int i = 0; i < loader->n_sources; i++) source_free(&loader->sources[i]);
-    for (int i = 0; i < loader->n_own_validation; i++) source_free(&loader->own_validation[i]);
+    for (int i = 0; i < loader->n_sources; i++) corpus_close(&loader->sources[i]);
+    for (int i = 0; i < loader->n_own_validation; i++) corpus_close(&loader->own_validation[i]);
     free(loader->sources);
     free(loader->own_validation);
     mix_free(&loader->mix);
@@ -384,7 +202,7 @@ int64_t loader_documents(const Loader *loader, int source) {
 
 int64_t loader_validation_tokens(const Loader *loader) {
     int n;
-    const Source *set = validation_set(loader, &n);
+    const Corpus *set = validation_set(loader, &n);
     int64_t sum = 0;
     for (int i = 0; i < n; i++) sum += set[i].validation_tokens;
     return sum;
@@ -432,8 +250,8 @@ static uint64_t sample_id(int source, int64_t number) {
 static int add_train_sequence(Loader *loader, StepBatch *batch, int source, int64_t number, bool mine) {
     int64_t epoch = 0, within = 0;
     const EpochPlan *plan;
-    TRY(find_epoch(loader, source, number, &epoch, &within));
-    TRY(epoch_plan(loader, source, epoch, &plan));
+    TRY(corpus_find(&loader->sources[source], number, &epoch, &within));
+    TRY(corpus_epoch(&loader->sources[source], epoch, &plan));
     Sequence sequence = {.cache = &loader->sources[source].cache, .source = source, .id = sample_id(source, number)};
     return add_sequence(loader, batch, plan, within, sequence, mine);
 }
@@ -459,7 +277,7 @@ done:
 
 int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch) {
     int n_sources;
-    const Source *set = validation_set(loader, &n_sources);
+    const Corpus *set = validation_set(loader, &n_sources);
     int64_t before = 0;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);

@@ -42,10 +42,10 @@ typedef struct {
     int n_sources;
     const SourceOptions *validation_sources; /* given explicitly; else split off */
     int n_validation_sources;
-    double validation;  /* share of each source's documents split off, 0…1; a source that is one document is cut by
-                           tokens instead: its last `validation` share */
-    const char *cache;  /* directory for token caches */
-    bool fail_on_error; /* on_error: fail | skip */
+    double validation;     /* share of each source's documents split off, 0…1; a source that is one document is cut by
+                              tokens instead: its last `validation` share */
+    const char *cache;     /* directory for token caches */
+    bool fail_on_error;    /* on_error: fail | skip */
     bool add_bos, add_eos; /* to every document, where the tokenizer has such a token */
     Packing packing;
     bool document_mask; /* stream packing: documents in one sequence are separate segments (else one segment) */

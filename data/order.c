@@ -99,6 +99,7 @@ static Wide floor_sum(Wide n, Wide m, Wide a, Wide b) {
 int mix_init(Mix *mix, const double *shares, int n, uint64_t seed) {
     double total = 0, before = 0;
     for (int i = 0; i < n; i++) total += shares[i];
+    if (!isfinite(total)) FAIL(ERR_USAGE, "the weights of the sources are too large to be added");
     mix->n = n;
     mix->offset = philox_u64(philox_key(seed, PHILOX_MIX, 0, 0), 0) % CIRCLE;
     mix->bound = calloc((size_t)n + 1, sizeof *mix->bound);
