@@ -91,6 +91,8 @@ START_TEST(the_mix_counts_what_it_draws_and_keeps_its_shares) {
         for (int s = 0; s < n_sources[c]; s++) {
             int64_t before = mix_count(&mix, s, far);
             sum += before;
+            /* a whole number of turns visits each point of the circle equally often */
+            ck_assert_int_eq(before, (int64_t)(mix.bound[s + 1] - mix.bound[s]) * (far >> 32));
             ck_assert_int_eq(mix_count(&mix, s, far + 1) - before, mix_source(&mix, far) == s);
             /* each share is rounded to 2^-32 of the circle */
             ck_assert_double_lt(fabs((double)before - (double)far * shares[c][s] / total), 0x1p-32 * (double)far + 51);
