@@ -8,8 +8,8 @@
 
 #include "model/core/threads.h"
 #include "model/formats/hf_config.h"
-#include "model/formats/safetensors.h"
 #include "model/llama.h"
+#include "model/shape_hf.h"
 #include "tests/check_main.h"
 
 static const char *const golden_cases[] = {"gqa", "tied", "llama31", "odd_heads", "packed", "large_init"};
@@ -40,26 +40,6 @@ typedef struct {
     NamedFile *expected;
     Run batches[GOLDEN_BATCHES];
 } Golden;
-
-static inline LlamaShape golden_shape(const HfConfig *config) {
-    LlamaShape shape = {.dim = config->dim,
-                        .n_layers = config->n_layers,
-                        .n_heads = config->n_heads,
-                        .n_kv_heads = config->n_kv_heads,
-                        .head_dim = config->head_dim,
-                        .ffn_dim = config->ffn_dim,
-                        .vocab_size = config->vocab_size,
-                        .max_context = config->max_position_embeddings,
-                        .norm_eps = (float)config->rms_norm_eps,
-                        .rope_theta = (float)config->rope_theta,
-                        .tied = config->tie_word_embeddings};
-    if (config->rope_scaling.llama3)
-        shape.rope_scaling = (RotaryScaling){.factor = (float)config->rope_scaling.factor,
-                                             .low_freq_factor = (float)config->rope_scaling.low_freq_factor,
-                                             .high_freq_factor = (float)config->rope_scaling.high_freq_factor,
-                                             .original_context = config->rope_scaling.original_max_position_embeddings};
-    return shape;
-}
 
 static inline void *golden_array(Golden *golden, const char *name, Dtype dtype, size_t *n) {
     const NamedArray *array = NULL;
@@ -100,14 +80,14 @@ static inline void golden_open(Golden *golden, const char *name) {
     *golden = (Golden){0};
     snprintf(path, sizeof path, "tests/golden/llama_%s", name);
     CHECK_OK(hf_config_read(&config, path));
-    LlamaShape shape = golden_shape(&config);
+    LlamaShape shape = llama_shape_from_hf(&config);
     CHECK_OK(llama_shape_check(&shape));
     CHECK_OK(llama_new(&golden->model, &shape, (LlamaOptions){.training = true}));
-    CHECK_OK(safetensors_open(&parameters, path));
+    CHECK_OK(named_open(&parameters, path));
     CHECK_OK(llama_load(golden->model, parameters));
     named_close(parameters);
     snprintf(path, sizeof path, "tests/golden/llama_%s/expected.safetensors", name);
-    CHECK_OK(safetensors_open(&golden->expected, path));
+    CHECK_OK(named_open(&golden->expected, path));
     for (int k = 0; k < GOLDEN_BATCHES; k++) golden_batch(golden, k);
 }
 
