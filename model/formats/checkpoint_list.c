@@ -160,8 +160,7 @@ int step_find_whole(char **folder, const char *run, int64_t step) {
 
 /* ---- the best ---- */
 
-/* The step that RUN/checkpoints/best names; -1 where there is no such file. */
-static int read_best(int64_t *step, const char *run) {
+int step_read_best(int64_t *step, const char *run) {
     char *bytes = NULL, *path = NULL;
     size_t size;
     bool old = false;
@@ -181,7 +180,7 @@ static int read_best(int64_t *step, const char *run) {
 int checkpoint_best(char **folder, int64_t *step, const char *run) {
     int64_t best;
     *folder = NULL;
-    TRY(read_best(&best, run));
+    TRY(step_read_best(&best, run));
     if (best < 0) FAIL(ERR_REFUSED, "%s: no checkpoint has been marked as the best one", run);
     TRY(step_find_whole(folder, run, best));
     if (step) *step = best;
@@ -226,7 +225,7 @@ int checkpoint_prune(const char *run, int keep_last) {
     int64_t best, newest_commit = -1, last_kept = -1;
     int kept = 0;
     if (keep_last < 1) keep_last = 1;
-    TRY(read_best(&best, run));
+    TRY(step_read_best(&best, run));
     TRY(step_list_read(&list, run));
     for (size_t i = 0; i < list.n; i++) {
         const StepFolder *item = &list.items[i];

@@ -1,4 +1,4 @@
-/* The step folders of a run, for checkpoint.c and checkpoint_list.c alone. */
+/* The step folders of a run, as they are on the disk: for what checkpoint.h does not answer. */
 #ifndef CRIA_FORMATS_CHECKPOINT_LIST_H
 #define CRIA_FORMATS_CHECKPOINT_LIST_H
 
@@ -30,6 +30,8 @@ bool step_name_parse(int64_t *step, bool *old, const char *name);
 /* malloc'd RUN/checkpoints/step-N[.old]. NULL when memory is out. */
 char *step_path(const char *run, int64_t step, bool old);
 
+/* The step that RUN/checkpoints/best names; -1 where there is no such file. */
+int step_read_best(int64_t *step, const char *run);
 bool step_has_manifest(const char *folder);
 /* A manifest that is whole, and every file with its size: cheap, and enough to decide what may be deleted. */
 bool step_looks_committed(const char *folder);

@@ -157,7 +157,7 @@ int manifest_write(const Manifest *manifest, const char *directory) {
 
 /* ---- checking ---- */
 
-static int check_file(const ManifestFile *file, const char *path, bool bytes) {
+static int check_path(const ManifestFile *file, const char *path, bool bytes) {
     FileSum found = {0};
     if (!file_exists(path)) FAIL(ERR_REFUSED, "%s: is missing", path);
     TRY(file_size(&found.size, path));
@@ -172,14 +172,21 @@ static int check_file(const ManifestFile *file, const char *path, bool bytes) {
     return OK;
 }
 
+static int check_file(const ManifestFile *file, const char *directory, bool bytes) {
+    char *path = path_join(directory, file->name);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    int rc = check_path(file, path, bytes);
+    free(path);
+    return rc;
+}
+
+int manifest_check_file(const ManifestFile *file, const char *directory) {
+    TRY(check_file(file, directory, true));
+    return OK;
+}
+
 static int check_files(const Manifest *manifest, const char *directory, bool bytes) {
-    for (size_t i = 0; i < manifest->n; i++) {
-        char *path = path_join(directory, manifest->files[i].name);
-        if (!path) FAIL(ERR_FAILED, "out of memory");
-        int rc = check_file(&manifest->files[i], path, bytes);
-        free(path);
-        TRY(rc);
-    }
+    for (size_t i = 0; i < manifest->n; i++) TRY(check_file(&manifest->files[i], directory, bytes));
     return OK;
 }
 

@@ -45,6 +45,8 @@ int manifest_read(Manifest *manifest, const char *directory);
 /* Writes DIRECTORY/manifest.json.tmp, fsyncs, renames: the commit. */
 int manifest_write(const Manifest *manifest, const char *directory);
 
+/* That the file is there with its size and CRC32C. */
+int manifest_check_file(const ManifestFile *file, const char *directory);
 /* That every file is there with its size; and, all of it, with its CRC32C. */
 int manifest_check_sizes(const Manifest *manifest, const char *directory);
 int manifest_check_bytes(const Manifest *manifest, const char *directory);
