@@ -250,7 +250,7 @@ static int add_directory(json_t *report, const char *path) {
 static int add_file(json_t *report, const char *path) {
     if (text_ends_with(path, ".bin")) {
         TRY(add_bin(report, path));
-    } else if (strcmp(path_base(path), "config.json") == 0) {
+    } else if (text_ends_with(path, "config.json") && strcmp(path_base(path), "generation_config.json") != 0) {
         HfConfig config;
         TRY(set(report, "kind", json_string("config")));
         TRY(hf_config_read(&config, path));
