@@ -262,6 +262,15 @@ static void show_progress(void) {
     log_info("after the end");
 }
 
+static void show_training(void) {
+    setenv("TERM", "xterm", 1);
+    setenv("LC_ALL", "C.UTF-8", 1);
+    Progress progress;
+    progress_begin(&progress, "training", "steps", 0, 2000);
+    progress_draw(&progress, 700, "loss 2.1346 · 41,203 tok/s · 312.50 MiB");
+    progress_end(&progress);
+}
+
 START_TEST(the_live_line_is_redrawn_in_place_and_gives_way_to_log_lines) {
     static char out[65536];
     stderr_of(show_progress, 120, out, sizeof out);
@@ -276,7 +285,10 @@ END_TEST
 START_TEST(the_live_line_fits_a_narrow_terminal) {
     static char out[65536];
     stderr_of(show_progress, 30, out, sizeof out);
-    ck_assert_ptr_eq(strstr(out, "\rtraining ━━━━━━━┄┄┄┄┄┄┄┄┄┄┄┄┄\033[K"), out); /* 29 columns */
+    ck_assert_ptr_eq(strstr(out, "\r━━┄┄┄┄ 700/2,000 steps · loss\033[K"), out); /* 29 columns */
+    stderr_of(show_training, 80, out, sizeof out);
+    ck_assert_ptr_eq(strstr(out, "\r━━┄┄┄┄ 700/2,000 steps · loss 2.1346 · 41,203 tok/s · "), out);
+    ck_assert_ptr_nonnull(strstr(out, " left\033[K")); /* nothing is cut at 80 columns */
 }
 END_TEST
 

@@ -16,7 +16,7 @@
 
 #define ERASE_LINE "\r\033[K"
 
-enum { BAR_WIDTH = 20, DEFAULT_WIDTH = 80, NARROWEST = 20, WIDEST = 400 };
+enum { DEFAULT_WIDTH = 80, NARROWEST = 20, WIDEST = 400 };
 static const double live_interval = 0.1, plain_interval = 10.0; /* seconds */
 
 static double monotonic(void) {
@@ -70,9 +70,16 @@ static void clear(void *context) {
     progress->shown = false;
 }
 
-static void draw_bar(Text *out, double share, bool unicode) {
-    double filled = share * BAR_WIDTH;
-    for (int i = 0; i < BAR_WIDTH; i++) {
+/* What a live line gives up, one after the other, to fit the terminal. */
+static const struct {
+    int bar;
+    bool percent, title;
+} layouts[] = {{20, true, true}, {10, true, true}, {6, false, true}, {6, false, false}};
+enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
+
+static void draw_bar(Text *out, double share, int width, bool unicode) {
+    double filled = share * width;
+    for (int i = 0; i < width; i++) {
         bool full = filled >= i + 1, half = filled >= i + 0.5;
         if (unicode)
             text_puts(out, full ? "━" : half ? "╸" : "┄");
@@ -89,18 +96,19 @@ static void add_time_left(Text *out, const Progress *progress, int64_t done, dou
                 text_duration(duration, each * (double)(progress->total - done)));
 }
 
-static void compose(Progress *progress, int64_t done, const char *details, double now) {
+static void compose(Progress *progress, int64_t done, const char *details, double now, int layout) {
     Text line = {0};
     char count[32], total[32];
-    text_printf(&line, "%s ", progress->title);
+    if (layouts[layout].title) text_printf(&line, "%s ", progress->title);
     if (progress->total > 0) {
         double share = (double)done / (double)progress->total;
         share = share < 0 ? 0 : share > 1 ? 1 : share;
         if (progress->live) {
-            draw_bar(&line, share, progress->unicode);
+            draw_bar(&line, share, layouts[layout].bar, progress->unicode);
             text_puts(&line, " ");
         }
-        text_printf(&line, "%3d%% %s/%s %s", (int)(share * 100), text_thousands(count, (uint64_t)(done > 0 ? done : 0)),
+        if (layouts[layout].percent) text_printf(&line, "%3d%% ", (int)(share * 100));
+        text_printf(&line, "%s/%s %s", text_thousands(count, (uint64_t)(done > 0 ? done : 0)),
                     text_thousands(total, (uint64_t)progress->total), progress->unit);
     } else {
         text_printf(&line, "%s %s", text_thousands(count, (uint64_t)(done > 0 ? done : 0)), progress->unit);
@@ -124,14 +132,17 @@ void progress_draw(Progress *progress, int64_t done, const char *details) {
     if (log_is_quiet_rank()) return;
     double now = monotonic();
     progress->drawn = now;
-    compose(progress, done, details, now);
+    compose(progress, done, details, now, 0);
     if (!progress->live) {
         log_info("%s", progress->line);
         return;
     }
+    int columns = terminal_width() - 1; /* the last column may wrap */
+    for (int layout = 1; layout < N_LAYOUTS && progress->line[fit(progress->line, columns)]; layout++)
+        compose(progress, done, details, now, layout);
     Text out = {0};
     text_puts(&out, "\r");
-    text_append(&out, progress->line, fit(progress->line, terminal_width() - 1));
+    text_append(&out, progress->line, fit(progress->line, columns));
     text_puts(&out, "\033[K");
     if (out.bytes) put(out.bytes, out.length);
     text_free(&out);
