@@ -37,6 +37,11 @@ options() { run 0 help options && grep -q '^  optim.lr: a number > 0; default 3.
 explains() { run 0 help "$1" && [ -z "$err" ] && [ -n "$out" ] && local by_help=$out && run 0 "$1" --help && [ "$out" = "$by_help" ]; }
 refuses_flag() { run 2 "$1" --no-such-flag-anywhere && [ "$(grep -c '^error: ' <<<"$err")" -eq 1 ]; }
 
+bad_config() { printf 'optim:\n  lr: fast\n' >"$scratch/bad.yaml" && run 2 pretrain "$scratch/bad.yaml" && one_error && grep -q "bad.yaml:2:7: optim.lr: found 'fast', expected a number > 0" <<<"$err"; }
+bad_argument() { run 2 pretrain configs/quickstart.yaml optim.lrr=1 && one_error && grep -q "argument 3 (optim.lrr=1): .*did you mean 'optim.lr'?" <<<"$err"; }
+bad_rule() { run 2 pretrain configs/quickstart.yaml precision=bf16 output="$scratch/run" && one_error && grep -q "precision: bf16" <<<"$err" && [ ! -e "$scratch/run" ]; }
+no_config() { run 2 pretrain "$scratch/absent.yaml" && one_error && grep -q "absent.yaml" <<<"$err"; }
+
 mapfile -t commands < <(sed -nE 's/^COMMAND\("([^"]+)".*/\1/p' train/commands.def)
 check "there are commands" test ${#commands[@]} -ge 1
 check "help lists every command on stdout" help_lists
@@ -48,6 +53,12 @@ check "results that cannot be written are a failure" full_disk
 check "an error has no trace unless asked" no_trace
 check "CRIA_DEBUG=1 shows where an error arose" trace
 check "help options prints the option table" options
+if [[ " ${commands[*]} " == *" pretrain "* ]]; then
+    check "a wrong value is reported with file, line, column, key and what was expected" bad_config
+    check "a wrong argument is reported with its position and the nearest key" bad_argument
+    check "a config that cannot be trained is refused before anything is made" bad_rule
+    check "an absent config is a usage error" no_config
+fi
 for name in "${commands[@]}"; do
     [ "$name" = help ] && continue
     check "help $name and $name --help say the same" explains "$name"
