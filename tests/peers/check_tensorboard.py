@@ -21,11 +21,16 @@ def main():
         sys.exit(f"{run}: no event files")
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    times = {event.step: event.wall_time for tag in scalars for event in events.Scalars(tag)}
     problems, compared, expected = [], 0, set()
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         for name, value in row.items():
             if name == "step" or not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if name == "time":  # every event carries it
+                if not math.isclose(times.get(row["step"], 0.0), value, abs_tol=60):
+                    problems.append(f"step {row['step']} was at {value}, in the event files at {times.get(row['step'])}")
                 continue
             tag = f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}"
             expected.add(tag)
