@@ -1,8 +1,9 @@
 /* From sources of text to the micro-batches of a step. Plain arrays out; nothing here has heard of a model.
  *
- * documents (tokenised once into a cache) -> seeded shuffle per epoch -> train/validation split -> mix of sources
- * -> packing into sequences of at most `context` tokens -> steps of tokens_per_batch -> this rank's sequences
- * -> micro-batches of at most tokens_per_microbatch tokens.
+ * documents (source.c, input.c) -> tokenised once into a cache (cache.c, cache_build.c) -> train/validation split, and
+ * a seeded shuffle per epoch (corpus.c, order.c) -> packing into sequences of at most `context` tokens (packing.c)
+ * -> mix of sources, steps of tokens_per_batch, this rank's sequences (loader.c) -> micro-batches of at most
+ * tokens_per_microbatch tokens (batch.c).
  *
  * Everything up to "steps" is a function of (seed, cached lengths, options above), never of ranks, micro-batches or
  * threads; the state is the step number.
@@ -77,7 +78,9 @@ int64_t loader_steps_per_epoch(const Loader *loader);
 uint64_t loader_fingerprint(const Loader *loader); /* changes when the order or the data would */
 
 /* This rank's micro-batches of step 0, 1, 2, …; valid until the next call. total_weight is Σ of weights over all
- * ranks' micro-batches of the step, total_tokens the tokens likewise. Any step may be asked for at any time. */
+ * ranks' micro-batches of the step, total_tokens the tokens likewise. Any step may be asked for at any time. A rank may
+ * have no micro-batch (fewer sequences than ranks); total_weight may be 0 where documents are kept apart and every
+ * token of a small step ends its document. */
 typedef struct {
     MicroBatch *micro;
     int n_micro;

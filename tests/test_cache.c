@@ -1,11 +1,13 @@
 /* The token cache: made once, checked when opened, made again when its source changes or it is damaged. */
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #include "data/cache.h"
 #include "data/cache_format.h"
+#include "data/input.h"
 #include "model/core/text.h"
 #include "tests/data_fixture.h"
 
@@ -131,6 +133,54 @@ START_TEST(a_changed_source_is_tokenised_again) {
 }
 END_TEST
 
+/* Rewrites the cache of one file of one three-byte document as if it had been built at `built` and, where given, from a
+ * file with the times of `times`. */
+static void alter_cache(const FileStamp *times, int64_t built) {
+    char *bytes, name[512];
+    size_t size;
+    snprintf(name, sizeof name, "%s", cache_file());
+    CHECK_OK(file_read(&bytes, &size, name, 0));
+    CacheHeader header;
+    FileStamp stamp;
+    memcpy(&header, bytes, sizeof header);
+    size_t tables = sizeof header + 8, at = tables + 8 * 2; /* six bytes of ids, padded; two starts */
+    memcpy(&stamp, bytes + at, sizeof stamp);
+    if (times) stamp.modified = times->modified, stamp.changed = times->changed;
+    memcpy(bytes + at, &stamp, sizeof stamp);
+    header.built = built;
+    header.tables_crc = crc32c(0, bytes + tables, size - tables);
+    header.header_crc = crc32c(0, &header, offsetof(CacheHeader, header_crc));
+    memcpy(bytes, &header, sizeof header);
+    CHECK_OK(file_write_atomic(name, bytes, size));
+    free(bytes);
+}
+
+START_TEST(an_old_file_is_trusted_by_its_times_a_young_one_by_its_bytes) {
+    setup();
+    const char *path = fixture_text("a.txt", "one");
+    FileStamp now;
+    check_open(path, 0, true, "one|");
+    fixture_text("a.txt", "two");
+    CHECK_OK(file_stamp(&now, path));
+    alter_cache(&now, now.modified); /* both writes and the build in one tick of the clock: the times are the same */
+    check_open(path, 0, true, "two|");
+
+    CHECK_OK(file_stamp(&now, path));
+    int64_t later = now.changed + 60 * (int64_t)1000000000;
+    fixture_text("a.txt", "six");
+    struct timespec same = {now.modified / 1000000000, now.modified % 1000000000};
+    ck_assert_int_eq(utimensat(AT_FDCWD, path, (struct timespec[2]){same, same}, 0), 0);
+    alter_cache(NULL, later); /* as if built a minute after the file was written; only its ctime tells */
+    check_open(path, 0, true, "six|");
+
+    fixture_text("a.txt", "ten");
+    CHECK_OK(file_stamp(&now, path));
+    alter_cache(&now, later); /* old, with the times it had: its bytes are not read again */
+    check_open(path, 0, false, "six|");
+    teardown();
+}
+END_TEST
+
 START_TEST(a_cache_cut_short_or_with_any_bit_turned_is_made_again) {
     setup();
     Text lines = {0}, expected = {0};
@@ -252,6 +302,38 @@ START_TEST(processes_that_build_at_once_all_end_with_a_good_cache) {
 }
 END_TEST
 
+START_TEST(a_build_killed_at_any_instant_leaves_nothing_that_harms) {
+    setup();
+    Text text = {0};
+    for (int i = 0; i < 300000; i++) text_printf(&text, "%d, ", i);
+    const char *path = fixture_write("a.txt", text.bytes, text.length);
+    int n_killed = 0;
+    for (int i = 0; i < 25; i++) {
+        fflush(NULL);
+        pid_t child = fork();
+        if (child == 0) {
+            TokenCache cache;
+            _exit(open_cache(&cache, path, 0, true) != OK);
+        }
+        usleep((useconds_t)(i * 1500));
+        ck_assert_int_eq(kill(child, SIGKILL), 0);
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        n_killed += WIFSIGNALED(status);
+        if (!WIFSIGNALED(status)) ck_assert_int_eq(WEXITSTATUS(status), 0);
+        if (i % 5 < 4) continue;
+        TokenCache cache; /* and once in a while somebody finishes, then the file is lost again */
+        CHECK_OK(open_cache(&cache, path, 0, true));
+        ck_assert_int_eq(cache.n_tokens, (int64_t)text.length);
+        token_cache_close(&cache);
+        ck_assert_int_eq(unlink(cache_file()), 0);
+    }
+    ck_assert_int_ge(n_killed, 5);
+    text_free(&text);
+    teardown();
+}
+END_TEST
+
 START_TEST(what_a_killed_build_left_is_removed_by_the_next) {
     setup();
     const char *path = fixture_text("a.txt", "text");
@@ -267,7 +349,8 @@ START_TEST(what_a_killed_build_left_is_removed_by_the_next) {
 END_TEST
 
 CHECK_MAIN("cache", a_source_is_tokenised_once, what_the_ids_depend_on_is_in_the_key,
-           a_changed_source_is_tokenised_again, a_cache_cut_short_or_with_any_bit_turned_is_made_again,
-           impossible_sizes_are_found_before_they_are_used,
+           a_changed_source_is_tokenised_again, an_old_file_is_trusted_by_its_times_a_young_one_by_its_bytes,
+           a_cache_cut_short_or_with_any_bit_turned_is_made_again, impossible_sizes_are_found_before_they_are_used,
            skipped_records_are_remembered_and_not_accepted_where_they_must_fail,
-           processes_that_build_at_once_all_end_with_a_good_cache, what_a_killed_build_left_is_removed_by_the_next)
+           processes_that_build_at_once_all_end_with_a_good_cache,
+           a_build_killed_at_any_instant_leaves_nothing_that_harms, what_a_killed_build_left_is_removed_by_the_next)
