@@ -14,7 +14,7 @@
 #include "model/formats/hf_config.h"
 #include "model/formats/llama2c.h"
 #include "model/formats/named.h"
-#include "model/formats/safetensors.h"
+#include "train/model_file.h"
 
 static int set(json_t *object, const char *key, json_t *value) {
     if (json_object_set_new(object, key, value) != 0) FAIL(ERR_FAILED, "out of memory, or '%s' is not UTF-8", key);
@@ -100,10 +100,9 @@ static int add_config_file(json_t *report, const char *path) {
     return OK;
 }
 
-static int add_tokenizer(json_t *report, const char *path) {
-    Tokenizer *tokenizer;
+/* Takes the tokenizer. */
+static int set_tokenizer(json_t *report, Tokenizer *tokenizer) {
     size_t size;
-    TRY(tokenizer_load(&tokenizer, path));
     (void)tokenizer_source(tokenizer, &size);
     json_t *object =
         json_pack("{s:s, s:i, s:i, s:i, s:s, s:I}", "kind", tokenizer_kind(tokenizer), "vocab_size",
@@ -114,6 +113,13 @@ static int add_tokenizer(json_t *report, const char *path) {
     return OK;
 }
 
+static int add_tokenizer(json_t *report, const char *path) {
+    Tokenizer *tokenizer;
+    TRY(tokenizer_load(&tokenizer, path));
+    TRY(set_tokenizer(report, tokenizer));
+    return OK;
+}
+
 static bool has_tokenizer(const char *directory) {
     return has(directory, "tokenizer.json") || has(directory, "tokenizer.model") || has(directory, "tokenizer.bin");
 }
@@ -121,6 +127,23 @@ static bool has_tokenizer(const char *directory) {
 static int add_side_files(json_t *report, const char *directory) {
     if (has(directory, "config.json")) TRY(add_config_file(report, directory));
     if (has_tokenizer(directory) && add_tokenizer(report, directory) != OK) TRY(set_problem(report));
+    return OK;
+}
+
+/* What a checkpoint's model.h5 carries besides parameters (train/model_file.c). */
+static int add_described(json_t *report, const NamedFile *named) {
+    const char *json = named_text(named, "config.json");
+    HfConfig config;
+    if (json && hf_config_parse(&config, json, strlen(json), "config.json") != OK)
+        TRY(set_problem(report));
+    else if (json)
+        TRY(add_config(report, &config));
+    Tokenizer *tokenizer;
+    bool found;
+    if (model_file_tokenizer(&tokenizer, &found, named) != OK)
+        TRY(set_problem(report));
+    else if (found)
+        TRY(set_tokenizer(report, tokenizer));
     return OK;
 }
 
@@ -137,6 +160,7 @@ static int add_checkpoint_file(json_t *report, json_t *files, const ManifestFile
     if (rc == OK && text_ends_with(file->name, ".h5")) {
         rc = checkpoint_open_arrays(&named, folder, file->name);
         if (rc == OK) TRY_TO(done, add_arrays(entry, named));
+        if (rc == OK && strcmp(file->name, CHECKPOINT_MODEL) == 0) TRY_TO(done, add_described(report, named));
     }
     if (rc != OK) {
         TRY_TO(done, set_problem(entry));

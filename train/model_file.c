@@ -16,20 +16,26 @@ static const char config_key[] = "config.json", generation_key[] = "generation_c
 
 /* ---- opening ---- */
 
-static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *path, const ModelFileOptions *options) {
-    if (options->tokenizer) return tokenizer_load(&file->tokenizer, options->tokenizer);
+int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named) {
     const NamedArray *stored = named_find(named, tokenizer_array_name);
     const char *name = named_text(named, tokenizer_name_key);
-    if (stored && name) {
-        size_t size = named_bytes(stored);
-        char *bytes = malloc(size + 1);
-        if (!bytes) FAIL(ERR_FAILED, "out of memory");
-        int rc = named_read(named, stored, 0, size, bytes);
-        if (rc == OK) rc = tokenizer_load_memory(&file->tokenizer, name, bytes, size);
-        free(bytes);
-        return rc == OK ? OK : error_context(rc, "%s: its tokenizer", path);
-    }
-    bool found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
+    *found = stored && name;
+    if (!*found) return OK;
+    size_t size = named_bytes(stored);
+    char *bytes = malloc(size + 1);
+    if (!bytes) FAIL(ERR_FAILED, "out of memory");
+    int rc = named_read(named, stored, 0, size, bytes);
+    if (rc == OK) rc = tokenizer_load_memory(tokenizer, name, bytes, size);
+    free(bytes);
+    return rc == OK ? OK : error_context(rc, "%s: its tokenizer", named_path(named));
+}
+
+static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *path, const ModelFileOptions *options) {
+    bool found;
+    if (options->tokenizer) return tokenizer_load(&file->tokenizer, options->tokenizer);
+    TRY(model_file_tokenizer(&file->tokenizer, &found, named));
+    if (found) return OK;
+    found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
     if (!found && options->need_tokenizer)
         FAIL(ERR_USAGE, "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE", path,
              directory_exists(path) ? ": " : "", directory_exists(path) ? error_text() : "");

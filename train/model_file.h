@@ -5,6 +5,7 @@
 
 #include "data/tokenizer.h"
 #include "model/formats/hf_config.h"
+#include "model/formats/named.h"
 #include "model/llama.h"
 
 typedef struct {
@@ -25,6 +26,9 @@ typedef struct {
 
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);
 void model_file_close(ModelFile *file);
+
+/* The tokenizer inside a checkpoint's model.h5; *found tells whether there is one. */
+int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named);
 
 /* The texts and arrays that make a checkpoint's model.h5 more than parameters (names in model_file.c), allocated in the
  * arena: for writers of checkpoints. `resolved` is the run's config as YAML, or NULL. */

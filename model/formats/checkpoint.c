@@ -155,7 +155,7 @@ int checkpoint_resolve(char **folder, const char *path) {
     char *run;
     *folder = NULL;
     if (names_best(&run, path)) {
-        int rc = checkpoint_best(folder, NULL, run);
+        int rc = step_best(folder, NULL, run, CHECKPOINT_MODEL);
         free(run);
         TRY(rc);
         return OK;
@@ -165,11 +165,11 @@ int checkpoint_resolve(char **folder, const char *path) {
     bool is_run = directory_exists(checkpoints) && !step_has_manifest(path);
     free(checkpoints);
     if (is_run) {
-        TRY(checkpoint_newest(folder, NULL, path));
+        TRY(step_newest(folder, NULL, path, CHECKPOINT_MODEL));
         if (!*folder) FAIL(ERR_REFUSED, "%s: this run has no finished checkpoint yet", path);
         return OK;
     }
-    TRY(checkpoint_verify(path));
+    TRY(step_verify(path, CHECKPOINT_MODEL));
     *folder = strdup(path);
     if (!*folder) FAIL(ERR_FAILED, "out of memory");
     return OK;

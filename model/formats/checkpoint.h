@@ -50,7 +50,8 @@ int checkpoint_newest(char **folder, int64_t *step, const char *run);
 /* The one that RUN/checkpoints/best names, every byte checked; malloc'd. */
 int checkpoint_best(char **folder, int64_t *step, const char *run);
 
-/* The checkpoint a user means by PATH: its folder, a run's folder (the newest), or RUN/best. Checked, malloc'd. */
+/* The checkpoint a user means by PATH as a model: its folder, a run's folder (the newest), or RUN/best; malloc'd. Every
+ * byte of the model's file is checked, of the others (the optimizer's are twice as large) only that they are there. */
 int checkpoint_resolve(char **folder, const char *path);
 
 /* Every file against the manifest. */

@@ -99,24 +99,37 @@ bool step_looks_committed(const char *folder) {
 
 /* ---- checking ---- */
 
-int checkpoint_verify(const char *folder) {
+int step_verify(const char *folder, const char *only) {
+    int rc = OK;
     Manifest manifest;
     if (!directory_exists(folder)) FAIL(ERR_REFUSED, "%s: no such checkpoint", folder);
     if (!step_has_manifest(folder)) FAIL(ERR_REFUSED, "%s: has no %s: its save did not finish", folder, MANIFEST_NAME);
     TRY(manifest_read(&manifest, folder));
-    int rc = manifest_check_bytes(&manifest, folder);
+    if (!only) {
+        TRY_TO(done, manifest_check_bytes(&manifest, folder));
+    } else {
+        const ManifestFile *file = manifest_find(&manifest, only);
+        TRY_TO(done, manifest_check_sizes(&manifest, folder));
+        if (!file) FAIL_TO(done, ERR_REFUSED, "%s: its manifest lists no '%s'", folder, only);
+        TRY_TO(done, manifest_check_file(file, folder));
+    }
+done:
     manifest_free(&manifest);
-    TRY(rc);
+    return rc;
+}
+
+int checkpoint_verify(const char *folder) {
+    TRY(step_verify(folder, NULL));
     return OK;
 }
 
-int checkpoint_newest(char **folder, int64_t *step, const char *run) {
+int step_newest(char **folder, int64_t *step, const char *run, const char *only) {
     StepList list;
     size_t damaged = 0;
     *folder = NULL;
     TRY(step_list_read(&list, run));
     for (size_t i = 0; i < list.n && !*folder; i++) {
-        if (checkpoint_verify(list.items[i].path) == OK) {
+        if (step_verify(list.items[i].path, only) == OK) {
             *folder = list.items[i].path;
             list.items[i].path = NULL;
             if (step) *step = list.items[i].step;
@@ -134,7 +147,12 @@ int checkpoint_newest(char **folder, int64_t *step, const char *run) {
     return OK;
 }
 
-int step_find_whole(char **folder, const char *run, int64_t step) {
+int checkpoint_newest(char **folder, int64_t *step, const char *run) {
+    TRY(step_newest(folder, step, run, NULL));
+    return OK;
+}
+
+int step_find_whole(char **folder, const char *run, int64_t step, const char *only) {
     *folder = step_path(run, step, true);
     if (!*folder) FAIL(ERR_FAILED, "out of memory");
     char *plain = step_path(run, step, false);
@@ -149,7 +167,7 @@ int step_find_whole(char **folder, const char *run, int64_t step) {
         free(*folder);
         *folder = plain;
     }
-    int rc = checkpoint_verify(*folder);
+    int rc = step_verify(*folder, only);
     if (rc != OK) {
         free(*folder);
         *folder = NULL;
@@ -177,13 +195,18 @@ int step_read_best(int64_t *step, const char *run) {
     return rc;
 }
 
-int checkpoint_best(char **folder, int64_t *step, const char *run) {
+int step_best(char **folder, int64_t *step, const char *run, const char *only) {
     int64_t best;
     *folder = NULL;
     TRY(step_read_best(&best, run));
     if (best < 0) FAIL(ERR_REFUSED, "%s: no checkpoint has been marked as the best one", run);
-    TRY(step_find_whole(folder, run, best));
+    TRY(step_find_whole(folder, run, best, only));
     if (step) *step = best;
+    return OK;
+}
+
+int checkpoint_best(char **folder, int64_t *step, const char *run) {
+    TRY(step_best(folder, step, run, NULL));
     return OK;
 }
 

@@ -35,8 +35,13 @@ int step_read_best(int64_t *step, const char *run);
 bool step_has_manifest(const char *folder);
 /* A manifest that is whole, and every file with its size: cheap, and enough to decide what may be deleted. */
 bool step_looks_committed(const char *folder);
+/* Below, `only` names one file whose bytes are checked, of the others just the size; with NULL all bytes are. */
+int step_verify(const char *folder, const char *only);
+/* As checkpoint_newest and checkpoint_best. */
+int step_newest(char **folder, int64_t *step, const char *run, const char *only);
+int step_best(char **folder, int64_t *step, const char *run, const char *only);
 /* The step's folder, or its .old form, whichever is whole; malloc'd. An error says what is wrong with the folder. */
-int step_find_whole(char **folder, const char *run, int64_t step);
+int step_find_whole(char **folder, const char *run, int64_t step, const char *only);
 /* Removes the manifest first, so that a removal cut short leaves something plainly unfinished. */
 int step_remove(const char *folder);
 
