@@ -47,9 +47,10 @@ static void print_arrays(const json_t *report, bool brief) {
     json_t *value;
     json_object_foreach(json_object_get(report, "texts"), key, value) {
         const char *text = json_string_value(value);
-        int shown = (int)strcspn(text, "\n");
-        if (shown > SHOWN_TEXT) shown = SHOWN_TEXT;
-        printf("  %s: %.*s%s\n", key, shown, text, text[shown] ? " ..." : "");
+        if (strchr(text, '\n') || strlen(text) > SHOWN_TEXT)
+            printf("  %s: a text of %zu bytes\n", key, strlen(text));
+        else
+            printf("  %s: %s\n", key, text);
     }
 }
 
