@@ -1,5 +1,6 @@
 /* The kernels that go over rows and arrays, and the products: reference against fp64, every faster set against the
  * reference. Errors are relative to the largest element; an ulp is 1.2e-7. */
+#include "model/kernels/fast.h"
 #include "tests/kernel_check.h"
 
 static const double ulp = 1.1920929e-7;
@@ -324,6 +325,41 @@ START_TEST(rows_and_arrays_give_the_same_bits_for_any_number_of_threads) {
 }
 END_TEST
 
+/* Error in ulp of the result, of `y` as f(x), where the result is a normal number; exact where it is not. */
+static double ulps_off(float y, double exact) {
+    if (exact < (double)FLT_MIN) return y == 0 || fabs((double)y - exact) <= (double)FLT_MIN * ulp ? 0 : INFINITY;
+    if (exact > (double)FLT_MAX) return isinf(y) || (double)y >= (double)FLT_MAX * (1 - ulp) ? 0 : INFINITY;
+    int exponent;
+    frexp(exact, &exponent);
+    return fabs((double)y - exact) / ldexp(1, exponent - 24);
+}
+
+START_TEST(exponentials_are_within_two_ulp_over_their_whole_range) {
+    enum { N = 4001 };
+    for (int set = 2; set < N_SETS; set++) {
+        Kernels k;
+        if (!kernel_table(&k, kernel_sets[set])) continue;
+        double worst_exp = 0, worst_exp2 = 0;
+        for (int part = 0; part < 200; part++) {
+            float x[N], e[N], e2[N];
+            for (int i = 0; i < N; i++) x[i] = -130 + 260 * ((float)(part * N + i) / (200 * N));
+            (set == 2 ? avx2_exponentials : avx512_exponentials)(e, e2, x, N);
+            for (int i = 0; i < N; i++) {
+                worst_exp = fmax(worst_exp, ulps_off(e[i], exp((double)x[i])));
+                worst_exp2 = fmax(worst_exp2, ulps_off(e2[i], exp2((double)x[i])));
+            }
+        }
+        printf("%s: exp %.3f ulp, exp2 %.3f ulp\n", k.name, worst_exp, worst_exp2);
+        ck_assert(worst_exp <= 2 && worst_exp2 <= 2);
+        const float special[] = {NAN, INFINITY, -INFINITY, 0};
+        float e[4], e2[4];
+        (set == 2 ? avx2_exponentials : avx512_exponentials)(e, e2, special, 4);
+        ck_assert(isnan(e[0]) && isnan(e2[0]) && isinf(e[1]) && isinf(e2[1]));
+        ck_assert(e[2] == 0 && e2[2] == 0 && e[3] == 1 && e2[3] == 1);
+    }
+}
+END_TEST
+
 START_TEST(kernels_are_chosen_by_name_and_unknown_names_are_refused) {
     CHECK_ERROR(kernels_select("neon"), ERR_USAGE, "neon");
     CHECK_OK(kernels_select("auto"));
@@ -344,4 +380,5 @@ CHECK_MAIN("kernels", the_reference_rmsnorm_has_the_slopes_of_its_formula,
            rotary_agrees_with_the_reference_at_every_head_width,
            products_agree_with_the_reference_for_every_transposition, sums_and_additions_agree_with_the_reference,
            rows_and_arrays_give_the_same_bits_for_any_number_of_threads,
+           exponentials_are_within_two_ulp_over_their_whole_range,
            kernels_are_chosen_by_name_and_unknown_names_are_refused)

@@ -18,9 +18,18 @@ bool avx512_kernels(Kernels *table) {
     table->name = "avx512";
     return true;
 }
+
+void avx512_exponentials(float *exp_y, float *exp2_y, const float *x, size_t n) {
+    simd_exp_array(exp_y, x, n);
+    simd_exp2_array(exp2_y, x, n);
+}
 #else
 bool avx512_kernels(Kernels *table) {
     (void)table;
     return false;
+}
+
+void avx512_exponentials(float *exp_y, float *exp2_y, const float *x, size_t n) {
+    (void)exp_y, (void)exp2_y, (void)x, (void)n;
 }
 #endif

@@ -17,4 +17,8 @@ int head_block_tokens(int n_tokens, int vocab);
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);
 
+/* The sets' own exponentials, elementwise: e^x and 2^x. For the tests that measure their error. */
+void avx2_exponentials(float *exp_y, float *exp2_y, const float *x, size_t n);
+void avx512_exponentials(float *exp_y, float *exp2_y, const float *x, size_t n);
+
 #endif

@@ -50,11 +50,12 @@ static ALWAYS_INLINE void tile_rows(const int rows, const int vectors, const boo
                                     const TileProduct *t, size_t column, int m, int k, size_t last) {
     int i = 0;
     for (; i + rows <= m; i += rows) tile_registers(rows, vectors, whole, add, t, i, column, k, last);
+    for (; rows > 4 && i + 4 <= m; i += 4) tile_registers(4, vectors, whole, add, t, i, column, k, last);
     for (; i < m; i++) tile_registers(1, vectors, whole, add, t, i, column, k, last);
 }
 
 /* Sizes of the register tile: 32 registers with AVX-512, 16 with AVX2. */
-enum { TILE_VECTORS = VF == 16 ? 4 : 2, TILE_WIDE_ROWS = 4, TILE_NARROW_ROWS = VF == 16 ? 8 : 4 };
+enum { TILE_VECTORS = VF == 16 ? 4 : 2, TILE_WIDE_ROWS = 4, TILE_NARROW_ROWS = 8 };
 
 static ALWAYS_INLINE void tile_columns(const bool add, const TileProduct *t, int m, int n, int k) {
     size_t column = 0, rest = (size_t)n;

@@ -63,6 +63,10 @@ static inline vf vf_round(vf x) {
 static inline vf vf_scale2(vf x, vf n) {
     return _mm512_scalef_ps(x, n);
 }
+/* The same for 1/2 < x < 2 and results that are normal numbers or just infinite */
+static inline vf vf_scale2_normal(vf x, vf n) {
+    return _mm512_scalef_ps(x, n);
+}
 /* 0 where x < limit (false for NaN), else y */
 static inline vf vf_zero_below(vf y, vf x, vf limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y);
@@ -154,6 +158,11 @@ static inline vf vf_scale2(vf x, vf n) {
     __m256i half = _mm256_srai_epi32(whole, 1);
     return x * simd_power2(half) * simd_power2(_mm256_sub_epi32(whole, half));
 }
+/* The same for 1/2 < x < 2 and results that are normal numbers or just infinite: n joins the exponent's bits. */
+static inline vf vf_scale2_normal(vf x, vf n) {
+    __m256i bits = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+    return _mm256_castsi256_ps(bits);
+}
 /* 0 where x < limit (false for NaN), else y */
 static inline vf vf_zero_below(vf y, vf x, vf limit) {
     return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), y);
@@ -220,7 +229,8 @@ static inline float vf_top(vf x) {
  * (2.0e-9 before rounding), and the whole part into the exponent. 0 below the smallest normal number, +infinity above
  * the largest, NaN for NaN. */
 static inline vf vf_exp2(vf x) {
-    vf whole = vf_round(x), r = x - whole;
+    vf bounded = vf_min(vf_set1(128), x); /* x second: NaN passes */
+    vf whole = vf_round(bounded), r = bounded - whole;
     vf p = vf_set1(0x1.41fb9cp-13f);
     p = vf_fma(p, r, vf_set1(0x1.5f3e68p-10f));
     p = vf_fma(p, r, vf_set1(0x1.3b2d4ep-7f));
@@ -228,7 +238,7 @@ static inline vf vf_exp2(vf x) {
     p = vf_fma(p, r, vf_set1(0x1.ebfbdcp-3f));
     p = vf_fma(p, r, vf_set1(0x1.62e430p-1f));
     p = vf_fma(p, r, vf_set1(1));
-    return vf_zero_below(vf_scale2(p, whole), x, vf_set1(-126));
+    return vf_zero_below(vf_scale2_normal(p, whole), x, vf_set1(-126));
 }
 
 /* e^x, in the same way: r = x − n·ln 2 with ln 2 in two parts (Cody and Waite 1980), |r| ≤ ½·ln 2. */
@@ -245,6 +255,14 @@ static inline vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1));
     p = vf_fma(p, r, vf_set1(1));
     return vf_zero_below(vf_scale2(p, whole), x, vf_set1(-0x1.5d589ep+6f));
+}
+
+/* Elementwise over arrays: how the tests measure the two above. */
+static inline void simd_exp2_array(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += VF) vf_put(y + i, n - i, vf_exp2(vf_get(x + i, n - i)));
+}
+static inline void simd_exp_array(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += VF) vf_put(y + i, n - i, vf_exp(vf_get(x + i, n - i)));
 }
 
 /* 1 / (1 + e^−x) */
