@@ -12,6 +12,8 @@
 #include "model/core/threads.h"
 
 enum { KEY_BYTES = 26, CACHED_IDS = 8, LARGEST_CACHE = 1 << 14, SMALLEST_CACHED_TEXT = 1024 };
+/* A space without a piece of its own is the three bytes of U+2581. */
+enum { IDS_PER_BYTE = 3 };
 #define NO_CODE UINT32_MAX
 
 typedef struct {
@@ -99,6 +101,10 @@ static void emit(TokenList *out, int32_t id) {
 }
 
 static int emit_unknown(const Tokenizer *t, const char *bytes, int n, size_t word_start, TokenList *out) {
+    if (t->byte_fallback && t->normalizer.escape_whitespaces && n == 1 && bytes[0] == ' ') {
+        bytes = "\xe2\x96\x81"; /* what the model sees for a space */
+        n = 3;
+    }
     if (t->byte_fallback) {
         for (int i = 0; i < n; i++) emit(out, t->byte_id[(unsigned char)bytes[i]]);
         return OK;
@@ -109,18 +115,19 @@ static int emit_unknown(const Tokenizer *t, const char *bytes, int n, size_t wor
     return OK;
 }
 
-/* Appends what a merged symbol stands for; `out` has room for as many ids as the word has bytes. */
+/* Appends what a merged symbol stands for; `out` has room for IDS_PER_BYTE of the word. */
 static int emit_symbol(const Encoder *encoder, uint32_t symbol, size_t word_start, TokenList *out) {
     const Tokenizer *t = encoder->t;
     char bytes[4] = {0};
     if (symbol == (uint32_t)BPE_NO_TOKEN) FAIL(ERR_REFUSED, "the tokenizer has no token for one of the text's bytes");
+    if (symbol_is_token(symbol) && t->pieces[symbol].type != PIECE_UNUSED) {
+        emit(out, (int32_t)symbol);
+        return OK;
+    }
     if (symbol_is_token(symbol)) {
-        const BpePair *parts = NULL;
-        if (t->pieces[symbol].type == PIECE_UNUSED && encoder->first_seen) parts = encoder->first_seen[symbol];
-        if (!parts) {
-            emit(out, (int32_t)symbol);
-            return OK;
-        }
+        const BpePair *parts = encoder->first_seen[symbol];
+        if (!parts) /* a single character: as if there were no such piece */
+            return emit_unknown(t, piece_bytes(t, (int32_t)symbol), (int)t->pieces[symbol].length, word_start, out);
         TRY(emit_symbol(encoder, parts->left, word_start, out));
         return emit_symbol(encoder, parts->right, word_start, out);
     }
@@ -178,7 +185,7 @@ static void fuse_at(const Encoder *encoder, size_t at, TokenList *out) {
 }
 
 static int encode_word(Encoder *encoder, const char *word, size_t size, TokenList *out) {
-    TRY(token_list_reserve(out, size + CACHED_IDS));
+    TRY(token_list_reserve(out, IDS_PER_BYTE * size + CACHED_IDS));
     size_t start = out->n;
     if (!encoder->cache || size > KEY_BYTES) {
         TRY(merge_word(encoder, word, size, out));
@@ -263,7 +270,8 @@ static int encode_stretch(Encoder *encoder, const char *text, size_t size, bool 
     TRY(normalizer_apply(&t->normalizer, &t->user, text, size, first, &encoder->normal));
     if (encoder->normal.length == 0) return OK;
     if (!t->has_unused) return encode_characters(encoder, encoder->normal.bytes, encoder->normal.length, out);
-    TRY(token_list_reserve(out, encoder->normal.length)); /* the whole text is one word: see bpe_merge_traced */
+    TRY(token_list_reserve(out, IDS_PER_BYTE *
+                                    encoder->normal.length)); /* the whole text is one word: see bpe_merge_traced */
     return merge_word(encoder, encoder->normal.bytes, encoder->normal.length, out);
 }
 
