@@ -4,6 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # ranks and tests share the cores: waiting threads must not spin
 passed=0 failed=0 skipped=0
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then
