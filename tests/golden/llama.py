@@ -8,7 +8,7 @@ Each case becomes a directory llama_CASE/ beside this file:
 
     batchK.tokens, .targets, .positions [T] int32, .segment_start [S+1] int32, .weights [T] fp32, K = 0, 1, 2:
         one flat run of ragged segments; a token's loss has its weight, 0 where it is not learned. The last token of a
-        segment has weight 0 and target -100, which nobody may look at.
+        segment has weight 0 and target -100, torch's mark for a target that is not looked at.
     loss, loss_fp64 [1] fp64       of batch 0: sum(w * nll) / sum(w); of transformers in fp32 and of the fp64 Llama
     logits [8, V]                  of the first tokens of batch 0
     grad.NAME                      of that loss

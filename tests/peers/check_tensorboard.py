@@ -29,8 +29,9 @@ def main():
             if name == "step" or not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             if name == "time":  # every event carries it
-                if not math.isclose(times.get(row["step"], 0.0), value, abs_tol=60):
-                    problems.append(f"step {row['step']} was at {value}, in the event files at {times.get(row['step'])}")
+                found = times.get(row["step"], 0.0)
+                if not math.isclose(found, value, abs_tol=60):
+                    problems.append(f"step {row['step']} was at {value}, in the event files at {found}")
                 continue
             tag = f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}"
             expected.add(tag)

@@ -20,14 +20,15 @@ LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,
 
 
 def library(path):
-    """(name, encode: str -> ids without special tokens, vocabulary size)"""
+    """(name, encode: str -> ids without special tokens, vocabulary size without special tokens)"""
     if path.suffix == ".json":
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
         tokenizer.encode_special_tokens = True  # a special token's name in a text is text
-        return ("tokenizers " + tokenizers.__version__, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-                tokenizer.get_vocab_size())
+        return ("tokenizers " + tokenizers.__version__,
+                lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+                tokenizer.get_vocab_size() - len(tokenizer.get_added_tokens_decoder()))
     if path.read_bytes()[:1] == b"\n":  # a protocol buffer's first field
         import sentencepiece
 

@@ -59,7 +59,8 @@ class Llama(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 ends_branch = name.endswith(("attention_out.weight", "down.weight"))
-                nn.init.normal_(parameter, 0.0, 0.02 / (math.sqrt(2 * layers) if scaled_residual and ends_branch else 1))
+                shrink = math.sqrt(2 * layers) if scaled_residual and ends_branch else 1
+                nn.init.normal_(parameter, 0.0, 0.02 / shrink)
 
     def forward(self, tokens, targets, reduction="mean"):
         x = self.embedding(tokens)

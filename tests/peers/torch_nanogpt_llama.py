@@ -1,5 +1,5 @@
-"""nanoGPT's CPU recipe for tinyshakespeare (its README: "4 layers, 4 heads, 128 wide, block 64, batch 12, 2000 iterations",
-loss 1.88 there) as a Llama on bytes, in PyTorch.
+"""nanoGPT's CPU recipe for tinyshakespeare (4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps; its README
+reports a loss of 1.88, estimated on 20 random batches) as a Llama on bytes, in PyTorch.
 
 python torch_nanogpt_llama.py TINYSHAKESPEARE.txt [--compile] [--seed N] [--threads N] [--steps N]
 One JSON line: loss over the whole validation set (the last 10 % of the bytes, in windows of 64), wall times.
