@@ -31,7 +31,8 @@ first gradient happens to be near zero, Adam makes a whole step of its rounding 
 for which fp32 runs that differ in rounding alone (eager and fused attention, packed and not) and the fp64 run stay
 within CHANGE_BOUND of each parameter's change and LOSS_BOUND of every loss.
 
-Made with torch 2.13.0 and transformers 4.57.6. Run: python tests/golden/llama.py [CASE ...]
+Made with torch 2.13.0 and transformers 4.57.6. Run: python tests/golden/llama.py [CASE ...]. A second run gives the
+same values (the order of the two texts in a safetensors header may change).
 """
 
 import contextlib
@@ -331,7 +332,8 @@ def make_case(name, seed):
         tensors[f"theta.{parameter}"] = value.detach()
     for key, values in (("losses", losses), ("grad_norms", grad_norms), ("learning_rates", rates)):
         tensors[key] = torch.tensor(values, dtype=torch.float64)
-    versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, fp32, eager attention"
+    torch_version = torch.__version__.split("+")[0]
+    versions = f"torch {torch_version}, transformers {transformers.__version__}, fp32, eager attention"
     expected = dict(made_by=f"tests/golden/llama.py, {versions}", seed=seed, packed=packed, hyperparameters=hyper,
                     report=report)
     save_file({key: value.contiguous() for key, value in tensors.items()}, directory / "expected.safetensors",
