@@ -16,6 +16,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -187,19 +188,21 @@ static int cache_key(uint64_t *key, const CacheOptions *options, char *const *fi
 
 static int name_files(Opening *opening) {
     const CacheOptions *options = opening->options;
-    Text path = {0}, lock = {0};
+    Text path = {0};
     text_puts(&path, options->directory);
     text_puts(&path, "/");
-    for (int i = 0; options->name[i] && i < NAME_LENGTH; i++) {
+    for (int i = 0; i < NAME_LENGTH && options->name[i]; i++) {
         unsigned char c = (unsigned char)options->name[i];
         text_append(&path, c < 128 && (isalnum(c) || c == '-' || c == '.') ? (const char *)&c : "_", 1);
     }
     text_printf(&path, "-%016llx.tokens", (unsigned long long)opening->key);
-    if (!path.failed) text_printf(&lock, "%s.lock", path.bytes);
     opening->path = path.bytes;
-    opening->lock_path = lock.bytes;
     TRY(text_check(&path));
-    return text_check(&lock);
+    if (asprintf(&opening->lock_path, "%s.lock", opening->path) < 0) {
+        opening->lock_path = NULL;
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    return OK;
 }
 
 static void opening_free(Opening *opening) {

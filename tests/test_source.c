@@ -68,6 +68,27 @@ START_TEST(a_text_file_is_one_document_or_split_at_the_separator) {
 }
 END_TEST
 
+START_TEST(a_separator_is_found_across_the_edges_of_reads) {
+    fixture_setup();
+    enum { READ = 256 * 1024 }; /* as in source.c; were it another size, the ends below would still be right */
+    static const char separator[] = "<|end|>";
+    size_t width = strlen(separator);
+    for (size_t before = 0; before <= width; before++) {
+        Text text = {0};
+        while (text.length < READ - before) text_puts(&text, "x");
+        text_puts(&text, separator);
+        text_puts(&text, "second");
+        Found found;
+        CHECK_OK(read_all(&found, fixture_write("a.txt", text.bytes, text.length), NULL, separator, true));
+        ck_assert_int_eq(found.n, 2);
+        ck_assert_str_eq(found.texts.bytes + READ - before, "|second|");
+        found_free(&found);
+        text_free(&text);
+    }
+    fixture_teardown();
+}
+END_TEST
+
 START_TEST(jsonl_gives_the_field_and_passes_over_blank_lines) {
     fixture_setup();
     const char *path =
@@ -254,7 +275,8 @@ START_TEST(skipping_goes_on_with_the_next_file) {
 END_TEST
 
 CHECK_MAIN("source", a_text_file_is_one_document_or_split_at_the_separator,
-           jsonl_gives_the_field_and_passes_over_blank_lines, compressed_files_read_as_plain_ones,
-           a_line_may_be_very_long, a_folder_means_its_text_files_in_order_and_a_glob_its_matches,
+           a_separator_is_found_across_the_edges_of_reads, jsonl_gives_the_field_and_passes_over_blank_lines,
+           compressed_files_read_as_plain_ones, a_line_may_be_very_long,
+           a_folder_means_its_text_files_in_order_and_a_glob_its_matches,
            a_bad_record_is_an_error_with_file_and_line_or_is_counted,
            a_compressed_file_cut_anywhere_is_an_error_with_file_and_line, skipping_goes_on_with_the_next_file)
