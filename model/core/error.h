@@ -39,10 +39,11 @@ void error_clear(void);
         int try_rc_ = (call);                                                        \
         if (try_rc_ != OK) return error_trace(try_rc_, __FILE__, __LINE__), try_rc_; \
     } while (0)
-#define FAIL_TO(label, code, ...)                                \
-    do {                                                         \
-        rc = error_set((code), __FILE__, __LINE__, __VA_ARGS__); \
-        goto label;                                              \
+#define FAIL_TO(label, code, ...)                       \
+    do {                                                \
+        rc = (code);                                    \
+        error_set(rc, __FILE__, __LINE__, __VA_ARGS__); \
+        goto label;                                     \
     } while (0)
 #define TRY_TO(label, call)                      \
     do {                                         \

@@ -178,18 +178,25 @@ int step_find_whole(char **folder, const char *run, int64_t step, const char *on
 
 /* ---- the best ---- */
 
+/* malloc'd RUN/checkpoints/best. NULL when memory is out. */
+static char *best_path(const char *run) {
+    char *path = NULL;
+    return asprintf(&path, "%s/%s/%s", run, CHECKPOINTS, CHECKPOINT_BEST) < 0 ? NULL : path;
+}
+
 int step_read_best(int64_t *step, const char *run) {
-    char *bytes = NULL, *path = NULL;
+    int rc = OK;
+    char *bytes = NULL, *path = best_path(run);
     size_t size;
     bool old = false;
     *step = -1;
-    if (asprintf(&path, "%s/%s/%s", run, CHECKPOINTS, CHECKPOINT_BEST) < 0) FAIL(ERR_FAILED, "out of memory");
-    int rc = file_exists(path) ? file_read(&bytes, &size, path, MAX_MARKER) : OK;
-    if (bytes) {
-        bytes[strcspn(bytes, "\n")] = '\0';
-        if (!step_name_parse(step, &old, bytes) || old)
-            rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "%s: a line like 'step-200' is expected", path);
-    }
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    if (!file_exists(path)) goto done;
+    TRY_TO(done, file_read(&bytes, &size, path, MAX_MARKER));
+    bytes[strcspn(bytes, "\n")] = '\0';
+    if (!step_name_parse(step, &old, bytes) || old)
+        FAIL_TO(done, ERR_REFUSED, "%s: a line like 'step-200' is expected", path);
+done:
     free(bytes);
     free(path);
     return rc;
@@ -211,20 +218,19 @@ int checkpoint_best(char **folder, int64_t *step, const char *run) {
 }
 
 int checkpoint_mark_best(const char *run, int64_t step) {
+    int rc = OK;
     char *folder = step_path(run, step, false), *path = NULL, line[MAX_MARKER];
     if (!folder) FAIL(ERR_FAILED, "out of memory");
-    int rc = step_looks_committed(folder)
-                 ? OK
-                 : error_set(ERR_FAILED, __FILE__, __LINE__,
-                             "%s: is not a finished checkpoint, so it cannot be the best", folder);
-    free(folder);
-    TRY(rc);
-    if (asprintf(&path, "%s/%s/%s", run, CHECKPOINTS, CHECKPOINT_BEST) < 0) FAIL(ERR_FAILED, "out of memory");
+    if (!step_looks_committed(folder))
+        FAIL_TO(done, ERR_FAILED, "%s: is not a finished checkpoint, so it cannot be the best", folder);
+    path = best_path(run);
+    if (!path) FAIL_TO(done, ERR_FAILED, "out of memory");
     int n = snprintf(line, sizeof line, "%s%lld\n", prefix, (long long)step);
-    rc = file_write_atomic(path, line, (size_t)n);
+    TRY_TO(done, file_write_atomic(path, line, (size_t)n));
+done:
     free(path);
-    TRY(rc);
-    return OK;
+    free(folder);
+    return rc;
 }
 
 /* ---- removing ---- */

@@ -102,7 +102,11 @@ static herr_t memory_write(H5FD_t *base, H5FD_mem_t type, hid_t transfer, haddr_
         memory->failed = true;
         return 0;
     }
-    memory->pieces[memory->n++] = (Hdf5Piece){address, size, memcpy(copy, bytes, size)};
+    memcpy(copy, bytes, size);
+    memory->pieces[memory->n].offset = address;
+    memory->pieces[memory->n].size = size;
+    memory->pieces[memory->n].bytes = copy;
+    memory->n++;
     return 0;
 }
 

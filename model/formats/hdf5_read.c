@@ -201,15 +201,15 @@ static int open_state(NamedFile *file, Hdf5State *hdf5, const char *path, const 
 int hdf5_open(NamedFile **file, const char *path, const FileSum *expected) {
     hdf5_silence();
     TRY(named_file_new(file, "hdf5", path));
+    int rc = OK;
     Hdf5State *hdf5 = calloc(1, sizeof *hdf5);
-    int rc = hdf5 ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    if (rc == OK) {
-        hdf5->file = hdf5->access = hdf5->driver = H5I_INVALID_HID;
-        (*file)->state = hdf5;
-        (*file)->close = state_close;
-        (*file)->read = read_through_library;
-        rc = open_state(*file, hdf5, path, expected);
-    }
+    if (!hdf5) FAIL_TO(done, ERR_FAILED, "out of memory");
+    hdf5->file = hdf5->access = hdf5->driver = H5I_INVALID_HID;
+    (*file)->state = hdf5;
+    (*file)->close = state_close;
+    (*file)->read = read_through_library;
+    TRY_TO(done, open_state(*file, hdf5, path, expected));
+done:
     if (rc != OK) {
         if (!strstr(error_text(), path)) error_context(rc, "%s", path);
         named_close(*file);

@@ -157,20 +157,19 @@ static int open_map(NamedFile *file, Llama2c *state, const char *path) {
 
 int llama2c_open(NamedFile **file, HfConfig *config, const char *path) {
     TRY(named_file_new(file, "llama2.c", path));
+    int rc = OK;
     Llama2c *state = calloc(1, sizeof *state);
-    int rc = state ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    if (rc == OK) {
-        (*file)->state = state;
-        (*file)->close = state_close;
-        (*file)->read = read_rotary;
-        rc = open_map(*file, state, path);
-    }
+    if (!state) FAIL_TO(done, ERR_FAILED, "out of memory");
+    (*file)->state = state;
+    (*file)->close = state_close;
+    (*file)->read = read_rotary;
+    TRY_TO(done, open_map(*file, state, path));
+    if (config) *config = state->config;
+done:
     if (rc != OK) {
         if (!strstr(error_text(), path)) error_context(rc, "%s", path);
         named_close(*file);
         *file = NULL;
-        return rc;
     }
-    if (config) *config = state->config;
-    return OK;
+    return rc;
 }

@@ -135,21 +135,26 @@ int manifest_read(Manifest *manifest, const char *directory) {
 
 /* ---- writing ---- */
 
-int manifest_write(const Manifest *manifest, const char *directory) {
-    Text text = {0};
-    text_printf(&text, "{\n  \"format\": \"%s\",\n  \"version\": %d,\n  \"step\": %lld,\n  \"files\": [", format_name,
+static void format(Text *text, const Manifest *manifest) {
+    text_printf(text, "{\n  \"format\": \"%s\",\n  \"version\": %d,\n  \"step\": %lld,\n  \"files\": [", format_name,
                 VERSION, (long long)manifest->step);
     for (size_t i = 0; i < manifest->n; i++)
-        text_printf(&text, "%s\n    {\"name\": \"%s\", \"size\": %llu, \"crc32c\": \"%08x\"}", i ? "," : "",
+        text_printf(text, "%s\n    {\"name\": \"%s\", \"size\": %llu, \"crc32c\": \"%08x\"}", i ? "," : "",
                     manifest->files[i].name, (unsigned long long)manifest->files[i].sum.size,
                     manifest->files[i].sum.crc32c);
-    text_puts(&text, "\n  ],\n");
-    uint32_t crc = crc32c(0, text.bytes, text.length);
-    text_printf(&text, "%s%08x%s", last_line, crc, closing);
+    text_puts(text, "\n  ],\n");
+    if (!text->failed) text_printf(text, "%s%08x%s", last_line, crc32c(0, text->bytes, text->length), closing);
+}
+
+int manifest_write(const Manifest *manifest, const char *directory) {
+    int rc = OK;
+    Text text = {0};
     char *path = path_join(directory, MANIFEST_NAME);
-    int rc = text_check(&text);
-    if (rc == OK && !path) rc = error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    if (rc == OK) rc = file_write_atomic(path, text.bytes, text.length);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    format(&text, manifest);
+    TRY_TO(done, text_check(&text));
+    TRY_TO(done, file_write_atomic(path, text.bytes, text.length));
+done:
     free(path);
     text_free(&text);
     return rc;

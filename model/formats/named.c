@@ -140,10 +140,11 @@ const NamedArray *named_find(const NamedFile *file, const char *name) {
 int named_get(const NamedArray **array, const NamedFile *file, const char *name) {
     *array = named_find(file, name);
     if (*array) return OK;
-    const char **names = malloc((file->n + 1) * sizeof *names);
+    size_t n = file->arrays ? file->n : 0;
+    const char **names = malloc((n + 1) * sizeof *names);
     if (!names) FAIL(ERR_FAILED, "out of memory");
-    for (size_t i = 0; i < file->n; i++) names[i] = file->arrays[i].name;
-    const char *nearest = text_nearest(name, names, file->n);
+    for (size_t i = 0; i < n; i++) names[i] = file->arrays[i].name;
+    const char *nearest = text_nearest(name, names, n);
     free(names);
     if (nearest) FAIL(ERR_REFUSED, "%s: has no array '%s'; the nearest is '%s'", file->path, name, nearest);
     FAIL(ERR_REFUSED, "%s: has no array '%s' among its %zu", file->path, name, file->n);
@@ -239,29 +240,33 @@ done:
     return rc;
 }
 
+/* One slice of a source in the dtype to store: *bytes points into the source or into a buffer. */
+static int take_slice(const NamedSource *source, size_t first, size_t n, float *values, void *converted,
+                      const void **bytes) {
+    const NamedArray *array = &source->array;
+    if (array->data) {
+        *bytes = (const char *)array->data + first * dtype_size(array->dtype);
+        return OK;
+    }
+    if (source->fill) TRY(source->fill(source->context, first, n, values));
+    const float *slice = source->fill ? values : source->f32 + first;
+    *bytes = slice;
+    if (array->dtype == DTYPE_F32) return OK;
+    TRY(dtype_write_f32(converted, array->dtype, slice, n));
+    *bytes = converted;
+    return OK;
+}
+
 int named_stream(const NamedSource *source, NamedSink sink, void *context) {
     int rc = OK;
-    Dtype dtype = source->array.dtype;
-    size_t n = named_elements(&source->array), size = dtype_size(dtype);
-    float *values = NULL;
-    void *converted = NULL;
-    if (source->fill) {
-        values = malloc(SLICE_ELEMENTS * sizeof *values);
-        if (!values) FAIL_TO(done, ERR_FAILED, "out of memory");
-    }
-    if (!source->array.data && dtype != DTYPE_F32) {
-        converted = malloc(SLICE_ELEMENTS * size);
-        if (!converted) FAIL_TO(done, ERR_FAILED, "out of memory");
-    }
+    size_t n = named_elements(&source->array), size = dtype_size(source->array.dtype);
+    float *values = malloc(SLICE_ELEMENTS * sizeof *values);
+    void *converted = malloc(SLICE_ELEMENTS * size);
+    if (!values || !converted) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t first = 0; first < n;) {
         size_t count = n - first < SLICE_ELEMENTS ? n - first : SLICE_ELEMENTS;
-        const void *bytes = (const char *)source->array.data + (source->array.data ? first * size : 0);
-        if (!source->array.data) {
-            if (source->fill) TRY_TO(done, source->fill(source->context, first, count, values));
-            const float *slice = source->fill ? values : source->f32 + first;
-            if (converted) TRY_TO(done, dtype_write_f32(converted, dtype, slice, count));
-            bytes = converted ? converted : (const void *)slice;
-        }
+        const void *bytes;
+        TRY_TO(done, take_slice(source, first, count, values, converted, &bytes));
         TRY_TO(done, sink(context, bytes, count * size));
         first += count;
     }

@@ -28,18 +28,19 @@ static int open_checkpoint(NamedFile **file, const char *path) {
 
 /* An HDF5 file by itself: the manifest beside it must vouch for it, since libhdf5 does not survive every damage. */
 static int open_hdf5(NamedFile **file, const char *path) {
+    int rc = OK;
     const char *base = path_base(path);
     char *folder = base == path ? strdup(".") : strndup(path, (size_t)(base - path));
     if (!folder) FAIL(ERR_FAILED, "out of memory");
-    int rc = has(folder, MANIFEST_NAME)
-                 ? checkpoint_open_arrays(file, folder, base)
-                 : error_set(ERR_REFUSED, __FILE__, __LINE__,
-                             "%s: there is no " MANIFEST_NAME " beside it to check it against; HDF5 files are opened "
-                             "inside their checkpoint's folder only",
-                             path);
+    if (!has(folder, MANIFEST_NAME))
+        FAIL_TO(done, ERR_REFUSED,
+                "%s: there is no " MANIFEST_NAME " beside it to check it against; HDF5 files are opened inside their "
+                "checkpoint's folder only",
+                path);
+    TRY_TO(done, checkpoint_open_arrays(file, folder, base));
+done:
     free(folder);
-    TRY(rc);
-    return OK;
+    return rc;
 }
 
 int named_open(NamedFile **file, const char *path) {

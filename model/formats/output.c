@@ -12,21 +12,19 @@
 #include "model/core/file.h"
 
 int output_begin(Output *output, const char *path) {
+    int rc = OK;
     *output = (Output){.fd = -1};
     output->path = strdup(path);
     if (!output->path || asprintf(&output->temporary, "%s.tmp", path) < 0) {
         output->temporary = NULL;
-        output_abandon(output);
-        FAIL(ERR_FAILED, "%s: out of memory", path);
+        FAIL_TO(failed, ERR_FAILED, "%s: out of memory", path);
     }
     output->fd = open(output->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (output->fd < 0) {
-        int rc =
-            error_set(ERR_FAILED, __FILE__, __LINE__, "%s: open for writing: %s", output->temporary, strerror(errno));
-        output_abandon(output);
-        return rc;
-    }
+    if (output->fd < 0) FAIL_TO(failed, ERR_FAILED, "%s: open for writing: %s", output->temporary, strerror(errno));
     return OK;
+failed:
+    output_abandon(output);
+    return rc;
 }
 
 int output_resize(Output *output, uint64_t size) {

@@ -207,8 +207,28 @@ static int shard_names(const char ***names, size_t *n, json_t *weight_map) {
     return OK;
 }
 
+/* The shards lie beside the index. */
+static int open_shards(NamedFile *file, Shards *shards, const char *index_path, const char *const *names, size_t n) {
+    int rc = OK;
+    char *directory = strndup(index_path, (size_t)(path_base(index_path) - index_path)), *path = NULL;
+    if (!directory) FAIL(ERR_FAILED, "out of memory");
+    shards->shards = calloc(n + 1, sizeof *shards->shards);
+    if (!shards->shards) FAIL_TO(done, ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        path = path_join(directory[0] ? directory : ".", names[i]);
+        if (!path) FAIL_TO(done, ERR_FAILED, "out of memory");
+        TRY_TO(done, add_shard(file, shards, path));
+        free(path);
+        path = NULL;
+    }
+done:
+    free(path);
+    free(directory);
+    return rc;
+}
+
 static int open_index(NamedFile *file, Shards *shards, const char *path, json_t **index, const char ***names) {
-    char *bytes, *directory;
+    char *bytes;
     size_t size, n;
     TRY(file_read(&bytes, &size, path, MAX_INDEX));
     json_error_t where;
@@ -219,16 +239,7 @@ static int open_index(NamedFile *file, Shards *shards, const char *path, json_t 
     if (!json_is_object(weight_map) || json_object_size(weight_map) == 0)
         FAIL(ERR_REFUSED, "expected {\"weight_map\": {\"array\": \"file\", …}}");
     TRY(shard_names(names, &n, weight_map));
-    shards->shards = calloc(n, sizeof *shards->shards);
-    directory = strndup(path, (size_t)(path_base(path) - path));
-    int rc = shards->shards && directory ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    for (size_t i = 0; i < n && rc == OK; i++) {
-        char *shard = path_join(directory[0] ? directory : ".", (*names)[i]);
-        rc = shard ? add_shard(file, shards, shard) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-        free(shard);
-    }
-    free(directory);
-    TRY(rc);
+    TRY(open_shards(file, shards, path, *names, n));
     TRY(named_file_finish(file));
     const char *array;
     json_t *value;

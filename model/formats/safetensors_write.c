@@ -2,6 +2,7 @@
  * given, except that wider elements come first, so that every array is aligned to its element. */
 #include "model/formats/safetensors.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/text.h"
+#include "model/formats/json_read.h"
 #include "model/formats/output.h"
 
 enum { DATA_ALIGNMENT = 64 }; /* of the first array in the file: one cache line, one vector */
@@ -120,20 +122,23 @@ static size_t shard_end(const NamedSource *sources, size_t n, size_t first, uint
 
 /* Removes DIRECTORY/name where it is there. */
 static int remove_stale(const char *directory, const char *name) {
+    int rc = OK;
     char *path = path_join(directory, name);
     if (!path) FAIL(ERR_FAILED, "out of memory");
-    int failed = file_exists(path) && unlink(path) != 0;
-    int rc = failed ? error_set(ERR_FAILED, __FILE__, __LINE__, "%s: cannot be removed", path) : OK;
+    if (unlink(path) != 0 && errno != ENOENT) FAIL_TO(done, ERR_FAILED, "%s: remove: %s", path, strerror(errno));
+done:
     free(path);
     return rc;
 }
 
 static int write_index(const char *directory, json_t *weight_map, uint64_t total) {
+    int rc = OK;
     char *text = NULL, *path = path_join(directory, index_name);
     json_t *index = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)total, "weight_map", weight_map);
-    if (index) text = json_dumps(index, JSON_INDENT(2));
-    int rc = path && text ? file_write_atomic(path, text, strlen(text))
-                          : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    if (!path || !index) FAIL_TO(done, ERR_FAILED, "out of memory");
+    TRY_TO(done, json_write_text(&text, index));
+    TRY_TO(done, file_write_atomic(path, text, strlen(text)));
+done:
     json_decref(index);
     free(text);
     free(path);
