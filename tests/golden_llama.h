@@ -73,7 +73,8 @@ static inline void golden_batch(Golden *golden, int k) {
     }
 }
 
-static inline void golden_open(Golden *golden, const char *name) {
+/* `wrong`, unless NULL, changes the shape first. */
+static inline void golden_open_as(Golden *golden, const char *name, void (*wrong)(LlamaShape *)) {
     char path[256];
     HfConfig config;
     NamedFile *parameters = NULL;
@@ -81,6 +82,7 @@ static inline void golden_open(Golden *golden, const char *name) {
     snprintf(path, sizeof path, "tests/golden/llama_%s", name);
     CHECK_OK(hf_config_read(&config, path));
     LlamaShape shape = llama_shape_from_hf(&config);
+    if (wrong) wrong(&shape);
     CHECK_OK(llama_shape_check(&shape));
     CHECK_OK(llama_new(&golden->model, &shape, (LlamaOptions){.training = true}));
     CHECK_OK(named_open(&parameters, path));
@@ -89,6 +91,10 @@ static inline void golden_open(Golden *golden, const char *name) {
     snprintf(path, sizeof path, "tests/golden/llama_%s/expected.safetensors", name);
     CHECK_OK(named_open(&golden->expected, path));
     for (int k = 0; k < GOLDEN_BATCHES; k++) golden_batch(golden, k);
+}
+
+static inline void golden_open(Golden *golden, const char *name) {
+    golden_open_as(golden, name, NULL);
 }
 
 static inline void golden_close(Golden *golden) {

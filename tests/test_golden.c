@@ -51,6 +51,45 @@ START_TEST(loss_and_gradients_equal_those_of_transformers) {
 }
 END_TEST
 
+static void another_theta(LlamaShape *shape) {
+    shape->rope_theta *= 1.01f;
+}
+static void no_rotary_scaling(LlamaShape *shape) {
+    shape->rope_scaling.factor = 0;
+}
+static void another_band(LlamaShape *shape) { /* the blend begins elsewhere */
+    shape->rope_scaling.high_freq_factor *= 1.1f;
+}
+static void another_epsilon_of_norms(LlamaShape *shape) {
+    shape->norm_eps *= 1.1f;
+}
+
+START_TEST(a_slightly_wrong_model_is_noticed) {
+    static const struct {
+        const char *what, *name;
+        void (*wrong)(LlamaShape *);
+    } controls[] = {{"theta 1 % off", "gqa", another_theta},
+                    {"theta 1 % off", "packed", another_theta},
+                    {"no Llama 3.1 scaling", "llama31", no_rotary_scaling},
+                    {"another band of Llama 3.1 scaling", "llama31", another_band},
+                    {"epsilon of norms 10 % off", "gqa", another_epsilon_of_norms}};
+    if (!golden_select("auto")) return;
+    for (size_t i = 0; i < sizeof controls / sizeof *controls; i++) {
+        Golden golden;
+        Engine engine;
+        Worst gradient = {0};
+        golden_open_as(&golden, controls[i].name, controls[i].wrong);
+        engine_open(&engine, golden.model, 128, (EngineOptions){0});
+        engine_run(&engine, &golden.batches[0], run_weight(&golden.batches[0]));
+        compare_gradients(&golden, controls[i].what, controls[i].name, &gradient);
+        ck_assert_msg(gradient.value > 10 * gradient_bound, "%s in %s passes: %g", controls[i].what, controls[i].name,
+                      gradient.value);
+        engine_close(&engine);
+        golden_close(&golden);
+    }
+}
+END_TEST
+
 START_TEST(logits_equal_those_of_transformers) {
     for (int k = 0; k < N_GOLDEN_KERNELS; k++) {
         Worst worst = {0};
@@ -286,6 +325,6 @@ START_TEST(a_wrong_recipe_is_noticed_in_every_case) {
 }
 END_TEST
 
-CHECK_MAIN("golden", loss_and_gradients_equal_those_of_transformers, logits_equal_those_of_transformers,
-           greedy_text_from_the_cache_equals_that_of_transformers,
+CHECK_MAIN("golden", loss_and_gradients_equal_those_of_transformers, a_slightly_wrong_model_is_noticed,
+           logits_equal_those_of_transformers, greedy_text_from_the_cache_equals_that_of_transformers,
            twenty_adamw_steps_end_where_those_of_transformers_end, a_wrong_recipe_is_noticed_in_every_case)
