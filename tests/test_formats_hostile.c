@@ -149,6 +149,7 @@ START_TEST(damaged_shard_indices_never_crash) {
     char *index = in(directory, "model.safetensors.index.json");
     CHECK_OK(file_read(&bytes, &size, index, 0));
     ck_assert(opens(directory));
+    while (size > 0 && bytes[size - 1] == '\n') size--; /* nothing is lost with the last line's end */
     check_cuts(index, bytes, size);
     ck_assert_int_gt(check_flips(index, bytes, size, size, 200), 100);
     static const char outside[] = "{\"weight_map\": {\"first.weight\": \"../model.safetensors\"}}";
