@@ -11,23 +11,38 @@
 #include "model/core/error.h"
 #include "model/core/threads.h"
 
-enum { KEY_BYTES = 26, CACHED_IDS = 8, LARGEST_CACHE = 1 << 14, SMALLEST_CACHED_TEXT = 1024 };
+enum {
+    KEY_WORDS = 3,
+    KEY_BYTES = 8 * KEY_WORDS,
+    CACHED_IDS = 8,
+    LARGEST_CACHE = 1 << 15,
+    SMALLEST_CACHED_TEXT = 1024,
+    WORDS_AHEAD = 16
+};
 /* A space without a piece of its own is the three bytes of U+2581. */
 enum { IDS_PER_BYTE = 3 };
 #define NO_CODE UINT32_MAX
 
 typedef struct {
-    uint32_t hash;
-    uint8_t length, n; /* n = 0: empty */
-    char key[KEY_BYTES];
+    uint64_t key[KEY_WORDS]; /* the word's bytes, and zeros */
     int32_t ids[CACHED_IDS];
+    uint32_t length, n; /* n = 0: empty */
 } CachedWord;
 _Static_assert(sizeof(CachedWord) == 64, "a cached word is one cache line");
 
 typedef struct {
+    const char *word; /* NULL: none */
+    size_t size;
+    CachedWord *line; /* the first of its two; NULL: too long for the cache */
+    uint64_t key[KEY_WORDS];
+} PendingWord;
+
+typedef struct {
     const Tokenizer *t;
+    PendingWord pending[WORDS_AHEAD]; /* a ring */
+    unsigned next_pending;
     CachedWord *cache; /* NULL: none */
-    size_t mask;
+    size_t mask;       /* of the pairs of lines */
     uint32_t *symbols;
     size_t symbols_capacity;
     Text normal;
@@ -46,8 +61,8 @@ static int encoder_init(Encoder *encoder, const Tokenizer *t, size_t size) {
     while (lines < LARGEST_CACHE && lines < size / 8) lines *= 2;
     if (posix_memalign((void **)&encoder->cache, 64, lines * sizeof(CachedWord)) != 0) encoder->cache = NULL;
     if (!encoder->cache) FAIL(ERR_FAILED, "out of memory");
-    for (size_t i = 0; i < lines; i++) encoder->cache[i].n = 0;
-    encoder->mask = lines - 1;
+    memset(encoder->cache, 0, lines * sizeof *encoder->cache);
+    encoder->mask = lines / 2 - 1;
     return OK;
 }
 
@@ -159,20 +174,35 @@ static int merge_word(Encoder *encoder, const char *word, size_t size, TokenList
     return OK;
 }
 
-static inline uint64_t load_bytes(const char *p, size_t n) { /* n <= 8 */
+/* The n (at most 8) bytes at p, as the low bytes of a number. */
+static inline uint64_t load_bytes(const char *p, size_t n) {
     uint64_t value = 0;
-    memcpy(&value, p, n);
+    uint32_t first, last;
+    if (n >= 8) {
+        memcpy(&value, p, 8);
+    } else if (n >= 4) { /* two loads that may overlap */
+        memcpy(&first, p, 4);
+        memcpy(&last, p + n - 4, 4);
+        value = first | (uint64_t)last << (8 * (n - 4));
+    } else {
+        for (size_t i = n; i-- > 0;) value = value << 8 | (unsigned char)p[i];
+    }
     return value;
 }
 
-static inline uint32_t word_hash(const char *word, size_t size) {
-    uint64_t hash = size * 0x9e3779b97f4a7c15ull;
-    for (; size > 8; word += 8, size -= 8) {
-        hash = (hash ^ load_bytes(word, 8)) * 0xbf58476d1ce4e5b9ull;
-        hash ^= hash >> 32;
-    }
-    hash = (hash ^ load_bytes(word, size)) * 0x94d049bb133111ebull;
-    return (uint32_t)(hash >> 32);
+static inline size_t load_key(const char *word, size_t size, uint64_t key[KEY_WORDS]) {
+    key[0] = load_bytes(word, size);
+    key[1] = size > 8 ? load_bytes(word + 8, size - 8) : 0;
+    key[2] = size > 16 ? load_bytes(word + 16, size - 16) : 0;
+    uint64_t hash = (key[0] ^ size) * 0xbf58476d1ce4e5b9ull;
+    hash = ((hash ^ hash >> 32) + key[1]) * 0x94d049bb133111ebull;
+    hash = ((hash ^ hash >> 29) + key[2]) * 0x9e3779b97f4a7c15ull;
+    return (size_t)(hash >> 32);
+}
+
+static inline bool holds(const CachedWord *line, const PendingWord *word) {
+    return line->key[0] == word->key[0] && line->key[1] == word->key[1] && line->key[2] == word->key[2] &&
+           line->length == word->size && line->n > 0;
 }
 
 /* Unknown tokens are fused across words, too. */
@@ -184,31 +214,50 @@ static void fuse_at(const Encoder *encoder, size_t at, TokenList *out) {
     out->n--;
 }
 
-static int encode_word(Encoder *encoder, const char *word, size_t size, TokenList *out) {
-    TRY(token_list_reserve(out, IDS_PER_BYTE * size + CACHED_IDS));
+static int finish_word(Encoder *encoder, const PendingWord *pending, TokenList *out) {
+    CachedWord *line = pending->line;
+    TRY(token_list_reserve(out, IDS_PER_BYTE * pending->size + CACHED_IDS));
     size_t start = out->n;
-    if (!encoder->cache || size > KEY_BYTES) {
-        TRY(merge_word(encoder, word, size, out));
-        fuse_at(encoder, start, out);
-        return OK;
-    }
-    uint32_t hash = word_hash(word, size);
-    CachedWord *line = &encoder->cache[hash & encoder->mask];
-    if (line->n > 0 && line->hash == hash && line->length == size && memcmp(line->key, word, size) == 0) {
+    if (line && !holds(line, pending) && holds(line + 1, pending)) line++;
+    if (line && holds(line, pending)) {
         memcpy(out->ids + start, line->ids, sizeof line->ids);
         out->n += line->n;
     } else {
-        TRY(merge_word(encoder, word, size, out));
+        TRY(merge_word(encoder, pending->word, pending->size, out));
         size_t n = out->n - start;
-        if (n <= CACHED_IDS) {
-            line->hash = hash;
-            line->length = (uint8_t)size;
-            line->n = (uint8_t)n;
-            memcpy(line->key, word, size);
+        if (line && n <= CACHED_IDS) {
+            line[1] = line[0];
+            memcpy(line->key, pending->key, sizeof line->key);
             memcpy(line->ids, out->ids + start, n * sizeof *line->ids);
+            line->length = (uint32_t)pending->size;
+            line->n = (uint32_t)n;
         }
     }
     fuse_at(encoder, start, out);
+    return OK;
+}
+
+/* Most of the time goes into waiting for lines of the cache: they are asked for a few words ahead. */
+static int encode_word(Encoder *encoder, const char *word, size_t size, TokenList *out) {
+    if (!encoder->cache) return finish_word(encoder, &(PendingWord){.word = word, .size = size}, out);
+    PendingWord *pending = &encoder->pending[encoder->next_pending++ % WORDS_AHEAD];
+    if (pending->word) TRY(finish_word(encoder, pending, out));
+    pending->word = word;
+    pending->size = size;
+    pending->line = NULL;
+    if (size > KEY_BYTES) return OK;
+    pending->line = &encoder->cache[2 * (load_key(word, size, pending->key) & encoder->mask)];
+    __builtin_prefetch(pending->line);
+    __builtin_prefetch(pending->line + 1);
+    return OK;
+}
+
+static int finish_words(Encoder *encoder, TokenList *out) {
+    for (int i = 0; i < WORDS_AHEAD; i++) {
+        PendingWord *pending = &encoder->pending[encoder->next_pending++ % WORDS_AHEAD];
+        if (pending->word) TRY(finish_word(encoder, pending, out));
+        pending->word = NULL;
+    }
     return OK;
 }
 
@@ -225,7 +274,7 @@ static int encode_byte_level(Encoder *encoder, const char *text, size_t size, To
         if (rc == OK) rc = encode_word(encoder, text + start, pass.at - start, out);
     }
     split_end(&pass);
-    return rc;
+    return rc == OK ? finish_words(encoder, out) : rc;
 }
 
 /* Two characters that are neighbours in no piece can never be joined, so the text is cut between them. */
@@ -252,13 +301,15 @@ static int encode_characters(Encoder *encoder, const char *text, size_t size, To
         left = code;
         at += (size_t)length;
         if (user > 0) {
+            TRY(finish_words(encoder, out));
             TRY(token_list_append(out, &id, 1));
             at += user - (size_t)length;
             start = at;
             left = NO_CODE;
         }
     }
-    return at > start ? encode_word(encoder, text + start, at - start, out) : OK;
+    if (at > start) TRY(encode_word(encoder, text + start, at - start, out));
+    return finish_words(encoder, out);
 }
 
 static int encode_stretch(Encoder *encoder, const char *text, size_t size, bool first, TokenList *out) {
