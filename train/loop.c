@@ -28,6 +28,7 @@ struct Loop {
 typedef struct {
     ObjectiveSums sums;
     double interrupted, save_due;
+    double step_weight; /* Σw of the step as the loader planned it; 0: nothing to learn (a lone last token) */
 } Agreed;
 
 typedef struct {
@@ -66,9 +67,9 @@ static void report_samples(const MicroBatch *micro, double loss) {
 static int accumulate_gradients(Loop *loop, int64_t step, Agreed *agreed) {
     StepBatch batch;
     TRY(loader_step(loop->parts.loader, step, &batch));
-    if (!(batch.total_weight > 0)) FAIL(ERR_REFUSED, "step %lld has no token to learn from", (long long)step);
     optimizer_zero_grad(loop->parts.optimizer);
-    for (int m = 0; m < batch.n_micro; m++) {
+    agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
+    for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         double before = agreed->sums.loss;
         TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
         if (!isfinite(agreed->sums.loss) && isfinite(before))
@@ -105,11 +106,12 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
         agreed->save_due = 1;
 
     TRY(sum_over_ranks(loop, accumulate_gradients(loop, state->step, agreed), agreed));
-    result->loss = agreed->sums.loss / agreed->sums.weight;
+    bool empty = agreed->step_weight == 0;
+    result->loss = empty ? 0 : agreed->sums.loss / agreed->sums.weight;
     result->grad_norm = optimizer_grad_norm(optimizer);
     result->learning_rate = schedule_at(&loop->options.schedule, state->step);
-    result->verdict = guard_check(&state->guard, result->loss, result->grad_norm);
-    if (result->verdict == GUARD_APPLY) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
+    result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, result->grad_norm);
+    if (result->verdict == GUARD_APPLY && !empty) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
 
     result->seconds = now() - start;
     state->step++;
@@ -176,9 +178,11 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     const ObjectiveSums *sums = &result->agreed.sums;
     double rate = sums->tokens / result->seconds;
     char details[128];
-    progress_update(&loop->progress, state->step,
-                    progress_training_details(details, sizeof details, result->loss, rate));
-    if (!loop->parts.metrics || (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
+    if (progress_due(&loop->progress))
+        progress_update(&loop->progress, state->step,
+                        progress_training_details(details, sizeof details, result->loss, rate));
+    if (!loop->parts.metrics || sums->scored == 0 ||
+        (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
         return OK;
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;

@@ -16,7 +16,9 @@
 #include "train/interrupt.h"
 #include "train/loop.h"
 #include "train/model_file.h"
+#include "train/progress.h"
 #include "train/run_files.h"
+#include "train/sample.h"
 #include "train/setup.h"
 
 /* Everything a run is made of; {0} is freed safely. */
@@ -196,7 +198,38 @@ static int load_newest_hook(void *context, LoopState *state) {
                       (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
 }
 
+static bool sample_due(void *context, const LoopState *state) {
+    const Run *run = context;
+    int64_t every = run->config->train_sample_every;
+    return every > 0 && state->step % every == 0;
+}
+
+static int sample_hook(void *context, const LoopState *state) {
+    Run *run = context;
+    return mesh_rank(run->mesh) == 0 ? sample_text(run->model, run->tokenizer, run->config, state->step) : OK;
+}
+
 /* ---- the run ---- */
+
+/* The loss over the whole run, from its metrics file. */
+static void show_curve(const Run *run) {
+    double *x[2] = {NULL}, *y[2] = {NULL};
+    size_t n[2] = {0};
+    Text text = {0};
+    char *path = path_join(run->config->output, "metrics.jsonl");
+    if (path && mesh_rank(run->mesh) == 0 && metrics_read(path, "loss", &x[0], &y[0], &n[0]) == OK &&
+        metrics_read(path, "eval_loss", &x[1], &y[1], &n[1]) == OK) {
+        CurveSeries line = {x[0], y[0], n[0]}, marks = {x[1], y[1], n[1]};
+        curve_draw(&text, "loss (o: validation)", &line, &marks, CURVE_WIDTH, CURVE_HEIGHT, terminal_is_utf8());
+        if (text.bytes) log_info("%s", text.bytes);
+    }
+    for (int s = 0; s < 2; s++) {
+        free(x[s]);
+        free(y[s]);
+    }
+    text_free(&text);
+    free(path);
+}
 
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
@@ -234,6 +267,14 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
 }
 
+static void finish(const Run *run) {
+    char duration[32];
+    show_curve(run);
+    log_info("done: %lld steps in %s; best validation loss %.4f at step %lld. The model is in %s",
+             (long long)run->state.step, text_duration(duration, run->state.seconds), run->state.best_loss,
+             (long long)run->state.best_step, run->config->output);
+}
+
 static int train(Run *run) {
     bool resumed = false;
     TRY(prepare(run, &resumed));
@@ -249,7 +290,11 @@ static int train(Run *run) {
                        .objective = run->objective,
                        .mesh = run->mesh,
                        .metrics = run->metrics,
-                       .hooks = {.context = run, .save = save_hook, .load_newest = load_newest_hook}};
+                       .hooks = {.context = run,
+                                 .save = save_hook,
+                                 .load_newest = load_newest_hook,
+                                 .sample = sample_hook,
+                                 .sample_due = sample_due}};
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (run->state.step >= steps) {
@@ -260,7 +305,14 @@ static int train(Run *run) {
     interrupt_install();
     rc = loop_run(run->loop, &run->state);
     interrupt_restore();
+    if (rc == OK) finish(run);
     return rc;
+}
+
+/* The saved config says what was computed. */
+static void resolve_precision(Config *config) {
+    enum { AUTO, FP32 };
+    if (config->precision == AUTO) config->precision = FP32;
 }
 
 int command_pretrain(int argc, char **argv) {
@@ -278,6 +330,7 @@ int command_pretrain(int argc, char **argv) {
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     TRY_TO(done, config_check(run.config));
+    resolve_precision(run.config);
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));
     rc = train(&run);

@@ -32,7 +32,8 @@ void log_set_before_line(void (*clear)(void *), void *context) {
 void log_line(LogLevel level, const char *format, ...) {
     static const char *const labels[] = {"debug: ", "", "warning: ", "error: "};
     if (level < lowest_level || (this_rank != 0 && level < LOG_WARNING)) return;
-    char line[2560];
+    enum { LONGEST_LINE = 8192 }; /* a plotted curve fits */
+    char line[LONGEST_LINE];
     int used = 0;
     if (rank_count > 1 && level >= LOG_WARNING) used = snprintf(line, sizeof line, "[rank %d] ", this_rank);
     used += snprintf(line + used, sizeof line - (size_t)used, "%s", labels[level]);

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# make quickstart: from text to a Llama that writes, in minutes. The text is WordNet's glosses and examples (Debian's
+# wordnet-base), one entry a line: "dog (noun): a member of the genus Canis …; "the dog barked all night"".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cria=${CRIA:-./cria}
+wordnet=${WORDNET:-/usr/share/wordnet}
+data=runs/quickstart-data
+run=runs/quickstart
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
+show() { printf '  $ %s\n' "$*" >&2; }
+
+mkdir -p "$data"
+if [ ! -s "$data/wordnet.txt" ]; then
+    say "1. Text: the glosses of WordNet"
+    # A synset's line: offset, file, kind, number of words (hexadecimal), word, id, … | gloss. Licence lines begin with spaces.
+    awk -F' \\| ' '
+        BEGIN { kind["n"] = "noun"; kind["v"] = "verb"; kind["a"] = kind["s"] = "adjective"; kind["r"] = "adverb" }
+        /^ / { next }
+        { split($1, field, " "); word = field[5]; gsub("_", " ", word); sub(/\([a-z]+\)$/, "", word)
+          gloss = $2; sub(/ +$/, "", gloss)
+          print word " (" kind[field[3]] "): " gloss }
+    ' "$wordnet"/data.noun "$wordnet"/data.verb "$wordnet"/data.adj "$wordnet"/data.adv >"$data/wordnet.txt.tmp"
+    mv "$data/wordnet.txt.tmp" "$data/wordnet.txt"
+fi
+printf '  %s entries, %s bytes\n' "$(wc -l <"$data/wordnet.txt")" "$(wc -c <"$data/wordnet.txt")" >&2
+
+if [ ! -s "$data/tokenizer.json" ]; then
+    say "2. Tokenizer: byte-level BPE, learned from it"
+    show cria tokenizer train --vocab-size 2048 -o "$data" "$data/wordnet.txt"
+    "$cria" tokenizer train --vocab-size 2048 -o "$data" "$data/wordnet.txt" >&2
+fi
+
+say "3. Training (Ctrl-C saves; the same command goes on)"
+show cria pretrain configs/quickstart.yaml
+"$cria" pretrain configs/quickstart.yaml
+
+say "4. It writes"
+for prompt in "dog (noun):" "music (noun):" "to"; do
+    printf '\n' >&2
+    "$cria" generate "$run" -p "$prompt" -n 60 --temperature 0.7 --seed 7 | sed -n '1,2p'
+    printf '\n'
+done
+
+say "What next"
+cat >&2 <<END
+  cria generate $run -p "river (noun):" -n 80      another word
+  cria eval loss $run README.md --window 128      its loss on other text
+  cria inspect $run                                what is in the checkpoint
+  cria pretrain configs/quickstart.yaml train.steps=2000   train on
+  cria export --format hf $run my-model            for transformers
+  cria help                                        everything else
+END

@@ -1,0 +1,12 @@
+/* A sample text from the model in training, beside the metrics. */
+#ifndef CRIA_TRAIN_SAMPLE_H
+#define CRIA_TRAIN_SAMPLE_H
+
+#include "configs/config.h"
+#include "data/tokenizer.h"
+#include "model/llama.h"
+
+/* Continues train.sample_prompt with the generate.* options, in the context the run trains with, and logs the text. */
+int sample_text(Llama *model, const Tokenizer *tokenizer, const Config *config, int64_t step);
+
+#endif
