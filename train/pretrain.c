@@ -1,5 +1,6 @@
 /* cria pretrain: a Llama from text. The command puts the rooms together (config, tokenizer, data, model, optimizer,
  * checkpoints) and hands them to the loop. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -270,9 +271,11 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
 static void finish(const Run *run) {
     char duration[32];
     show_curve(run);
-    log_info("done: %lld steps in %s; best validation loss %.4f at step %lld. The model is in %s",
-             (long long)run->state.step, text_duration(duration, run->state.seconds), run->state.best_loss,
-             (long long)run->state.best_step, run->config->output);
+    log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
+             text_duration(duration, run->state.seconds), run->config->output);
+    if (run->state.best_step >= 0)
+        log_info("best validation loss %.4f, perplexity %.2f, at step %lld (%s/best)", run->state.best_loss,
+                 exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
 }
 
 static int train(Run *run) {
