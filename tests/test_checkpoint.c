@@ -20,7 +20,7 @@
 
 /* ---- the replaced functions ---- */
 
-typedef enum { QUIET, FAIL_AT, DIE_AT } FaultMode;
+typedef enum { QUIET, FAIL_AT, DIE_AT, CORRUPT_AT } FaultMode;
 enum { DIED = 77, MAX_SYNCED = 64 };
 static struct {
     FaultMode mode;
@@ -28,7 +28,7 @@ static struct {
     bool stays;    /* once hit, every later call fails too: a disk that is full or gone */
     char synced[MAX_SYNCED][128];
     int n_synced;
-    bool manifest_renamed_early;
+    bool manifest_renamed_early, corrupted;
 } fault;
 
 /* Counts a call; true when it is to fail. */
@@ -37,8 +37,20 @@ static bool hit(void) {
     fault.calls++;
     bool now = fault.calls == fault.at || (fault.stays && fault.calls > fault.at);
     if (now && fault.mode == DIE_AT) _exit(DIED);
+    if (fault.mode == CORRUPT_AT) return false;
     if (now) errno = fault.calls % 2 ? ENOSPC : EIO;
     return now;
+}
+
+/* In CORRUPT_AT, a write that is hit succeeds and stores one wrong bit; malloc'd, or NULL where it is not hit. */
+static void *corrupted(const void *bytes, size_t n) {
+    if (fault.mode != CORRUPT_AT || fault.calls + 1 != fault.at || n == 0) return NULL;
+    unsigned char *copy = malloc(n);
+    if (!copy) return NULL;
+    memcpy(copy, bytes, n);
+    copy[n / 2] ^= 4;
+    fault.corrupted = true;
+    return copy;
 }
 
 #define REAL(name) ((__typeof__(&name))(uintptr_t)dlsym(RTLD_NEXT, #name))
@@ -46,17 +58,24 @@ static bool hit(void) {
 /* A write that is hit has taken half of the bytes: the half stays in the file. */
 #define HALF(n) ((n) / 2)
 
+static bool half_is_kept(void) {
+    return fault.mode != QUIET && fault.mode != CORRUPT_AT && fault.calls + 1 == fault.at;
+}
+
 ssize_t write(int fd, const void *bytes, size_t n) {
-    if (fd > 2 && fault.mode != QUIET && fault.calls + 1 == fault.at) (void)!REAL(write)(fd, bytes, HALF(n));
-    return fd > 2 && hit() ? -1 : REAL(write)(fd, bytes, n);
+    if (fd <= 2) return REAL(write)(fd, bytes, n);
+    if (half_is_kept()) (void)!REAL(write)(fd, bytes, HALF(n));
+    void *wrong = corrupted(bytes, n);
+    ssize_t written = hit() ? -1 : REAL(write)(fd, wrong ? wrong : bytes, n);
+    free(wrong);
+    return written;
 }
 ssize_t pwrite(int fd, const void *bytes, size_t n, off_t offset) {
-    if (fault.mode != QUIET && fault.calls + 1 == fault.at) (void)!REAL(pwrite)(fd, bytes, HALF(n), offset);
-    return hit() ? -1 : REAL(pwrite)(fd, bytes, n, offset);
-}
-ssize_t pwrite64(int fd, const void *bytes, size_t n, off64_t offset) {
-    if (fault.mode != QUIET && fault.calls + 1 == fault.at) (void)!REAL(pwrite64)(fd, bytes, HALF(n), offset);
-    return hit() ? -1 : REAL(pwrite64)(fd, bytes, n, offset);
+    if (half_is_kept()) (void)!REAL(pwrite)(fd, bytes, HALF(n), offset);
+    void *wrong = corrupted(bytes, n);
+    ssize_t written = hit() ? -1 : REAL(pwrite)(fd, wrong ? wrong : bytes, n, offset);
+    free(wrong);
+    return written;
 }
 int ftruncate(int fd, off_t size) {
     return hit() ? -1 : REAL(ftruncate)(fd, size);
@@ -225,6 +244,29 @@ END_TEST
 
 START_TEST(when_the_disk_stays_full_the_old_checkpoint_is_found) {
     every_failing_call(true);
+}
+END_TEST
+
+START_TEST(a_bit_that_the_disk_stores_wrong_is_noticed_before_the_commit) {
+    int noticed = 0, writes = 0;
+    for (int at = 1;; at++) {
+        char run[SCRATCH_NAME];
+        float mark = 0;
+        scratch(run);
+        CHECK_OK(save(run, 10, 1));
+        arm(CORRUPT_AT, at, false);
+        int rc = save(run, 20, 2);
+        int calls = disarm();
+        int64_t found = newest(run, &mark); /* reads every element: a save that passed is right */
+        ck_assert_msg(found == (rc == OK ? 20 : 10), "call %d: %d, found step %d", at, rc, (int)found);
+        ck_assert_float_eq(mark, rc == OK ? 2 : 1);
+        writes += fault.corrupted;
+        noticed += rc != OK;
+        CHECK_OK(directory_remove(run));
+        if (calls < at) break;
+    }
+    ck_assert_int_gt(writes, 5);
+    ck_assert_msg(noticed >= writes - 3, "%d of %d noticed", noticed, writes); /* bytes that mean nothing may differ */
 }
 END_TEST
 
@@ -441,6 +483,7 @@ END_TEST
 
 CHECK_MAIN("checkpoint", everything_is_durable_before_the_manifest_is_renamed,
            whichever_call_fails_the_old_checkpoint_is_found, when_the_disk_stays_full_the_old_checkpoint_is_found,
+           a_bit_that_the_disk_stores_wrong_is_noticed_before_the_commit,
            whenever_the_process_dies_the_old_or_the_new_one_is_found,
            saving_a_step_again_never_leaves_the_run_without_it,
            any_flipped_bit_is_noticed_and_the_checkpoint_before_is_used, a_file_cut_anywhere_is_noticed,

@@ -110,9 +110,12 @@ int checkpoint_add_existing(CheckpointWriter *writer, const char *name, const Fi
 
 int checkpoint_commit(CheckpointWriter *writer) {
     int rc = OK;
+    Manifest written;
     TRY_TO(failed, manifest_check_sizes(&writer->manifest, writer->folder));
     TRY_TO(failed, directory_sync(writer->folder));
     TRY_TO(failed, manifest_write(&writer->manifest, writer->folder));
+    TRY_TO(failed, manifest_read(&written, writer->folder)); /* which its own CRC32C proves */
+    manifest_free(&written);
     if (directory_exists(writer->old) && step_remove(writer->old) != OK) /* committed all the same; prune tries again */
         log_warning("the older form of a checkpoint stays: %s", error_text());
     writer_free(writer);
