@@ -7,7 +7,7 @@
 #include "model/core/error.h"
 
 static const char META_SPACE[] = "\xe2\x96\x81"; /* U+2581 */
-enum { META_LENGTH = 3, LARGEST_TABLE = 64 << 20 };
+enum { META_LENGTH = 3, LARGEST_TABLE = 4 << 20 };
 
 /* ---- the double-array trie (darts-clone) --------------------------------------------------------------------------
  *

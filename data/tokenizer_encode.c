@@ -140,7 +140,7 @@ static int emit_symbol(const Encoder *encoder, uint32_t symbol, size_t word_star
         return OK;
     }
     if (symbol_is_token(symbol)) {
-        const BpePair *parts = encoder->first_seen[symbol];
+        const BpePair *parts = encoder->first_seen ? encoder->first_seen[symbol] : NULL;
         if (!parts) /* a single character: as if there were no such piece */
             return emit_unknown(t, piece_bytes(t, (int32_t)symbol), (int)t->pieces[symbol].length, word_start, out);
         TRY(emit_symbol(encoder, parts->left, word_start, out));
