@@ -141,8 +141,10 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     model->shape = *shape;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
-    TRY_TO(failed, allocate(model, options));
-    TRY_TO(failed, make_rotary(model, options));
+    if (!options.names_only) {
+        TRY_TO(failed, allocate(model, options));
+        TRY_TO(failed, make_rotary(model, options));
+    }
     *out = model;
     return OK;
 failed:

@@ -29,6 +29,7 @@ typedef struct {
 typedef struct {
     bool training;   /* allocate gradients */
     int n_positions; /* rows of the rotary table; 0: shape.max_context */
+    bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes */
 } LlamaOptions;
 
 /* A model with zeroed parameters. */
@@ -56,10 +57,12 @@ void llama_gradients(const Llama *model, float **gradients, size_t *n);
 /* Reads every parameter by its Hugging Face name. A missing one, one of another shape, and one the model does not have
  * (other than the tables that old files carry) are errors that name it. */
 int llama_load(Llama *model, const NamedFile *file);
+/* The same errors, from names and shapes alone: nothing is read. */
+int llama_check_file(const Llama *model, const NamedFile *file);
 
 /* The parameters as named fp32 arrays that point into the model, in canonical order, a tied head left out; the list is
  * allocated in `arena`. With `storage` (one array for each untied weight, shaped like it: gradients, moments) the
- * arrays point there instead, and every name gets `prefix`. */
+ * arrays point there instead, and every name gets `prefix`. Of a model with names only, they have no data. */
 int llama_arrays(const Llama *model, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
                  size_t *n);
 /* Reads arrays so named into such storage. */

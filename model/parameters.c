@@ -34,7 +34,7 @@ int llama_arrays(const Llama *model, float *const *storage, const char *prefix, 
             *array = (NamedArray){.name = name,
                                   .dtype = DTYPE_F32,
                                   .n_dims = weight->n_dims,
-                                  .data = base + (size_t)view->first_row * (size_t)weight->cols};
+                                  .data = base ? base + (size_t)view->first_row * (size_t)weight->cols : NULL};
             if (weight->n_dims == 2) {
                 array->dims[0] = view->rows;
                 array->dims[1] = weight->cols;
@@ -65,10 +65,16 @@ static int check_dims(const NamedArray *wanted, const NamedArray *found) {
     return rc;
 }
 
+static int find_array(const NamedArray **found, const NamedArray *wanted, const NamedFile *file) {
+    *found = named_find(file, wanted->name);
+    if (!*found) FAIL(ERR_REFUSED, "%s is missing from the file", wanted->name);
+    TRY(check_dims(wanted, *found));
+    return OK;
+}
+
 static int read_array(const NamedArray *wanted, const NamedFile *file) {
-    const NamedArray *found = named_find(file, wanted->name);
-    if (!found) FAIL(ERR_REFUSED, "%s is missing from the file", wanted->name);
-    TRY(check_dims(wanted, found));
+    const NamedArray *found;
+    TRY(find_array(&found, wanted, file));
     /* The arrays of llama_arrays point into storage that is the caller's to write. */
     return named_read_f32(file, found, 0, named_elements(found), (float *)(uintptr_t)wanted->data);
 }
@@ -91,19 +97,39 @@ static bool may_be_ignored(const Llama *model, const char *name) {
            (model->head.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
+/* Every array of the file is a parameter, or known not to matter. */
+static int check_names(const Llama *model, const NamedArray *arrays, size_t n, const NamedFile *file) {
+    for (size_t f = 0; f < named_count(file); f++) {
+        const char *name = named_at(file, f)->name;
+        size_t i = 0;
+        while (i < n && strcmp(arrays[i].name, name) != 0) i++;
+        if (i == n && !may_be_ignored(model, name))
+            FAIL(ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
+    }
+    return OK;
+}
+
+int llama_check_file(const Llama *model, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    const NamedArray *found;
+    size_t n;
+    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    TRY_TO(done, check_names(model, arrays, n, file));
+    for (size_t i = 0; i < n; i++) TRY_TO(done, find_array(&found, &arrays[i], file));
+done:
+    arena_free(&arena);
+    return rc;
+}
+
 int llama_load(Llama *model, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n;
     TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
-    for (size_t f = 0; f < named_count(file); f++) {
-        const char *name = named_at(file, f)->name;
-        size_t i = 0;
-        while (i < n && strcmp(arrays[i].name, name) != 0) i++;
-        if (i == n && !may_be_ignored(model, name))
-            FAIL_TO(done, ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
-    }
+    TRY_TO(done, check_names(model, arrays, n, file));
     for (size_t i = 0; i < n; i++) TRY_TO(done, read_array(&arrays[i], file));
 done:
     arena_free(&arena);

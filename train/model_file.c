@@ -12,7 +12,7 @@
 #include "model/shape_hf.h"
 
 static const char tokenizer_array_name[] = "cria.tokenizer", tokenizer_name_key[] = "tokenizer";
-static const char config_key[] = "config.json", generation_key[] = "generation_config.json", yaml_key[] = "config.yaml";
+static const char config_key[] = "config.json", generation_key[] = "generation_config.json";
 
 /* ---- opening ---- */
 
@@ -43,18 +43,44 @@ static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *p
     return OK;
 }
 
+/* transformers takes them from config.json where generation_config.json does not say. */
+static void complete_generation(HfGeneration *generation, const HfConfig *config) {
+    if (generation->bos_token_id < 0) generation->bos_token_id = config->bos_token_id;
+    if (generation->n_eos > 0) return;
+    generation->n_eos = config->n_eos;
+    memcpy(generation->eos_token_ids, config->eos_token_ids, sizeof generation->eos_token_ids);
+}
+
+/* llama2.c's stories begin with BOS and have no EOS: run.c stops where the next one would begin. */
+static void llama2c_generation(HfGeneration *generation, const HfConfig *config) {
+    complete_generation(generation, config);
+    if (generation->n_eos < HF_MAX_EOS) generation->eos_token_ids[generation->n_eos++] = config->bos_token_id;
+}
+
 static int read_config(ModelFile *file, const NamedFile *named, const char *path) {
     const char *stored = named_text(named, config_key), *generation = named_text(named, generation_key);
     file->generation = hf_generation_default();
     if (stored) {
         TRY(hf_config_parse(&file->config, stored, strlen(stored), path));
         if (generation) TRY(hf_generation_parse(&file->generation, generation, strlen(generation), path));
+        complete_generation(&file->generation, &file->config);
         return OK;
     }
     if (!directory_exists(path))
         FAIL(ERR_REFUSED, "%s: there is no config.json with it; give the directory that holds both", path);
     TRY(hf_config_read(&file->config, path));
-    return hf_generation_read(&file->generation, path);
+    TRY(hf_generation_read(&file->generation, path));
+    complete_generation(&file->generation, &file->config);
+    return OK;
+}
+
+static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
+    LlamaShape shape = llama_shape_from_hf(&file->config);
+    LlamaOptions how = {
+        .training = options->training, .n_positions = options->n_positions, .names_only = options->keep_open};
+    TRY(llama_new(&file->model, &shape, how));
+    int rc = options->keep_open ? llama_check_file(file->model, named) : llama_load(file->model, named);
+    return rc == OK ? OK : error_context(rc, "%s", file->path);
 }
 
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options) {
@@ -68,21 +94,16 @@ int model_file_open(ModelFile *file, const char *path, ModelFileOptions options)
         named_close(named);
         named = NULL;
         TRY_TO(failed, llama2c_open(&named, &file->config, path));
+        llama2c_generation(&file->generation, &file->config);
     } else {
         TRY_TO(failed, read_config(file, named, path));
     }
     TRY_TO(failed, read_tokenizer(file, named, path, &options));
-    if (!options.shape_only) {
-        LlamaShape shape = llama_shape_from_hf(&file->config);
-        LlamaOptions how = {.training = options.training, .n_positions = options.n_positions};
-        TRY_TO(failed, llama_new(&file->model, &shape, how));
-        rc = llama_load(file->model, named);
-        if (rc != OK) {
-            error_context(rc, "%s", path);
-            goto failed;
-        }
-    }
-    named_close(named);
+    if (!options.shape_only) TRY_TO(failed, read_model(file, named, &options));
+    if (options.keep_open)
+        file->arrays = named;
+    else
+        named_close(named);
     return OK;
 failed:
     if (named) named_close(named);
@@ -91,6 +112,7 @@ failed:
 }
 
 void model_file_close(ModelFile *file) {
+    if (file->arrays) named_close(file->arrays);
     llama_free(file->model);
     tokenizer_free(file->tokenizer);
     free(file->path);
@@ -127,7 +149,7 @@ int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, cons
     TRY(keep(arena, json, &(*texts)[n++], config_key));
     TRY(hf_generation_format(generation, &json));
     TRY(keep(arena, json, &(*texts)[n++], generation_key));
-    if (resolved) (*texts)[n++] = (NamedText){yaml_key, resolved};
+    if (resolved) (*texts)[n++] = (NamedText){MODEL_FILE_YAML, resolved};
     if (tokenizer) {
         (*texts)[n++] = (NamedText){tokenizer_name_key, tokenizer_source_name(tokenizer)};
         const void *bytes = tokenizer_source(tokenizer, &size);

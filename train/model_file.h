@@ -8,12 +8,16 @@
 #include "model/formats/named.h"
 #include "model/llama.h"
 
+/* The text of a checkpoint's model.h5 that holds its run's resolved config. */
+#define MODEL_FILE_YAML "config.yaml"
+
 typedef struct {
     Llama *model;
     Tokenizer *tokenizer; /* NULL where the model has none and none was given */
     HfConfig config;
     HfGeneration generation;
-    char *path; /* what was opened, for messages */
+    char *path;        /* what was opened, for messages */
+    NamedFile *arrays; /* with keep_open: the parameters, to be read one by one */
 } ModelFile;
 
 typedef struct {
@@ -22,6 +26,8 @@ typedef struct {
     bool training;         /* allocate gradients */
     int n_positions;       /* rotary table rows; 0: the model's context */
     bool shape_only;       /* do not read parameters (model stays NULL) */
+    bool keep_open;        /* check the parameters' names and shapes, but read none: the model has names only, and the
+                              file stays open, for those who stream a model larger than memory */
 } ModelFileOptions;
 
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);

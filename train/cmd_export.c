@@ -1,0 +1,125 @@
+/* cria export: a model in the form that other programs open. */
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/core/text.h"
+#include "model/formats/safetensors.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/model_copy.h"
+#include "train/new_directory.h"
+
+typedef struct {
+    const char *format, *tokenizer, *dtype, *shard_size;
+    uint64_t shard_bytes;
+} Arguments;
+
+/* ---- the forms ---- */
+
+/* config.json, generation_config.json, the tokenizer's files, and the arrays in one file or several. */
+static int write_hugging_face(ModelCopy *copy, const char *directory, const Arguments *arguments) {
+    TRY(hf_config_write(&copy->file.config, directory));
+    TRY(hf_generation_write(&copy->file.generation, directory));
+    if (copy->file.tokenizer)
+        TRY(tokenizer_export(copy->file.tokenizer, directory));
+    else
+        log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
+    return safetensors_write_directory(directory, copy->sources, copy->n, arguments->shard_bytes);
+}
+
+typedef struct {
+    const char *name, *help;
+    int (*write)(ModelCopy *copy, const char *directory, const Arguments *arguments);
+} Format;
+
+static const Format formats[] = {
+    {"hf", "a Hugging Face directory with safetensors", write_hugging_face},
+};
+enum { N_FORMATS = sizeof formats / sizeof *formats };
+
+static int find_format(const Format **format, const char *name) {
+    Text known = {0};
+    for (size_t i = 0; i < N_FORMATS; i++) {
+        *format = &formats[i];
+        if (strcmp(name, formats[i].name) == 0) {
+            text_free(&known);
+            return OK;
+        }
+        text_printf(&known, "%s%s (%s)", i ? ", " : "", formats[i].name, formats[i].help);
+    }
+    int rc = error_set(ERR_USAGE, __FILE__, __LINE__, "--format: found '%s'; there is: %s", name,
+                       known.bytes ? known.bytes : "");
+    text_free(&known);
+    return rc;
+}
+
+/* ---- arguments ---- */
+
+/* "5GB", "500 MB", "2GiB", "1000000": decimal units, or binary ones with an i. */
+static int parse_size(uint64_t *bytes, const char *text) {
+    static const char units[] = "KMGT";
+    char number[32];
+    double value, scale = 1;
+    size_t n = strcspn(text, "KMGTkmgtBb ");
+    snprintf(number, sizeof number, "%.*s", (int)n, text);
+    const char *unit = text + n + strspn(text + n, " ");
+    const char *letter = *unit ? strchr(units, toupper((unsigned char)*unit)) : NULL;
+    if (letter) {
+        bool binary = unit[1] == 'i';
+        for (const char *at = units; at <= letter; at++) scale *= binary ? 1024 : 1000;
+        unit += binary ? 2 : 1;
+    }
+    if (n >= sizeof number || !text_parse_double(number, &value) || (*unit && strcasecmp(unit, "B") != 0) ||
+        !(value * scale >= 1) || value * scale > 1e18)
+        FAIL(ERR_USAGE, "--shard-size: found '%s', expected a size like 5GB, 500MB or 2GiB", text);
+    *bytes = (uint64_t)(value * scale);
+    return OK;
+}
+
+static int export_model(ModelCopy *copy, const Format *format, const char *to, const Arguments *arguments) {
+    NewDirectory directory;
+    TRY(new_directory_begin(&directory, to));
+    model_copy_begin(copy, "exporting");
+    int rc = format->write(copy, directory.path, arguments);
+    model_copy_end(copy);
+    if (rc == OK) rc = new_directory_commit(&directory);
+    new_directory_abandon(&directory);
+    return rc;
+}
+
+int command_export(int argc, char **argv) {
+    Arguments arguments = {.format = "hf", .shard_size = "5GB"};
+    const Flag flags[] = {
+        {"format", 'f', FLAG_TEXT, &arguments.format, "FORMAT", "", "hf: a Hugging Face directory (the default)"},
+        {"dtype", 0, FLAG_TEXT, &arguments.dtype, "DTYPE", "", "fp32, bf16 or fp16 (default: as they are stored)"},
+        {"shard-size", 0, FLAG_TEXT, &arguments.shard_size, "SIZE", "", "largest safetensors file (5GB)"},
+        {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+    };
+    CliSpec spec = {.usage = "MODEL TO [flags]",
+                    .about =
+                        "Writes a model for other programs: a folder TO, new or empty, with config.json,\n"
+                        "generation_config.json, model.safetensors and the tokenizer. MODEL: a checkpoint, a run's\n"
+                        "folder, a Hugging Face directory, a llama2.c file.",
+                    .flags = flags,
+                    .n_flags = sizeof flags / sizeof *flags,
+                    .min_words = 2,
+                    .max_words = 2};
+    CliResult cli;
+    const Format *format;
+    ModelCopy copy;
+    TRY(cli_parse(&cli, &spec, argc, argv));
+    if (cli.helped) return OK;
+    TRY(find_format(&format, arguments.format));
+    TRY(parse_size(&arguments.shard_bytes, arguments.shard_size));
+    TRY(new_directory_check(cli.words[1]));
+    TRY(model_copy_open(&copy, cli.words[0],
+                        (ModelCopyOptions){.tokenizer = arguments.tokenizer, .dtype = arguments.dtype}));
+    int rc = export_model(&copy, format, cli.words[1], &arguments);
+    if (rc == OK) model_copy_report(&copy, "exported", cli.words[1]);
+    model_copy_close(&copy);
+    return rc;
+}

@@ -1,0 +1,128 @@
+/* See model_copy.h. Every element passes through fp32, which holds bf16 and fp16 exactly. */
+#include "train/model_copy.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/core/text.h"
+#include "train/interrupt.h"
+
+typedef struct {
+    ModelCopy *copy;
+    const NamedArray *from;
+    Dtype to;
+} ArrayCopy;
+
+/* The least magnitude that rounds to infinity in fp16: 65504, the largest, and half a step. */
+static const float FP16_OVERFLOW = 65520.0f;
+
+static int check_fp16(const float *values, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (isfinite(values[i]) && fabsf(values[i]) >= FP16_OVERFLOW)
+            FAIL(ERR_REFUSED, "it holds %g, and fp16 ends at 65504; use --dtype bf16 or fp32", (double)values[i]);
+    return OK;
+}
+
+static int fill(void *context, size_t first, size_t n, float *out) {
+    const ArrayCopy *array = context;
+    ModelCopy *copy = array->copy;
+    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s; nothing is left behind", interrupt_name());
+    TRY(named_read_f32(copy->file.arrays, array->from, first, n, out));
+    if (array->to == DTYPE_F16 && array->from->dtype != DTYPE_F16) TRY(check_fp16(out, n));
+    copy->done += (int64_t)(n * dtype_size(array->to));
+    progress_update(&copy->progress, copy->done, "");
+    return OK;
+}
+
+/* ---- opening ---- */
+
+/* *to: DTYPE_COUNT for as it is. */
+static int parse_dtype(Dtype *to, const char *name) {
+    *to = DTYPE_COUNT;
+    if (!name) return OK;
+    if (dtype_parse(to, name) != OK || *to > DTYPE_F16)
+        FAIL(ERR_USAGE, "--dtype: found '%s', expected fp32, bf16 or fp16", name);
+    return OK;
+}
+
+static int add_source(ModelCopy *copy, NamedArray wanted, Dtype to) {
+    ArrayCopy *context;
+    ARENA_TRY(context, &copy->arena, 1);
+    *context = (ArrayCopy){.copy = copy, .to = to};
+    TRY(named_get(&context->from, copy->file.arrays, wanted.name));
+    Dtype stored = context->from->dtype;
+    if (stored > DTYPE_F64)
+        FAIL(ERR_REFUSED, "%s: %s holds %s; fp32, bf16, fp16 or fp64 is expected", named_path(copy->file.arrays),
+             wanted.name, stored < DTYPE_COUNT ? dtype_name(stored) : "an element type that cannot be read here");
+    if (to == DTYPE_COUNT) context->to = stored == DTYPE_F64 ? DTYPE_F32 : stored;
+    wanted.dtype = context->to;
+    copy->sources[copy->n++] = (NamedSource){.array = wanted, .fill = fill, .context = context};
+    copy->elements += named_elements(&wanted);
+    copy->bytes += named_bytes(&wanted);
+    return OK;
+}
+
+/* A tokenizer with more tokens than the embedding has rows: of another model, or with tokens added to it later. */
+static int check_tokenizer(const ModelCopy *copy, bool chosen) {
+    const Tokenizer *tokenizer = copy->file.tokenizer;
+    int rows = copy->file.config.vocab_size;
+    if (!tokenizer || tokenizer_vocab_size(tokenizer) <= rows) return OK;
+    if (chosen)
+        FAIL(ERR_REFUSED, "--tokenizer: it has %d tokens, and the model's embedding %d rows: it is another model's",
+             tokenizer_vocab_size(tokenizer), rows);
+    log_warning("%s: its tokenizer has %d tokens, and its embedding %d rows: the last ones cannot be used",
+                copy->file.path, tokenizer_vocab_size(tokenizer), rows);
+    return OK;
+}
+
+static int prepare(ModelCopy *copy, Dtype to, bool tokenizer_chosen) {
+    NamedArray *arrays;
+    size_t n;
+    TRY(check_tokenizer(copy, tokenizer_chosen));
+    TRY(llama_arrays(copy->file.model, NULL, "", &copy->arena, &arrays, &n));
+    ARENA_TRY(copy->sources, &copy->arena, n + 1);
+    for (size_t i = 0; i < n; i++) TRY(add_source(copy, arrays[i], to));
+    copy->file.config.dtype = copy->sources[0].array.dtype;
+    return OK;
+}
+
+int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options) {
+    Dtype to;
+    *copy = (ModelCopy){0};
+    TRY(parse_dtype(&to, options.dtype));
+    TRY(model_file_open(&copy->file, path,
+                        (ModelFileOptions){.tokenizer = options.tokenizer,
+                                           .need_tokenizer = options.need_tokenizer,
+                                           .keep_open = true}));
+    int rc = prepare(copy, to, options.tokenizer != NULL);
+    if (rc != OK) model_copy_close(copy);
+    return rc;
+}
+
+void model_copy_close(ModelCopy *copy) {
+    model_file_close(&copy->file);
+    arena_free(&copy->arena);
+    *copy = (ModelCopy){0};
+}
+
+/* ---- around the writing ---- */
+
+void model_copy_begin(ModelCopy *copy, const char *title) {
+    interrupt_install();
+    copy->done = 0;
+    progress_begin(&copy->progress, title, "bytes", 0, (int64_t)copy->bytes);
+}
+
+void model_copy_end(ModelCopy *copy) {
+    progress_end(&copy->progress);
+    interrupt_restore();
+}
+
+void model_copy_report(const ModelCopy *copy, const char *done, const char *to) {
+    char elements[32], bytes[32];
+    log_info("%s %s parameters in %s (%s) to %s", done, text_thousands(elements, copy->elements),
+             dtype_name(copy->file.config.dtype), text_bytes(bytes, copy->bytes), to);
+}

@@ -1,0 +1,38 @@
+/* A model's parameters on their way from one file to another: streamed slice by slice and converted, so that a model
+ * larger than memory passes through. What import and export have in common. */
+#ifndef CRIA_TRAIN_MODEL_COPY_H
+#define CRIA_TRAIN_MODEL_COPY_H
+
+#include "model/core/arena.h"
+#include "train/model_file.h"
+#include "train/progress.h"
+
+typedef struct {
+    ModelFile file;
+    NamedSource *sources; /* the parameters in canonical order, a tied head left out; room for one more */
+    size_t n;
+    uint64_t elements, bytes; /* of all sources, as they will be stored */
+    Arena arena;
+    Progress progress;
+    int64_t done; /* bytes */
+} ModelCopy;      /* does not move: the sources point into it */
+
+typedef struct {
+    const char *tokenizer; /* instead of the model's own; NULL: its own */
+    bool need_tokenizer;
+    const char *dtype; /* to store: "fp32", "bf16", "fp16"; NULL: as it is (fp64 as fp32) */
+} ModelCopyOptions;
+
+/* Opens any MODEL. copy->file.config.dtype says what will be stored. */
+int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options);
+
+/* The live line and Ctrl-C, around the writing: after SIGINT or SIGTERM the sources fail with ERR_INTERRUPTED. */
+void model_copy_begin(ModelCopy *copy, const char *title);
+void model_copy_end(ModelCopy *copy);
+
+/* Says what was done, in the log: "exported 260,032 parameters in bf16 (507.88 KiB) to TO". */
+void model_copy_report(const ModelCopy *copy, const char *done, const char *to);
+
+void model_copy_close(ModelCopy *copy);
+
+#endif
