@@ -15,7 +15,6 @@ enum { SAVED_VERSION = 1, SAVED_HEADER = 5 };
 GuardVerdict guard_check(Guard *guard, double loss, double grad_norm) {
     if (isfinite(loss) && isfinite(grad_norm)) {
         guard->bad_in_a_row = 0;
-        guard->roll_backs_in_a_row = 0;
         return GUARD_APPLY;
     }
     guard->bad_steps++;

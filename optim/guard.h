@@ -12,8 +12,9 @@
  *   first time    ckpt  applied  bad bad bad            -> ROLL_BACK
  *   afterwards    [-------- skipped --------] applied …    with the weights of the checkpoint
  *
- * When nothing can be applied any more (GUARD_ROLL_BACKS roll-backs without one applied step between them) it says
- * STOP. Only NaN and infinity count: a finite spike in the loss is not detected (clipping bounds what it can do).
+ * When that does not help (GUARD_ROLL_BACKS roll-backs to the same checkpoint; a step applied between them says
+ * little: it may be the one that ruins the weights) it says STOP. Only NaN and infinity count: a finite spike in the
+ * loss is not detected (clipping bounds what it can do).
  *
  * The guard holds no ranks: feed it values all ranks agree on (the all-reduced loss and norm), and all ranks decide
  * alike.
@@ -33,7 +34,7 @@ typedef struct {
 
 typedef struct {
     int64_t bad_in_a_row;
-    int64_t roll_backs_in_a_row; /* since the last applied step */
+    int64_t roll_backs_in_a_row; /* to the newest checkpoint; set to 0 when another is saved */
     int64_t bad_steps;           /* in all; for reports */
     int64_t roll_backs;          /* in all; for reports */
     GuardWindow *windows;        /* in rising order, not touching */

@@ -45,6 +45,11 @@ static double now(void) {
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
+/* A sign of life, for the watch over ranks that wait for each other. */
+static void alive(const Loop *loop, const char *doing) {
+    watchdog_pat(loop->parts.watchdog, doing);
+}
+
 static int forward_backward(Loop *loop, const MicroBatch *micro, double total_weight, ObjectiveSums *sums) {
     Objective *objective = loop->parts.objective;
     TRY(objective->bind(objective, loop->training, 0, micro, total_weight, true));
@@ -71,6 +76,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, Agreed *agreed) {
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         double before = agreed->sums.loss;
+        alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
         if (!isfinite(agreed->sums.loss) && isfinite(before))
             report_samples(&batch.micro[m], agreed->sums.loss - before);
@@ -83,6 +89,7 @@ static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
     float *gradients;
     size_t n;
+    alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
@@ -134,6 +141,7 @@ int loop_validate(Loop *loop, Validation *result) {
         rc = loader_validation_step(loop->parts.loader, v, &batch);
         tokens += batch.total_tokens;
         for (int m = 0; m < batch.n_micro && rc == OK; m++) {
+            alive(loop, "a micro-batch of the validation set");
             rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], 1, false);
             if (rc == OK) rc = tape_forward(loop->evaluation, 0);
             if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, &sums);
@@ -230,9 +238,13 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
 
-static int save(Loop *loop, const LoopState *state, bool is_best) {
+/* From here on the guard may go back to this checkpoint, so it counts roll-backs afresh. */
+static int save(Loop *loop, LoopState *state, bool is_best) {
+    state->guard.roll_backs_in_a_row = 0;
+    alive(loop, "saving a checkpoint");
     TRY(mesh_agree(loop->parts.mesh, loop->parts.metrics ? metrics_sync(loop->parts.metrics) : OK));
     TRY(loop->parts.hooks.save(loop->parts.hooks.context, state, is_best));
+    alive(loop, "a checkpoint was saved");
     loop->last_save = now();
     return OK;
 }
@@ -247,7 +259,8 @@ static int roll_back(Loop *loop, LoopState *state) {
     state->guard = guard;
     TRY(rc);
     TRY(guard_roll_back(&state->guard, state->step, bad_step));
-    if (loop->parts.metrics) TRY(metrics_rewind(loop->parts.metrics, state->step + 1));
+    rc = loop->parts.metrics ? metrics_rewind(loop->parts.metrics, state->step + 1) : OK;
+    TRY(mesh_agree(loop->parts.mesh, rc));
     log_warning("%d bad steps in a row: back to the checkpoint of step %lld; steps to %lld are skipped", GUARD_PATIENCE,
                 (long long)state->step, (long long)bad_step);
     return OK;
@@ -257,20 +270,29 @@ static bool due(int64_t step, int64_t every) {
     return every > 0 && step % every == 0;
 }
 
+static bool stopped_early(const Loop *loop, const LoopState *state) {
+    return loop->options.early_stopping > 0 && state->stale_validations >= loop->options.early_stopping;
+}
+
+bool loop_finished(const Loop *loop, const LoopState *state) {
+    return state->step >= loop->options.steps || stopped_early(loop, state);
+}
+
 /* Everything that may follow a step. *finished ends the run. */
 static int after_step(Loop *loop, LoopState *state, const StepResult *result, bool *finished) {
     const LoopOptions *options = &loop->options;
     bool last = state->step >= options->steps, is_best = false, saved = false;
     if (due(state->step, options->validate_every) || last) {
         TRY(validate(loop, state, &is_best));
-        if (options->early_stopping > 0 && state->stale_validations >= options->early_stopping) {
+        if (stopped_early(loop, state)) {
             log_info("step %lld: no better validation loss in %lld validations; stopping early", (long long)state->step,
                      (long long)state->stale_validations);
             last = true;
         }
     }
-    if (is_best || last || due(state->step, options->checkpoint_every) || result->agreed.save_due > 0 ||
-        result->agreed.interrupted > 0) {
+    /* In the middle of bad steps the weights are suspect: they must not push a good checkpoint out. */
+    bool save_due = due(state->step, options->checkpoint_every) || result->agreed.save_due > 0;
+    if (is_best || last || (save_due && result->verdict == GUARD_APPLY) || result->agreed.interrupted > 0) {
         TRY(save(loop, state, is_best));
         saved = true;
     }
@@ -286,22 +308,27 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
 
 int loop_run(Loop *loop, LoopState *state) {
     int rc = OK;
-    bool finished = state->step >= loop->options.steps;
+    bool finished = loop_finished(loop, state);
     loop->last_save = now();
     progress_begin(&loop->progress, "training", "steps", state->step, loop->options.steps);
     while (!finished) {
         state->step = guard_next(&state->guard, state->step);
-        if (state->step >= loop->options.steps) FAIL_TO(done, ERR_FAILED, "every step that was left is being skipped");
+        if (state->step >= loop->options.steps)
+            FAIL_TO(done, ERR_FAILED,
+                    "the loss became NaN or infinite, and every step up to the last, %lld, is being skipped for it; "
+                    "lower optim.lr, or look at the data of the samples named above",
+                    (long long)loop->options.steps);
         StepResult result;
         TRY_TO(done, train_step(loop, state, &result));
         if (result.verdict != GUARD_APPLY)
             log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step - 1,
                         result.loss, result.grad_norm);
         if (result.verdict == GUARD_STOP)
-            FAIL_TO(done, ERR_FAILED,
-                    "the loss stays NaN or infinite after %d roll-backs; lower optim.lr, or look at the "
-                    "data of the samples named above",
-                    GUARD_ROLL_BACKS);
+            FAIL_TO(
+                done, ERR_FAILED,
+                "the loss stays NaN or infinite after %d roll-backs to the same checkpoint; lower optim.lr, or look at "
+                "the data of the samples named above",
+                GUARD_ROLL_BACKS);
         if (result.verdict == GUARD_ROLL_BACK) {
             TRY_TO(done, roll_back(loop, state));
             continue;

@@ -3,6 +3,7 @@
 #define CRIA_TRAIN_LOOP_H
 
 #include "dist/mesh.h"
+#include "dist/watchdog.h"
 #include "optim/guard.h"
 #include "optim/optimizer.h"
 #include "train/metrics.h"
@@ -52,6 +53,7 @@ typedef struct {
     Objective *objective;
     Mesh *mesh;
     MetricsWriter *metrics; /* rank 0; NULL elsewhere */
+    Watchdog *watchdog;     /* is told of every sign of life; may be NULL */
     LoopHooks hooks;
 } LoopParts;
 
@@ -59,6 +61,9 @@ typedef struct {
 int loop_new(Loop **loop, const LoopParts *parts, const LoopOptions *options);
 void loop_free(Loop *loop);
 size_t loop_tape_bytes(const Loop *loop);
+
+/* Whether nothing is left to do: all steps were run, or early stopping has ended the run. */
+bool loop_finished(const Loop *loop, const LoopState *state);
 
 /* Trains from *state to options.steps. ERR_INTERRUPTED after a signal, with a checkpoint saved. */
 int loop_run(Loop *loop, LoopState *state);

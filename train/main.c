@@ -1,6 +1,7 @@
 /* The program: cria COMMAND … What is written here once, for every command: start-up, the one line that reports an
  * error, and the exit status. */
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +52,7 @@ static void report(int status, bool debug) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of write(2), to be told, not a death */
     const char *variable = getenv("CRIA_DEBUG");
     bool debug = variable && *variable && strcmp(variable, "0") != 0;
     if (debug) log_set_level(LOG_DEBUG);

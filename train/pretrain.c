@@ -6,6 +6,7 @@
 
 #include "configs/config.h"
 #include "dist/mesh.h"
+#include "dist/watchdog.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
@@ -17,6 +18,7 @@
 #include "train/interrupt.h"
 #include "train/loop.h"
 #include "train/model_file.h"
+#include "train/output_folder.h"
 #include "train/progress.h"
 #include "train/run_files.h"
 #include "train/sample.h"
@@ -26,6 +28,8 @@
 typedef struct {
     Config *config;
     Mesh *mesh;
+    int lock; /* of the output folder, on rank 0 */
+    Watchdog *watchdog;
     Arena arena;
     Text resolved;
     Tokenizer *tokenizer;
@@ -41,6 +45,7 @@ typedef struct {
 } Run;
 
 static void run_free(Run *run) {
+    watchdog_stop(run->watchdog);
     loop_free(run->loop);
     if (run->metrics) metrics_close(run->metrics);
     if (run->objective) run->objective->free(run->objective);
@@ -53,39 +58,23 @@ static void run_free(Run *run) {
     text_free(&run->resolved);
     arena_free(&run->arena);
     config_free(run->config);
+    output_folder_unlock(run->lock);
 }
 
 /* ---- the output folder ---- */
 
 static const char config_name[] = "config.yaml";
 
-/* A folder is ours where it holds a config.yaml that this run may resume; one with other things in it is left alone. */
-static int check_output(const Config *config, bool *resuming) {
-    char **names = NULL;
-    size_t n = 0;
+/* Rank 0 alone touches the folder. */
+static int open_output(Run *run, bool *resuming) {
     *resuming = false;
-    TRY(config_require(config, OPTION_output));
-    if (file_exists(config->output)) FAIL(ERR_REFUSED, "output: %s is a file; a folder is needed", config->output);
-    if (!directory_exists(config->output)) return OK;
-    char *path = path_join(config->output, config_name);
-    if (!path) FAIL(ERR_FAILED, "out of memory");
-    *resuming = file_exists(path);
-    int rc = OK;
-    if (!*resuming) {
-        rc = directory_list(&names, &n, config->output);
-        for (size_t i = 0; i < n && rc == OK; i++)
-            if (strcmp(names[i], "cache") != 0 && names[i][0] != '.' && !text_ends_with(names[i], ".tmp") &&
-                !text_ends_with(names[i], ".txt") && !text_ends_with(names[i], ".json"))
-                rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
-                               "output: %s holds '%s', which this run did not make; choose an empty folder",
-                               config->output, names[i]);
-        names_free(names, n);
-    }
-    free(path);
-    return rc;
+    TRY(config_require(run->config, OPTION_output));
+    if (mesh_rank(run->mesh) != 0) return OK;
+    TRY(output_folder_check(run->config->output, resuming));
+    return output_folder_lock(run->config->output, &run->lock);
 }
 
-/* Compares with the config this run began with, or writes it. Rank 0 alone touches the folder. */
+/* Compares with the config this run began with, or writes it. */
 static int settle_config(Run *run, bool resuming) {
     int rc = OK;
     Config *before = NULL;
@@ -96,7 +85,7 @@ static int settle_config(Run *run, bool resuming) {
         TRY_TO(done, config_load(before, path));
         TRY_TO(done, config_check_resume(before, run->config));
     }
-    if (mesh_rank(run->mesh) == 0) TRY_TO(done, config_save(run->config, path));
+    TRY_TO(done, config_save(run->config, path));
 done:
     config_free(before);
     free(path);
@@ -158,6 +147,17 @@ static int make_optimizer(Run *run) {
     return optimizer_new(&run->optimizer, parameters, n, setup_optim(run->config));
 }
 
+/* Every rank must see the same data in the same order: the number is the same on all where its complement's maximum is
+ * the maximum's complement. */
+static int agree_on_data(Run *run) {
+    int64_t fingerprint = (int64_t)loader_fingerprint(run->loader), both[2] = {fingerprint, ~fingerprint};
+    TRY(mesh_max_i64(run->mesh, both, 2));
+    if (both[0] != ~both[1])
+        FAIL(ERR_REFUSED, "the ranks have different data: on every machine the same files, config and arguments are "
+                          "needed");
+    return OK;
+}
+
 /* ---- hooks ---- */
 
 static int save_hook(void *context, const LoopState *state, bool is_best) {
@@ -172,13 +172,27 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
     int rc = OK;
     if (mesh_rank(run->mesh) == 0) {
         rc = checkpoint_newest(&folder, NULL, run->config->output);
-        if (rc == OK && folder && strlen(folder) < LONGEST) strcpy(path, folder);
+        if (rc == OK && folder && strlen(folder) >= LONGEST)
+            rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "output: %.64s…: a path longer than %d bytes",
+                           run->config->output, LONGEST - 1);
+        else if (rc == OK && folder)
+            strcpy(path, folder);
         free(folder);
     }
     TRY(mesh_agree(run->mesh, rc));
     TRY(mesh_broadcast(run->mesh, path, sizeof path, 0));
     *found = *path != '\0';
     return *found ? run_load(&run->files, path, state) : OK;
+}
+
+static int reload_model_base(Run *run) {
+    ModelFile again;
+    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){0}));
+    for (int i = 0; i < run->model->n_weights; i++)
+        memcpy(run->model->weights[i]->value, again.model->weights[i]->value,
+               weight_elements(run->model->weights[i]) * sizeof(float));
+    model_file_close(&again);
+    return OK;
 }
 
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
@@ -194,7 +208,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     }
     optimizer_set_updates(run->optimizer, 0);
     *state = (LoopState){.best_step = -1};
-    if (run->base.model) FAIL(ERR_FAILED, "there is no checkpoint to go back to yet");
+    if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return llama_init(run->model,
                       (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
 }
@@ -234,14 +248,14 @@ static void show_curve(const Run *run) {
 
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
-    TRY(mesh_agree(run->mesh, check_output(run->config, &resuming)));
-    TRY(mesh_agree(run->mesh, directory_make(run->config->output)));
+    TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
     TRY(mesh_agree(run->mesh, open_tokenizer(run)));
     TRY(mesh_agree(run->mesh, make_model(run)));
-    TRY(mesh_agree(run->mesh, settle_config(run, resuming)));
+    TRY(mesh_agree(run->mesh, mesh_rank(run->mesh) == 0 ? settle_config(run, resuming) : OK));
     TRY(mesh_agree(run->mesh, open_data(run)));
+    TRY(agree_on_data(run));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
-    TRY(config_write(run->config, &run->resolved));
+    TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
                             .model = run->model,
                             .optimizer = run->optimizer,
@@ -278,21 +292,29 @@ static void finish(const Run *run) {
                  exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
 }
 
+/* One process waits for nobody; a rank may wait for one that will never come. */
+static int start_watchdog(Run *run) {
+    if (mesh_size(run->mesh) == 1 || run->config->parallel_watchdog == 0) return OK;
+    return watchdog_start(&run->watchdog, run->config->parallel_watchdog);
+}
+
 static int train(Run *run) {
     bool resumed = false;
     TRY(prepare(run, &resumed));
     int64_t steps = setup_steps(run->config, run->loader);
     LoopOptions options = setup_loop(run->config, steps);
-    TRY(nll_objective_new(&run->objective, options.tokens_per_microbatch));
-    int rc = OK;
+    int rc = nll_objective_new(&run->objective, options.tokens_per_microbatch);
+    TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));
+    TRY(mesh_agree(run->mesh, start_watchdog(run)));
     LoopParts parts = {.model = run->model,
                        .loader = run->loader,
                        .optimizer = run->optimizer,
                        .objective = run->objective,
                        .mesh = run->mesh,
                        .metrics = run->metrics,
+                       .watchdog = run->watchdog,
                        .hooks = {.context = run,
                                  .save = save_hook,
                                  .load_newest = load_newest_hook,
@@ -300,9 +322,10 @@ static int train(Run *run) {
                                  .sample_due = sample_due}};
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
-    if (run->state.step >= steps) {
-        log_info("%s is finished: %lld steps; a larger train.steps goes on from there", run->config->output,
-                 (long long)run->state.step);
+    if (loop_finished(run->loop, &run->state)) {
+        log_info("%s is finished: %lld steps%s", run->config->output, (long long)run->state.step,
+                 run->state.step < steps ? ", stopped early (train.early_stopping)"
+                                         : "; a larger train.steps goes on from there");
         return OK;
     }
     interrupt_install();
@@ -320,7 +343,7 @@ static void resolve_precision(Config *config) {
 
 int command_pretrain(int argc, char **argv) {
     int rc = OK;
-    Run run = {0};
+    Run run = {.lock = -1};
     CliResult cli;
     TRY(config_new(&run.config));
     CliSpec spec = {.usage = "CONFIG.yaml [key=value ...]",
