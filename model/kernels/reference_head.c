@@ -38,7 +38,7 @@ static void token_results(HeadResults out, int t, const float *z, int vocab, int
         weighted += e * z[v];
         total += z[v];
     }
-    double lse = z[top] + log(sum);
+    double lse = z[top] + log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
     out.lse[t] = (float)lse;
     out.logprob[t] = (float)(z[target] - lse);
     if (out.entropy) out.entropy[t] = (float)(lse - weighted / sum);
