@@ -41,7 +41,7 @@ int llama_init(Llama *model, LlamaInit init) {
             const WeightView *view = &weight->views[v];
             Fill fill = {.values = weight->value + (size_t)view->first_row * (size_t)weight->cols,
                          .key = parameter_key(init.seed, view->name),
-                         .std = on_residual && init.scaled_residual ? residual : init.std};
+                         .std = on_residual && init.residual == INIT_SCALED ? residual : init.std};
             parallel_for((size_t)view->rows * (size_t)weight->cols, GRAIN, fill_range, &fill);
         }
     }

@@ -39,8 +39,12 @@ size_t llama_bytes(const Llama *model); /* parameters, gradients and tables */
 
 typedef struct {
     uint64_t seed;
-    float std;            /* of every matrix: N(0, std²), Hugging Face's initializer_range; norms are 1 */
-    bool scaled_residual; /* attention_out and down by 1/sqrt(2·n_layers) (Radford et al. 2019, section 2.3) */
+    float std; /* of every matrix: N(0, std²), Hugging Face's initializer_range; norms are 1 */
+    enum InitResidual {
+        INIT_PLAIN,
+        INIT_SCALED
+    } residual; /* scaled: attention_out and down times 1/sqrt(2·n_layers)
+                   (Radford et al. 2019, section 2.3) */
 } LlamaInit;
 /* Element e of the parameter named N is a function of (seed, N, e) alone: the same for any layout. */
 int llama_init(Llama *model, LlamaInit init);

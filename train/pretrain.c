@@ -124,14 +124,20 @@ static int open_data(Run *run) {
     return OK;
 }
 
+static int initialise(Run *run) {
+    const Config *config = run->config;
+    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)config->seed,
+                                              .std = (float)config->model_init_std,
+                                              .residual = (enum InitResidual)config->model_init_residual});
+}
+
 static int make_model(Run *run) {
     if (run->model) return OK; /* model.base */
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
     TRY(llama_new(&run->model, &shape,
                   (LlamaOptions){.training = true, .n_positions = (int)run->config->train_context}));
-    return llama_init(run->model,
-                      (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+    return initialise(run);
 }
 
 static int make_optimizer(Run *run) {
@@ -209,8 +215,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     optimizer_set_updates(run->optimizer, 0);
     *state = (LoopState){.best_step = -1};
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
-    return llama_init(run->model,
-                      (LlamaInit){.seed = (uint64_t)run->config->seed, .std = (float)run->config->model_init_std});
+    return initialise(run);
 }
 
 static bool sample_due(void *context, const LoopState *state) {
@@ -341,13 +346,22 @@ static void resolve_precision(Config *config) {
     if (config->precision == AUTO) config->precision = FP32;
 }
 
+/* What --help begins with. */
+static int about(Text *out) {
+    text_puts(out, "Trains a Llama from text. The same command on the same output resumes.\nPresets:");
+    for (size_t p = 0; p < llama_preset_count(); p++) text_printf(out, "%s %s", p ? "," : "", llama_preset_name(p));
+    return text_check(out);
+}
+
 int command_pretrain(int argc, char **argv) {
     int rc = OK;
     Run run = {.lock = -1};
     CliResult cli;
-    TRY(config_new(&run.config));
+    Text intro = {0};
+    TRY_TO(done, config_new(&run.config));
+    TRY_TO(done, about(&intro));
     CliSpec spec = {.usage = "CONFIG.yaml [key=value ...]",
-                    .about = "Trains a Llama from text. The same command on the same output resumes.",
+                    .about = intro.bytes,
                     .min_words = 0,
                     .max_words = 1,
                     .config = run.config,
@@ -361,6 +375,7 @@ int command_pretrain(int argc, char **argv) {
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));
     rc = train(&run);
 done:
+    text_free(&intro);
     run_free(&run);
     if (run.mesh) mesh_finalize(run.mesh);
     return rc;
