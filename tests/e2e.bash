@@ -3,7 +3,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 cria=${CRIA:-$PWD/build/cria}
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap "[ -n \"${KEEP:-}\" ] || rm -rf $scratch" EXIT
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive CRIA_THREADS=1 # the same bits everywhere, and room for the tests that run beside this
 ulimit -c 0
@@ -14,7 +14,7 @@ tell() { # tell "promise" STATUS: counts one test; a failure shows what the prog
     else
         failed=$((failed + 1))
         echo "FAILED: $1"
-        [ ! -e "$scratch/err" ] || tail -n 15 "$scratch/err" | sed 's/^/    | /'
+        [ ! -e "$scratch/err" ] || grep -v "[┤│└]" "$scratch/err" | tail -n 12 | sed 's/^/    | /'
     fi
 }
 skip() { # skip "reason"

@@ -79,16 +79,21 @@ done:
 static int lay_out(Hdf5Memory *memory, const char *path, const NamedSource *sources, size_t n, const NamedText *texts,
                    size_t n_texts, Written *written) {
     int rc = OK;
-    hid_t access, driver, file = H5I_INVALID_HID;
-    TRY(hdf5_memory_access(&access, &driver, memory));
-    if (H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
+    hid_t access, driver, file = H5I_INVALID_HID, create = H5Pcreate(H5P_FILE_CREATE);
+    rc = hdf5_memory_access(&access, &driver, memory);
+    if (rc != OK && create >= 0) H5Pclose(create);
+    TRY(rc);
+    /* No times in the root group: equal contents are equal files. */
+    if (create < 0 || H5Pset_obj_track_times(create, false) < 0 ||
+        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
         H5Pset_alignment(access, ALIGN_FROM, DATA_ALIGNMENT) < 0)
         HDF5_FAIL_TO(done, path, "set-up");
-    file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    file = H5Fcreate(path, H5F_ACC_TRUNC, create, access);
     if (file < 0) HDF5_FAIL_TO(done, path, "create");
     TRY_TO(done, describe(file, path, sources, n, texts, n_texts, written));
 done:
     if (file >= 0 && H5Fclose(file) < 0 && rc == OK) rc = hdf5_failed(__FILE__, __LINE__, path, "close");
+    if (create >= 0) H5Pclose(create);
     hdf5_memory_release(access, driver);
     if (rc == OK && memory->failed) FAIL(ERR_FAILED, "out of memory");
     return rc;
