@@ -3,7 +3,11 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 cria=${CRIA:-$PWD/build/cria}
 scratch=$(mktemp -d)
-trap "[ -n \"${KEEP:-}\" ] || rm -rf $scratch" EXIT
+clean_up() {
+    umount "$scratch"/*/disk 2>/dev/null
+    rm -rf "$scratch"
+}
+trap clean_up EXIT
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive CRIA_THREADS=1 # the same bits everywhere, and room for the tests that run beside this
 ulimit -c 0

@@ -58,14 +58,13 @@ static int forward_backward(Loop *loop, const MicroBatch *micro, double total_we
     return tape_backward(loop->training, 0);
 }
 
-/* A sample whose loss is not finite, for the report of a skipped step. */
-static void report_samples(const MicroBatch *micro, double loss) {
+static void report_samples(const MicroBatch *micro, double loss, double grad_norm) {
     Text ids = {0};
     for (int s = 0; s < micro->n_samples && s < 8; s++)
         text_printf(&ids, "%s%llu:%llu", s ? ", " : "", (unsigned long long)(micro->sample_id[s] >> 40),
                     (unsigned long long)(micro->sample_id[s] & ((UINT64_C(1) << 40) - 1)));
-    log_warning("loss %g in the micro-batch with samples (source:number) %s%s", loss, ids.bytes ? ids.bytes : "?",
-                micro->n_samples > 8 ? ", …" : "");
+    log_warning("loss %g, gradient norm %g in the micro-batch with samples (source:number) %s%s", loss, grad_norm,
+                ids.bytes ? ids.bytes : "?", micro->n_samples > 8 ? ", …" : "");
     text_free(&ids);
 }
 
@@ -75,11 +74,8 @@ static int accumulate_gradients(Loop *loop, int64_t step, Agreed *agreed) {
     optimizer_zero_grad(loop->parts.optimizer);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
-        double before = agreed->sums.loss;
         alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
-        if (!isfinite(agreed->sums.loss) && isfinite(before))
-            report_samples(&batch.micro[m], agreed->sums.loss - before);
     }
     llama_merge_tied_gradients(loop->parts.model);
     return OK;
@@ -126,6 +122,33 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     state->tokens += (int64_t)agreed->sums.tokens;
     state->seconds += result->seconds;
     return OK;
+}
+
+/* Which of this rank's samples made a step bad: its micro-batches are computed again, each for itself, up to the first
+ * that is. To look at all gradients after every micro-batch would cost the good steps too. */
+static int report_bad_samples(Loop *loop, int64_t step) {
+    Optimizer *optimizer = loop->parts.optimizer;
+    StepBatch batch;
+    TRY(loader_step(loop->parts.loader, step, &batch));
+    for (int m = 0; m < batch.n_micro; m++) {
+        ObjectiveSums sums = {0};
+        alive(loop, "a micro-batch of a bad step");
+        optimizer_zero_grad(optimizer);
+        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &sums));
+        llama_merge_tied_gradients(loop->parts.model);
+        double grad_norm = optimizer_grad_norm(optimizer);
+        if (isfinite(sums.loss) && isfinite(grad_norm)) continue;
+        report_samples(&batch.micro[m], sums.loss / sums.weight, grad_norm);
+        return OK;
+    }
+    return OK;
+}
+
+static int report_bad_step(Loop *loop, const LoopState *state, const StepResult *result) {
+    int64_t step = state->step - 1;
+    log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)step, result->loss,
+                result->grad_norm);
+    return mesh_agree(loop->parts.mesh, report_bad_samples(loop, step));
 }
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
@@ -320,9 +343,7 @@ int loop_run(Loop *loop, LoopState *state) {
                     (long long)loop->options.steps);
         StepResult result;
         TRY_TO(done, train_step(loop, state, &result));
-        if (result.verdict != GUARD_APPLY)
-            log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step - 1,
-                        result.loss, result.grad_norm);
+        if (result.verdict != GUARD_APPLY) TRY_TO(done, report_bad_step(loop, state, &result));
         if (result.verdict == GUARD_STOP)
             FAIL_TO(
                 done, ERR_FAILED,
