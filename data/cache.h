@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "data/loader.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/core/file.h"
 
 typedef struct {

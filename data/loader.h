@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 /* One flat run of tokens (DESIGN: a batch). Arrays of n_tokens except segment_start (n_segments + 1). */
 typedef struct {

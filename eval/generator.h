@@ -4,7 +4,7 @@
 #ifndef CRIA_EVAL_GENERATOR_H
 #define CRIA_EVAL_GENERATOR_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "eval/sampler.h"
 #include "model/llama.h"
 

@@ -2,7 +2,7 @@
 #ifndef CRIA_EVAL_LOSS_H
 #define CRIA_EVAL_LOSS_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/llama.h"
 
 typedef enum {

@@ -1,7 +1,7 @@
 /* The scan by hand cuts where PCRE2 cuts; merging with a heap joins what merging by hand joins. */
-#include "data/bpe.h"
-#include "data/split.h"
-#include "data/trie.h"
+#include "data/tokenizer/bpe.h"
+#include "data/tokenizer/split.h"
+#include "data/tokenizer/trie.h"
 #include "model/core/philox.h"
 #include "model/core/text.h"
 #include "tests/tokenizer_data.h"

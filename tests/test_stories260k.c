@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/core/file.h"
 #include "model/core/threads.h"
 #include "model/formats/llama2c.h"

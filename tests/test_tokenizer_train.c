@@ -1,7 +1,7 @@
 /* A learned tokenizer: the merges are those of the rule, the same for any number of threads, and everything comes back.
  */
-#include "data/bpe_train.h"
-#include "data/tokenizer_train.h"
+#include "data/tokenizer/bpe_train.h"
+#include "data/tokenizer/train.h"
 #include "model/core/log.h"
 #include "model/core/philox.h"
 #include "model/core/text.h"

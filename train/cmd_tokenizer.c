@@ -2,8 +2,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
-#include "data/tokenizer_train.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/train.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/text.h"

@@ -3,7 +3,7 @@
 #ifndef CRIA_TRAIN_MODEL_FILE_H
 #define CRIA_TRAIN_MODEL_FILE_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/formats/hf_config.h"
 #include "model/formats/named.h"
 #include "model/llama.h"

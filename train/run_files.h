@@ -2,7 +2,7 @@
 #ifndef CRIA_TRAIN_RUN_FILES_H
 #define CRIA_TRAIN_RUN_FILES_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "dist/mesh.h"
 #include "model/llama.h"
 #include "optim/optimizer.h"

@@ -3,7 +3,7 @@
 #define CRIA_TRAIN_SAMPLE_H
 
 #include "configs/config.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/llama.h"
 
 /* Continues train.sample_prompt with the generate.* options, in the context the run trains with, and logs the text. */

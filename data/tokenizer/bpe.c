@@ -1,6 +1,6 @@
 /* The two ways of merging: short words by looking over all pairs each time (n² of a tiny n, no memory), long ones with
  * a heap over a linked list (n log n). Both give the same result: the least rank first, then the leftmost. */
-#include "data/bpe.h"
+#include "data/tokenizer/bpe.h"
 
 #include <stdlib.h>
 #include <string.h>

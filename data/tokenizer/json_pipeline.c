@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "data/tokenizer_json.h"
+#include "data/tokenizer/json.h"
 #include "model/core/error.h"
 
 #define META_SPACE "\xe2\x96\x81"

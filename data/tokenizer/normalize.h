@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "data/trie.h"
+#include "data/tokenizer/trie.h"
 #include "model/core/text.h"
 
 /* How tokenizer.json says remove_extra_whitespaces: both replaced, the first by nothing, the second by a space. */

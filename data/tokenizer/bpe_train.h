@@ -2,7 +2,7 @@
 #ifndef CRIA_DATA_BPE_TRAIN_H
 #define CRIA_DATA_BPE_TRAIN_H
 
-#include "data/word_count.h"
+#include "data/tokenizer/word_count.h"
 
 typedef struct {
     uint32_t left, right; /* symbols: 0–255 are bytes, 256 + i is what merge i makes */

@@ -6,11 +6,11 @@
 #ifndef CRIA_DATA_TOKENIZER_INTERNAL_H
 #define CRIA_DATA_TOKENIZER_INTERNAL_H
 
-#include "data/bpe.h"
-#include "data/normalize.h"
-#include "data/split.h"
-#include "data/tokenizer.h"
-#include "data/trie.h"
+#include "data/tokenizer/bpe.h"
+#include "data/tokenizer/normalize.h"
+#include "data/tokenizer/split.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/trie.h"
 #include "model/core/text.h"
 
 typedef enum { KIND_BYTES, KIND_BYTE_LEVEL, KIND_TIKTOKEN, KIND_SENTENCEPIECE } TokenizerKind;

@@ -1,14 +1,14 @@
 /* Reads texts a few megabytes at a time, counts their words on all threads, learns the merges, and writes it all as a
  * tokenizer.json, which is then loaded like any other. */
-#include "data/tokenizer_train.h"
+#include "data/tokenizer/train.h"
 
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/bpe_train.h"
+#include "data/tokenizer/bpe_train.h"
 #include "data/source.h"
-#include "data/tokenizer_json.h"
+#include "data/tokenizer/json.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 #include "model/core/error.h"
 
 /* What an id is written as, before the prefix space is considered. */

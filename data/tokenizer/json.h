@@ -4,7 +4,7 @@
 
 #include <jansson.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 
 /* Refuses an object that has keys other than these (a NULL-terminated list). `path` names it in messages. */
 int json_only_keys(const json_t *object, const char *path, const char *const *keys);

@@ -1,11 +1,11 @@
 /* Loading a tokenizer of any kind, and what can be asked of it. Encoding, decoding, the formats and export are in the
  * other tokenizer_*.c files. */
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/philox.h"

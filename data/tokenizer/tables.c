@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 #include "model/core/error.h"
 
 enum { LONGEST_PIECE = 1 << 12, MOST_PIECES = 1 << 26 };

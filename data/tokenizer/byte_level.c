@@ -1,6 +1,6 @@
 /* The spelling of byte-level tokens (GPT-2's encoder.py, bytes_to_unicode): a byte that is a printable character of
  * Latin-1 is that character; the others, in order, are U+0100, U+0101, … */
-#include "data/tokenizer_json.h"
+#include "data/tokenizer/json.h"
 
 enum { FIRST_SHIFTED = 0x100 };
 

@@ -1,5 +1,5 @@
 /* Children are a list of siblings; only the root has a table, since nearly every place in a text fails there. */
-#include "data/trie.h"
+#include "data/tokenizer/trie.h"
 
 #include <stdlib.h>
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 #include "model/core/error.h"
 #include "model/core/threads.h"
 

@@ -2,7 +2,7 @@
 #ifndef CRIA_DATA_TOKENIZER_TRAIN_H
 #define CRIA_DATA_TOKENIZER_TRAIN_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 typedef enum { TRAIN_READING, TRAIN_MERGING } TokenizerTrainStage;
 

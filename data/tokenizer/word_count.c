@@ -1,4 +1,4 @@
-#include "data/word_count.h"
+#include "data/tokenizer/word_count.h"
 
 #include <stdlib.h>
 #include <string.h>

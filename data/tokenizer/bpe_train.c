@@ -1,13 +1,13 @@
 /* Counts of pairs are kept up to date: a merge touches only the words its pair occurs in. A pair's count only falls
  * after its symbols exist, so the heap may hold counts that are too high: a pair that comes to the top with an old
  * count goes back with the true one. */
-#include "data/bpe_train.h"
+#include "data/tokenizer/bpe_train.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/bpe.h"
+#include "data/tokenizer/bpe.h"
 #include "model/core/error.h"
 
 enum { N_BYTES = 256 };

@@ -9,7 +9,7 @@
  *   \s+                              a single one that precedes something that does not take it
  *
  * Bytes of malformed UTF-8 count as symbols. */
-#include "data/split.h"
+#include "data/tokenizer/split.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -3,7 +3,7 @@
  *
  *   {"added_tokens": [{"id", "content", "special", …}], "normalizer", "pre_tokenizer", "post_processor", "decoder",
  *    "model": {"type": "BPE", "vocab": {spelling: id}, "merges": ["a b" or ["a", "b"], …], …}} */
-#include "data/tokenizer_json.h"
+#include "data/tokenizer/json.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* Normalising text as SentencePiece does, so that the ids come out the same. */
-#include "data/normalize.h"
+#include "data/tokenizer/normalize.h"
 
 #include <stdlib.h>
 #include <string.h>

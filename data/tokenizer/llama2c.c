@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "data/tokenizer_internal.h"
+#include "data/tokenizer/internal.h"
 #include "model/core/error.h"
 
 enum { HEADER = 4, RECORD = 8, N_SPECIAL = 3, FIRST_NORMAL = N_SPECIAL + 256 };

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer_json.h"
+#include "data/tokenizer/json.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 
