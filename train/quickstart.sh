@@ -48,7 +48,7 @@ cat >&2 <<END
   cria generate $run -p "river (noun):" -n 80      another word
   cria eval loss $run README.md --window 128      its loss on other text
   cria inspect $run                                what is in the checkpoint
-  cria pretrain configs/quickstart.yaml train.steps=2000   train on
+  cria pretrain configs/quickstart.yaml train.steps=3000   train on
   cria export --format hf $run my-model            for transformers
   cria help                                        everything else
 END
