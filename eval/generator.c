@@ -230,8 +230,9 @@ static int accept(Generator *g, Sequence *q, int32_t id, const GenerateOptions *
         return emit_up_to(q, options, stop_at, true);
     }
     bool full = q->tokens.n >= (size_t)g->options.max_sequence;
-    *reason = full ? FINISH_CONTEXT : FINISH_LENGTH;
-    *finished = full || n_new + 1 >= (size_t)options->max_new_tokens;
+    bool all_made = n_new + 1 >= (size_t)options->max_new_tokens;
+    *reason = all_made ? FINISH_LENGTH : FINISH_CONTEXT;
+    *finished = full || all_made;
     return emit_up_to(q, options, *finished ? q->text.length : safe_length(&q->text, options), *finished);
 }
 
