@@ -38,7 +38,7 @@ run=(output="$scratch/run" model.dim=32 model.n_layers=2 model.n_heads=4 model.n
 trains() { ok pretrain "${run[@]}" && text_of "$scratch/run" "$scratch/expected" && [ -s "$scratch/expected" ]; }
 check "a small run" trains
 
-imports_run() { ok import "$scratch/run" "$scratch/imported" && [ -z "$out" ] && grep -q '^imported .* parameters in fp32' <<<"$err" && same_text "$scratch/imported"; }
+imports_run() { ok import "$scratch/run" "$scratch/imported" && [ -z "$out" ] && grep -q '^import: .* parameters in fp32' <<<"$err" && same_text "$scratch/imported"; }
 exports_run() { ok export --format hf "$scratch/run" "$scratch/hf" && [ -z "$out" ] && same_text "$scratch/hf"; }
 has_files() { for f in config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json; do [ -s "$scratch/hf/$f" ] || return 1; done; [ "$(ls "$scratch/hf" | wc -l)" -eq 6 ]; }
 exports_import() { ok export "$scratch/imported" "$scratch/hf2" && diff <(contents "$scratch/hf") <(contents "$scratch/hf2"); }

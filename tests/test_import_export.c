@@ -1,4 +1,5 @@
 /* cria import and cria export: what comes out is what went in, and nothing is overwritten or left half done. */
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -11,7 +12,7 @@
 #include "model/shape_hf.h"
 #include "tests/formats_scratch.h"
 #include "train/commands.h"
-#include "train/model_file.h"
+#include "train/model_copy.h"
 
 /* ---- models to move ---- */
 
@@ -474,6 +475,58 @@ START_TEST(what_was_made_may_be_read_by_others) {
 }
 END_TEST
 
+/* Something happens while a model is being written. */
+typedef struct {
+    int signal;          /* sent to this process */
+    const char *appears; /* a file that somebody puts into TO */
+} Meanwhile;
+
+static int write_arrays(ModelCopy *copy, const char *directory, const void *context) {
+    const Meanwhile *meanwhile = context;
+    TRY(hf_config_write(&copy->file.config, directory)); /* there is something to leave behind */
+    if (meanwhile->signal) raise(meanwhile->signal);
+    if (meanwhile->appears) overwrite(meanwhile->appears, "x", 1);
+    return safetensors_write_directory(directory, copy->sources, copy->n, 0);
+}
+
+START_TEST(a_signal_stops_the_work_and_nothing_is_left) {
+    char root[SCRATCH_NAME];
+    ModelCopy copy;
+    scratch(root);
+    char *hf = make_hf(root, "hf", DTYPE_F32, false), *out = in(root, "out");
+    CHECK_OK(model_copy_open(&copy, hf, (ModelCopyOptions){0}));
+    for (int i = 0; i < 2; i++) {
+        Meanwhile meanwhile = {.signal = i ? SIGTERM : SIGINT};
+        CHECK_ERROR(model_copy_write(&copy, out, "export", write_arrays, &meanwhile), ERR_INTERRUPTED,
+                    i ? "stopped by SIGTERM" : "stopped by SIGINT");
+        check_entries(root, 1);
+    }
+    CHECK_OK(model_copy_write(&copy, out, "export", write_arrays, &(Meanwhile){0})); /* the copy still serves */
+    check_same_bits(hf, out);
+    model_copy_close(&copy);
+    CHECK_OK(directory_remove(root));
+    free(hf), free(out);
+}
+END_TEST
+
+START_TEST(a_file_that_appears_meanwhile_is_kept) {
+    char root[SCRATCH_NAME];
+    ModelCopy copy;
+    scratch(root);
+    char *hf = make_hf(root, "hf", DTYPE_F32, false), *out = in(root, "out"), *theirs = in(out, "theirs");
+    CHECK_OK(directory_make(out));
+    CHECK_OK(model_copy_open(&copy, hf, (ModelCopyOptions){0}));
+    Meanwhile meanwhile = {.appears = theirs};
+    CHECK_ERROR(model_copy_write(&copy, out, "export", write_arrays, &meanwhile), ERR_FAILED, "rename");
+    model_copy_close(&copy);
+    ck_assert(file_exists(theirs));
+    check_entries(out, 1);
+    check_entries(root, 2);
+    CHECK_OK(directory_remove(root));
+    free(hf), free(out), free(theirs);
+}
+END_TEST
+
 START_TEST(wrong_words_and_flags_are_usage_errors) {
     char root[SCRATCH_NAME];
     scratch(root);
@@ -544,6 +597,8 @@ static int check_all(void) {
         a_truncated_or_missing_shard_is_refused_by_its_file,
         what_is_there_is_never_overwritten,
         what_was_made_may_be_read_by_others,
+        a_signal_stops_the_work_and_nothing_is_left,
+        a_file_that_appears_meanwhile_is_kept,
         wrong_words_and_flags_are_usage_errors,
         another_models_tokenizer_is_refused,
         a_llama2c_file_is_exported_under_hugging_face_names_with_its_rows_reordered,

@@ -21,7 +21,8 @@ typedef struct {
 /* ---- the forms ---- */
 
 /* config.json, generation_config.json, the tokenizer's files, and the arrays in one file or several. */
-static int write_hugging_face(ModelCopy *copy, const char *directory, const Arguments *arguments) {
+static int write_hugging_face(ModelCopy *copy, const char *directory, const void *context) {
+    const Arguments *arguments = context;
     TRY(hf_config_write(&copy->file.config, directory));
     TRY(hf_generation_write(&copy->file.generation, directory));
     if (copy->file.tokenizer)
@@ -33,7 +34,7 @@ static int write_hugging_face(ModelCopy *copy, const char *directory, const Argu
 
 typedef struct {
     const char *name, *help;
-    int (*write)(ModelCopy *copy, const char *directory, const Arguments *arguments);
+    ModelCopyWrite write;
 } Format;
 
 static const Format formats[] = {
@@ -80,17 +81,6 @@ static int parse_size(uint64_t *bytes, const char *text) {
     return OK;
 }
 
-static int export_model(ModelCopy *copy, const Format *format, const char *to, const Arguments *arguments) {
-    NewDirectory directory;
-    TRY(new_directory_begin(&directory, to));
-    model_copy_begin(copy, "exporting");
-    int rc = format->write(copy, directory.path, arguments);
-    model_copy_end(copy);
-    if (rc == OK) rc = new_directory_commit(&directory);
-    new_directory_abandon(&directory);
-    return rc;
-}
-
 int command_export(int argc, char **argv) {
     Arguments arguments = {.format = "hf", .shard_size = "5GB"};
     const Flag flags[] = {
@@ -118,8 +108,7 @@ int command_export(int argc, char **argv) {
     TRY(new_directory_check(cli.words[1]));
     TRY(model_copy_open(&copy, cli.words[0],
                         (ModelCopyOptions){.tokenizer = arguments.tokenizer, .dtype = arguments.dtype}));
-    int rc = export_model(&copy, format, cli.words[1], &arguments);
-    if (rc == OK) model_copy_report(&copy, "exported", cli.words[1]);
+    int rc = model_copy_write(&copy, cli.words[1], "export", format->write, &arguments);
     model_copy_close(&copy);
     return rc;
 }

@@ -7,7 +7,8 @@
 #include "train/model_copy.h"
 #include "train/new_directory.h"
 
-static int write_checkpoint(ModelCopy *copy, const char *run) {
+static int write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
+    (void)context;
     NamedText *texts;
     NamedArray tokenizer = {0};
     CheckpointWriter *writer;
@@ -24,17 +25,6 @@ static int write_checkpoint(ModelCopy *copy, const char *run) {
         return rc;
     }
     return checkpoint_commit(writer);
-}
-
-static int import_model(ModelCopy *copy, const char *to) {
-    NewDirectory directory;
-    TRY(new_directory_begin(&directory, to));
-    model_copy_begin(copy, "importing");
-    int rc = write_checkpoint(copy, directory.path);
-    model_copy_end(copy);
-    if (rc == OK) rc = new_directory_commit(&directory);
-    new_directory_abandon(&directory);
-    return rc;
 }
 
 int command_import(int argc, char **argv) {
@@ -58,8 +48,7 @@ int command_import(int argc, char **argv) {
     if (cli.helped) return OK;
     TRY(new_directory_check(cli.words[1]));
     TRY(model_copy_open(&copy, cli.words[0], options));
-    int rc = import_model(&copy, cli.words[1]);
-    if (rc == OK) model_copy_report(&copy, "imported", cli.words[1]);
+    int rc = model_copy_write(&copy, cli.words[1], "import", write_checkpoint, NULL);
     model_copy_close(&copy);
     return rc;
 }

@@ -9,6 +9,9 @@
 #include "model/core/log.h"
 #include "model/core/text.h"
 #include "train/interrupt.h"
+#include "train/new_directory.h"
+
+enum { MEGABYTE = 1000000 };
 
 typedef struct {
     ModelCopy *copy;
@@ -29,11 +32,11 @@ static int check_fp16(const float *values, size_t n) {
 static int fill(void *context, size_t first, size_t n, float *out) {
     const ArrayCopy *array = context;
     ModelCopy *copy = array->copy;
-    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s; nothing is left behind", interrupt_name());
+    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s", interrupt_name());
     TRY(named_read_f32(copy->file.arrays, array->from, first, n, out));
     if (array->to == DTYPE_F16 && array->from->dtype != DTYPE_F16) TRY(check_fp16(out, n));
     copy->done += (int64_t)(n * dtype_size(array->to));
-    progress_update(&copy->progress, copy->done, "");
+    progress_update(&copy->progress, copy->done / MEGABYTE, "");
     return OK;
 }
 
@@ -108,21 +111,24 @@ void model_copy_close(ModelCopy *copy) {
     *copy = (ModelCopy){0};
 }
 
-/* ---- around the writing ---- */
+/* ---- writing ---- */
 
-void model_copy_begin(ModelCopy *copy, const char *title) {
+int model_copy_write(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context) {
+    char elements[32], bytes[32];
+    NewDirectory directory;
+    TRY(new_directory_begin(&directory, to));
     interrupt_install();
     copy->done = 0;
-    progress_begin(&copy->progress, title, "bytes", 0, (int64_t)copy->bytes);
-}
-
-void model_copy_end(ModelCopy *copy) {
+    progress_begin(&copy->progress, verb, "MB", 0, (int64_t)(copy->bytes / MEGABYTE));
+    int rc = write(copy, directory.path, context);
     progress_end(&copy->progress);
+    if (rc == ERR_INTERRUPTED)
+        error_set(rc, __FILE__, __LINE__, "%s: stopped by %s; %s was not written", verb, interrupt_name(), to);
     interrupt_restore();
-}
-
-void model_copy_report(const ModelCopy *copy, const char *done, const char *to) {
-    char elements[32], bytes[32];
-    log_info("%s %s parameters in %s (%s) to %s", done, text_thousands(elements, copy->elements),
+    if (rc == OK) rc = new_directory_commit(&directory);
+    new_directory_abandon(&directory);
+    TRY(rc);
+    log_info("%s: %s parameters in %s (%s) are now in %s", verb, text_thousands(elements, copy->elements),
              dtype_name(copy->file.config.dtype), text_bytes(bytes, copy->bytes), to);
+    return OK;
 }

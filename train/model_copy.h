@@ -26,12 +26,10 @@ typedef struct {
 /* Opens any MODEL. copy->file.config.dtype says what will be stored. */
 int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options);
 
-/* The live line and Ctrl-C, around the writing: after SIGINT or SIGTERM the sources fail with ERR_INTERRUPTED. */
-void model_copy_begin(ModelCopy *copy, const char *title);
-void model_copy_end(ModelCopy *copy);
-
-/* Says what was done, in the log: "exported 260,032 parameters in bf16 (507.88 KiB) to TO". */
-void model_copy_report(const ModelCopy *copy, const char *done, const char *to);
+/* Makes the folder TO (new_directory.h) of what `write` puts into `directory`, with a live line. Ctrl-C and SIGTERM end
+ * it with ERR_INTERRUPTED; whatever happens, TO is complete or as it was. `verb`: "import", for messages. */
+typedef int (*ModelCopyWrite)(ModelCopy *copy, const char *directory, const void *context);
+int model_copy_write(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context);
 
 void model_copy_close(ModelCopy *copy);
 
