@@ -253,6 +253,44 @@ START_TEST(another_dtype_is_the_same_numbers_rounded_once) {
 }
 END_TEST
 
+static void check_template(const char *path, const char *expected) {
+    ModelFile file;
+    CHECK_OK(model_file_open(&file, path, (ModelFileOptions){.shape_only = true}));
+    ck_assert_pstr_eq(file.chat_template, expected);
+    model_file_close(&file);
+}
+
+START_TEST(a_chat_template_survives) {
+    static const char *const configs[] = {
+        "{\"chat_template\": \"{{ bos }}\\n\"}",
+        "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"x\"},"
+        " {\"name\": \"default\", \"template\": \"{{ bos }}\\n\"}]}",
+        "{}",
+        "{\"chat_template\": 3}",
+    };
+    for (int i = 0; i < 4; i++) {
+        char root[SCRATCH_NAME];
+        scratch(root);
+        char *hf = make_hf(root, "hf", DTYPE_F32, false), *imported = in(root, "imported"), *out = in(root, "out");
+        char *config = in(hf, "tokenizer_config.json"), *jinja = in(out, "chat_template.jinja");
+        const char *expected = i < 2 ? "{{ bos }}\n" : NULL;
+        overwrite(config, configs[i], strlen(configs[i]));
+        check_template(hf, expected);
+        CHECK_OK(IMPORT(hf, imported, "-t", "bytes"));
+        check_template(imported, expected);
+        CHECK_OK(EXPORT(imported, out));
+        check_template(out, expected);
+        ck_assert_int_eq(file_exists(jinja), expected != NULL);
+        overwrite(config, "{", 1);
+        CHECK_ERROR(EXPORT(hf, out), ERR_REFUSED, "is not empty");
+        CHECK_OK(directory_remove(out));
+        CHECK_ERROR(EXPORT(hf, out), ERR_REFUSED, "tokenizer_config.json");
+        CHECK_OK(directory_remove(root));
+        free(hf), free(imported), free(out), free(config), free(jinja);
+    }
+}
+END_TEST
+
 START_TEST(fp64_is_stored_as_fp32) {
     char root[SCRATCH_NAME];
     scratch(root);
@@ -588,6 +626,7 @@ static int check_all(void) {
     const CheckCase cases[] = {
         an_imported_model_is_a_checkpoint_that_can_be_trained_but_has_no_optimizer,
         another_dtype_is_the_same_numbers_rounded_once,
+        a_chat_template_survives,
         fp64_is_stored_as_fp32,
         a_number_too_large_for_fp16_is_refused_and_nothing_is_left,
         a_tied_head_is_not_written,

@@ -1,10 +1,12 @@
 /* cria export: a model in the form that other programs open. */
 #include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #include "model/core/error.h"
+#include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
 #include "model/formats/safetensors.h"
@@ -20,7 +22,16 @@ typedef struct {
 
 /* ---- the forms ---- */
 
-/* config.json, generation_config.json, the tokenizer's files, and the arrays in one file or several. */
+static int write_template(const char *directory, const char *text) {
+    char *path = path_join(directory, MODEL_FILE_TEMPLATE);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    int rc = file_write_atomic(path, text, strlen(text));
+    free(path);
+    return rc;
+}
+
+/* config.json, generation_config.json, the tokenizer's files and chat template, and the arrays in one file or several.
+ */
 static int write_hugging_face(ModelCopy *copy, const char *directory, const void *context) {
     const Arguments *arguments = context;
     TRY(hf_config_write(&copy->file.config, directory));
@@ -29,6 +40,7 @@ static int write_hugging_face(ModelCopy *copy, const char *directory, const void
         TRY(tokenizer_export(copy->file.tokenizer, directory));
     else
         log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
+    if (copy->file.chat_template) TRY(write_template(directory, copy->file.chat_template));
     return safetensors_write_directory(directory, copy->sources, copy->n, arguments->shard_bytes);
 }
 

@@ -1,18 +1,22 @@
-/* A checkpoint's model.h5 holds, besides the parameters: the texts config.json, generation_config.json, config.yaml and
- * tokenizer (the name of its file), and the tokenizer's own bytes as the uint8 array "cria.tokenizer". A Hugging Face
- * directory has the same as files. */
+/* A checkpoint's model.h5 holds, besides the parameters: the texts config.json, generation_config.json, config.yaml,
+ * chat_template.jinja and tokenizer (the name of its file), and the tokenizer's own bytes as the uint8 array
+ * "cria.tokenizer". A Hugging Face directory has the same as files. */
 #include "train/model_file.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
 #include "model/shape_hf.h"
 
 static const char tokenizer_array_name[] = "cria.tokenizer", tokenizer_name_key[] = "tokenizer";
 static const char config_key[] = "config.json", generation_key[] = "generation_config.json";
+
+enum { MAX_TEMPLATE = 16 << 20 }; /* bytes of the files a chat template may be in */
 
 /* ---- opening ---- */
 
@@ -74,6 +78,50 @@ static int read_config(ModelFile *file, const NamedFile *named, const char *path
     return OK;
 }
 
+/* The chat template in tokenizer_config.json, where older directories have it: a text, or a list of named ones, of
+ * which 'default' is meant. */
+static int template_in_config(ModelFile *file, const char *path) {
+    char *bytes;
+    size_t size, i;
+    json_t *root, *each;
+    TRY(file_read(&bytes, &size, path, MAX_TEMPLATE));
+    int rc = json_read_object(&root, bytes, size, path);
+    free(bytes);
+    TRY(rc);
+    const json_t *value = json_object_get(root, "chat_template");
+    const char *text = json_string_value(value);
+    json_array_foreach(value, i, each) {
+        const char *name = json_string_value(json_object_get(each, "name"));
+        if (name && strcmp(name, "default") == 0) text = json_string_value(json_object_get(each, "template"));
+    }
+    if (text) file->chat_template = strdup(text);
+    bool copied = !text || file->chat_template;
+    json_decref(root);
+    if (!copied) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static int read_template(ModelFile *file, const NamedFile *named, const char *path) {
+    int rc = OK;
+    size_t size;
+    const char *stored = named_text(named, MODEL_FILE_TEMPLATE);
+    if (stored) {
+        file->chat_template = strdup(stored);
+        if (!file->chat_template) FAIL(ERR_FAILED, "out of memory");
+    }
+    if (stored || !directory_exists(path)) return OK;
+    char *jinja = path_join(path, MODEL_FILE_TEMPLATE), *config = path_join(path, "tokenizer_config.json");
+    if (!jinja || !config) FAIL_TO(done, ERR_FAILED, "out of memory");
+    if (file_exists(jinja))
+        TRY_TO(done, file_read(&file->chat_template, &size, jinja, MAX_TEMPLATE));
+    else if (file_exists(config))
+        TRY_TO(done, template_in_config(file, config));
+done:
+    free(jinja);
+    free(config);
+    return rc;
+}
+
 static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {
@@ -99,6 +147,7 @@ int model_file_open(ModelFile *file, const char *path, ModelFileOptions options)
         TRY_TO(failed, read_config(file, named, path));
     }
     TRY_TO(failed, read_tokenizer(file, named, path, &options));
+    TRY_TO(failed, read_template(file, named, path));
     if (!options.shape_only) TRY_TO(failed, read_model(file, named, &options));
     if (options.keep_open)
         file->arrays = named;
@@ -115,6 +164,7 @@ void model_file_close(ModelFile *file) {
     if (file->arrays) named_close(file->arrays);
     llama_free(file->model);
     tokenizer_free(file->tokenizer);
+    free(file->chat_template);
     free(file->path);
     *file = (ModelFile){0};
 }

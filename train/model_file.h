@@ -10,14 +10,17 @@
 
 /* The text of a checkpoint's model.h5 that holds its run's resolved config. */
 #define MODEL_FILE_YAML "config.yaml"
+/* The text that holds its chat template, and the file of a Hugging Face directory that does. */
+#define MODEL_FILE_TEMPLATE "chat_template.jinja"
 
 typedef struct {
     Llama *model;
     Tokenizer *tokenizer; /* NULL where the model has none and none was given */
     HfConfig config;
     HfGeneration generation;
-    char *path;        /* what was opened, for messages */
-    NamedFile *arrays; /* with keep_open: the parameters, to be read one by one */
+    char *chat_template; /* Jinja; NULL where the model has none */
+    char *path;          /* what was opened, for messages */
+    NamedFile *arrays;   /* with keep_open: the parameters, to be read one by one */
 } ModelFile;
 
 typedef struct {
