@@ -67,6 +67,19 @@ static int compare_circumstances(const RunFiles *files, const char *fingerprint,
     return OK;
 }
 
+/* What format_state cannot have written. */
+static int check_numbers(const LoopState *read, const char *name) {
+    const int64_t most_steps = INT64_C(1) << 53; /* no run is so long; sums of such numbers do not overflow */
+    bool counts = read->step >= 0 && read->step <= most_steps && read->updates >= 0 && read->updates <= read->step &&
+                  read->tokens >= 0;
+    bool best = read->best_step >= -1 && read->best_step <= read->step && read->stale_validations >= 0;
+    if (!counts || !best || !(read->seconds >= 0 && isfinite(read->seconds)))
+        FAIL(ERR_REFUSED, "%s: its numbers contradict each other: step %lld, updates %lld, tokens %lld, best_step %lld",
+             name, (long long)read->step, (long long)read->updates, (long long)read->tokens,
+             (long long)read->best_step);
+    return OK;
+}
+
 static int parse_state(LoopState *state, const RunFiles *files, const char *json, const char *name) {
     int rc = OK;
     json_error_t error;
@@ -83,13 +96,14 @@ static int parse_state(LoopState *state, const RunFiles *files, const char *json
                        "threads", &threads, "ranks", &ranks, "best_loss", &best_loss) != 0)
         FAIL_TO(done, ERR_REFUSED, "%s: %s", name, error.text);
     TRY_TO(done, compare_circumstances(files, fingerprint, kernel_name, threads));
-    TRY_TO(done, parse_guard(&read.guard, guard));
     read.step = step;
     read.updates = updates;
     read.tokens = tokens;
     read.best_step = best_step;
     read.stale_validations = stale;
     read.best_loss = best_loss;
+    TRY_TO(done, check_numbers(&read, name));
+    TRY_TO(done, parse_guard(&read.guard, guard));
     guard_free(&state->guard);
     *state = read;
 done:
