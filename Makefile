@@ -25,25 +25,28 @@ PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd
 # Asked once, when first needed: set-up may just have installed pkg-config.
 PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PACKAGES))))$(PKG_CFLAGS)
 PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
-CFLAGS_ALL = -std=c11 $(WARNINGS) $(OPTIMISE) -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"' $(CFLAGS)
+LANGUAGE = -std=c11 -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"'
+CFLAGS_ALL = $(LANGUAGE) $(WARNINGS) $(OPTIMISE) $(CFLAGS)
 # -rdynamic: the watchdog's stacks name functions
 LIBS = $(PKG_LIBS) -lm -lpthread -rdynamic
 
 all: setup $(BUILD)/cria
+ifeq ($(BUILD),build)
 	@ln -sf $(BUILD)/cria cria
+endif
 
 # ---- set-up -----------------------------------------------------------------------------------------------------
 
 setup:
-	@.ci/setup build
+	@.ci/setup build $(CC)
 .PHONY: all setup
 
 # ---- compiling --------------------------------------------------------------------------------------------------
 
 # The fast kernels are compiled for their instruction set and called only where the CPU has it.
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
-$(BUILD)/model/kernels/avx2_%.o: ARCH := -mavx2 -mfma -mf16c
-$(BUILD)/model/kernels/avx512_%.o: ARCH := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+$(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%: ARCH := -mavx2 -mfma -mf16c
+$(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%: ARCH := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 endif
 
 $(BUILD)/%.o: %.c Makefile | setup
@@ -77,8 +80,17 @@ check-layers:
 lint:
 	@.ci/setup lint
 	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
-	clang-tidy --quiet $(SOURCES) -- -std=c11 -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"' -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
-	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr --suppressions-list=.ci/cppcheck -I. $(SOURCES)
+	@$(MAKE) --no-print-directory -j$$(nproc) tidy
+	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr -I. $(SOURCES)
+
+# A file that clang-tidy (.clang-tidy) had nothing to say about is asked again after a change of it or of any header.
+TIDY := $(SOURCES:%.c=$(BUILD)/tidy/%)
+tidy: $(TIDY)
+$(TIDY): $(BUILD)/tidy/%: %.c .clang-tidy model/kernels/.clang-tidy $(foreach room,$(ROOMS),$(wildcard $(room)/*.h $(room)/*.def))
+	@mkdir -p $(@D)
+	@echo '  TIDY $<'
+	@clang-tidy --quiet $< -- $(LANGUAGE) $(ARCH) 2>$@.log || { cat $@.log; exit 1; }
+	@touch $@
 
 asan:
 	$(MAKE) BUILD=build-asan CC=$(CC) OPTIMISE="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=address,undefined" test
@@ -99,7 +111,7 @@ install: all
 	cp $(wildcard configs/*.yaml) README.md $(DESTDIR)$(PREFIX)/share/cria/
 
 clean:
-	rm -rf build build-asan cria
-.PHONY: test check-layers lint asan soak bench quickstart install clean
+	rm -rf build build-* cria
+.PHONY: test check-layers lint tidy asan soak bench quickstart install clean
 .DELETE_ON_ERROR:
 .SECONDARY:

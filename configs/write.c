@@ -43,7 +43,7 @@ static void write_real(double value, Text *out) {
     for (int precision = 6; precision <= 17; precision++) {
         snprintf(digits, sizeof digits, "%.*g", precision, value);
         double again = strtod(digits, NULL);
-        if (memcmp(&again, &value, sizeof value) == 0) break;
+        if (again == value) break;
     }
     text_puts(out, digits);
 }

@@ -241,7 +241,7 @@ static void quote(const char *text, char *out, size_t size) {
             used += 3;
             break;
         }
-        for (size_t k = 0; k < n; k++) out[used++] = (unsigned char)text[i + k] < 0x20 ? ' ' : text[i + k];
+        for (size_t k = 0; k < n; k++) out[used++] = (char)((unsigned char)text[i + k] < 0x20 ? ' ' : text[i + k]);
     }
     out[used++] = '\'';
     out[used] = '\0';

@@ -119,7 +119,7 @@ static size_t filter(Sampler *sampler, double largest) {
 static double log_probability(const float *logits, int vocab, int32_t id) {
     double largest = (double)logits[most_probable(logits, vocab)], sum = 0;
     for (int i = 0; i < vocab; i++) sum += exp((double)logits[i] - largest);
-    return (double)logits[id] - largest - log(sum);
+    return (double)logits[id] - largest - log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
 }
 
 int32_t sampler_next(Sampler *sampler, const float *logits, const int32_t *history, size_t n_history, uint64_t sample,

@@ -28,9 +28,10 @@ int llama_arrays(const Llama *model, float *const *storage, const char *prefix, 
         for (int v = 0; v < weight->n_views; v++) {
             const WeightView *view = &weight->views[v];
             NamedArray *array = &(*arrays)[next++];
+            size_t size = strlen(prefix) + strlen(view->name) + 1;
             char *name;
-            ARENA_TRY(name, arena, strlen(prefix) + strlen(view->name) + 1);
-            strcat(strcpy(name, prefix), view->name);
+            ARENA_TRY(name, arena, size);
+            snprintf(name, size, "%s%s", prefix, view->name);
             *array = (NamedArray){.name = name,
                                   .dtype = DTYPE_F32,
                                   .n_dims = weight->n_dims,

@@ -11,6 +11,7 @@
 #include "model/core/error.h"
 #include "model/core/text.h"
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): each argument is a whole initialiser */
 #define SCALED(f) \
     { .factor = (f), .low_freq_factor = 1.0f, .high_freq_factor = 4.0f, .original_context = 8192 }
 #define PRESET(id, d, l, h, kv, hd, ffn, v, context, eps, theta, scaling, is_tied)                                    \
@@ -22,6 +23,7 @@
     }
 #define NOT_SCALED \
     { .factor = 0.0f }
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 static const struct {
     const char *name;

@@ -139,7 +139,7 @@ void curve_draw(Text *out, const char *title, const CurveSeries *line, const Cur
         text_puts(out, "(no points)\n");
         return;
     }
-    size_t cells = (size_t)plot.columns * (size_t)plot.rows, across = (size_t)(plot.columns * plot.cell_width);
+    size_t cells = (size_t)plot.columns * (size_t)plot.rows, across = (size_t)plot.columns * (size_t)plot.cell_width;
     plot.dots = calloc(cells * CELL_WIDTH * CELL_HEIGHT, sizeof *plot.dots);
     plot.marks = calloc(cells, sizeof *plot.marks);
     double *sums = calloc(across, sizeof *sums);

@@ -121,7 +121,7 @@ static void add_number(Text *line, double value) {
     for (int precision = 6; precision <= 17; precision++) {
         snprintf(digits, sizeof digits, "%.*g", precision, value);
         double again = strtod(digits, NULL);
-        if (memcmp(&again, &value, sizeof value) == 0) break;
+        if (again == value) break;
     }
     text_puts(line, digits);
 }

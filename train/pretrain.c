@@ -147,8 +147,9 @@ static int make_optimizer(Run *run) {
     for (int i = 0; i < run->model->n_weights; i++) {
         const Weight *weight = run->model->weights[i];
         if (weight->tied) continue;
-        parameters[n++] = (OptimParameter){
+        parameters[n] = (OptimParameter){
             .value = weight->value, .grad = weight->grad, .n = weight_elements(weight), .decay = weight->decay};
+        n++;
     }
     return optimizer_new(&run->optimizer, parameters, n, setup_optim(run->config));
 }
@@ -182,7 +183,7 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
             rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "output: %.64s…: a path longer than %d bytes",
                            run->config->output, LONGEST - 1);
         else if (rc == OK && folder)
-            strcpy(path, folder);
+            memcpy(path, folder, strlen(folder) + 1);
         free(folder);
     }
     TRY(mesh_agree(run->mesh, rc));

@@ -307,11 +307,14 @@ static char *buffer_base(const Tape *tape, int buffer) {
     return tape->memory->base + tape->scratch_floats * sizeof(float) + (size_t)buffer * tape->plan.bytes;
 }
 
-static void *place(const Tape *tape, int buffer, ptrdiff_t offset, const Tensor *bound) {
-    if (offset == NO_PLACE) return NULL;
+static void *place(const Tape *tape, int buffer, ptrdiff_t offset) {
+    return offset == NO_PLACE ? NULL : buffer_base(tape, buffer) + offset;
+}
+
+static void *place_or_bound(const Tape *tape, int buffer, ptrdiff_t offset, const Tensor *bound) {
     /* Inputs are read-only to ops; the cast only lets them share OpCall's arrays with values. */
     if (offset == BOUND) return (void *)(uintptr_t)bound->bound[buffer];
-    return buffer_base(tape, buffer) + offset;
+    return place(tape, buffer, offset);
 }
 
 static double now(void) {
@@ -327,13 +330,13 @@ static void run_step(Tape *tape, int buffer, const Step *step) {
                    .training = tape->options.training,
                    .scratch = (float *)(void *)tape->memory->base};
     for (int i = 0; i < node->n_inputs; i++) {
-        call.in[i] = place(tape, buffer, step->in[i], node->inputs[i]);
-        call.in_grad[i] = place(tape, buffer, step->in_grad[i], NULL);
+        call.in[i] = place_or_bound(tape, buffer, step->in[i], node->inputs[i]);
+        call.in_grad[i] = place(tape, buffer, step->in_grad[i]);
         call.accumulate[i] = step->accumulate[i];
     }
     for (int i = 0; i < node->n_outputs; i++) {
-        call.out[i] = place(tape, buffer, step->out[i], NULL);
-        call.out_grad[i] = place(tape, buffer, step->out_grad[i], node->outputs[i]->seed);
+        call.out[i] = place(tape, buffer, step->out[i]);
+        call.out_grad[i] = place_or_bound(tape, buffer, step->out_grad[i], node->outputs[i]->seed);
     }
     double start = tape->profile ? now() : 0;
     if (step->kind != STEP_BACKWARD) {
@@ -403,12 +406,12 @@ int tape_backward(Tape *tape, int buffer) {
 
 void *tape_value(Tape *tape, int buffer, const Tensor *tensor) {
     if (!values_are_there(tape, buffer)) return NULL;
-    return place(tape, buffer, tape->plan.value_place[tensor->id], NULL);
+    return place(tape, buffer, tape->plan.value_place[tensor->id]);
 }
 
 const float *tape_grad(Tape *tape, int buffer, const Tensor *tensor) {
     if (!values_are_there(tape, buffer)) return NULL;
-    return place(tape, buffer, tape->plan.grad_place[tensor->id], NULL);
+    return place(tape, buffer, tape->plan.grad_place[tensor->id]);
 }
 
 double tape_forward_flops(const Tape *tape, int buffer) {
@@ -429,7 +432,7 @@ int tape_profile_rows(const Tape *tape) {
 }
 
 const char *tape_profile_row(const Tape *tape, int row, double *forward_seconds, double *backward_seconds) {
-    *forward_seconds = tape->seconds[2 * row];
-    *backward_seconds = tape->seconds[2 * row + 1];
+    *forward_seconds = tape->seconds[2 * (size_t)row];
+    *backward_seconds = tape->seconds[2 * (size_t)row + 1];
     return tape->nodes[row]->spec->name;
 }

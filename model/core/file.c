@@ -22,7 +22,7 @@ int file_read(char **bytes, size_t *size, const char *path, size_t limit) {
     *size = 0;
     FILE *file = fopen(path, "rb");
     if (!file) FAIL_ERRNO("open", path);
-    size_t used = 0, capacity = 64 * 1024;
+    size_t used = 0, capacity = (size_t)64 * 1024;
     char *buffer = malloc(capacity + 1);
     for (;;) {
         if (!buffer) FAIL_TO(done, ERR_FAILED, "%s: out of memory after %zu bytes", path, used);
@@ -109,11 +109,10 @@ int file_rename(const char *from, const char *to) {
 
 int file_write_atomic(const char *path, const void *bytes, size_t size) {
     int rc = OK;
-    size_t n = strlen(path);
-    char *temporary = malloc(n + 5);
+    size_t longest = strlen(path) + sizeof ".tmp";
+    char *temporary = malloc(longest);
     if (!temporary) FAIL(ERR_FAILED, "out of memory");
-    memcpy(temporary, path, n);
-    memcpy(temporary + n, ".tmp", 5);
+    snprintf(temporary, longest, "%s.tmp", path);
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) FAIL_TO(done, ERR_FAILED, "%s: open for writing: %s", temporary, strerror(errno));
     for (size_t done_bytes = 0; done_bytes < size;) {

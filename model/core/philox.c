@@ -2,6 +2,7 @@
 #include "model/core/philox.h"
 
 #include <math.h>
+#include <stddef.h>
 
 static const uint32_t multiplier_0 = 0xD2511F53u, multiplier_1 = 0xCD9E8D57u;
 static const uint32_t weyl_0 = 0x9E3779B9u, weyl_1 = 0xBB67AE85u;
@@ -75,7 +76,7 @@ uint64_t philox_below(PhiloxKey key, uint64_t index, uint64_t bound) {
 static void normal_block(float out[4], PhiloxKey key, uint64_t block) {
     uint32_t words[4];
     block_at(words, key, block);
-    for (int pair = 0; pair < 2; pair++) {
+    for (size_t pair = 0; pair < 2; pair++) {
         double u = 1.0 - (double)(words[2 * pair] >> 8) * 0x1p-24, v = (double)words[2 * pair + 1] * 0x1p-32;
         double radius = sqrt(-2.0 * log(u)), angle = 6.283185307179586 * v;
         out[2 * pair] = (float)(radius * cos(angle));

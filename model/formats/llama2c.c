@@ -107,7 +107,7 @@ static int parse_header(HfConfig *config, const FileMap *map) {
     int32_t fields[HEADER_INTS];
     if (map->size < HEADER_BYTES) FAIL(ERR_REFUSED, "%zu bytes are too few for a llama2.c model", map->size);
     for (int i = 0; i < HEADER_INTS; i++) {
-        const unsigned char *p = map->bytes + 4 * i;
+        const unsigned char *p = map->bytes + 4 * (size_t)i;
         uint32_t word = (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
         if (i == 0 && word == MAGIC_LATER_VERSIONS)
             FAIL(ERR_REFUSED,

@@ -35,14 +35,14 @@ static AttentionInputs inputs(const OpCall *call) {
     const AttentionShape *shape = call->node->attributes;
     const float *qkv = call->in[0];
     size_t stride = (size_t)call->node->inputs[0]->width;
-    const float *keys = qkv + shape->n_heads * shape->head_dim;
+    const float *keys = qkv + (size_t)shape->n_heads * (size_t)shape->head_dim;
     return (AttentionInputs){.n_heads = shape->n_heads,
                              .n_kv_heads = shape->n_kv_heads,
                              .head_dim = shape->head_dim,
                              .scale = shape->scale,
                              .q = qkv,
                              .k = keys,
-                             .v = keys + shape->n_kv_heads * shape->head_dim,
+                             .v = keys + (size_t)shape->n_kv_heads * (size_t)shape->head_dim,
                              .q_stride = stride,
                              .kv_stride = stride};
 }

@@ -29,8 +29,9 @@ static size_t slot_stride(const CachedAttributes *a) {
 void op_attention_cached_forward(OpCall *call) {
     const CachedAttributes *a = call->node->attributes;
     const AttentionShape *shape = &a->shape;
-    size_t stride = (size_t)call->node->inputs[0]->width, kv_width = (size_t)(shape->n_kv_heads * shape->head_dim);
-    const float *qkv = call->in[0], *keys = qkv + shape->n_heads * shape->head_dim, *values = keys + kv_width;
+    size_t head_dim = (size_t)shape->head_dim, kv_width = (size_t)shape->n_kv_heads * head_dim;
+    size_t stride = (size_t)call->node->inputs[0]->width;
+    const float *qkv = call->in[0], *keys = qkv + (size_t)shape->n_heads * head_dim, *values = keys + kv_width;
     for (int t = 0; t < call->batch->n_tokens; t++) {
         size_t row = (size_t)call->batch->slots[t] * slot_stride(a) + (size_t)call->batch->positions[t] * kv_width;
         memcpy(a->cache.keys + row, keys + (size_t)t * stride, kv_width * sizeof(float));
