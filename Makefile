@@ -45,8 +45,8 @@ setup:
 
 # The fast kernels are compiled for their instruction set and called only where the CPU has it.
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
-$(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%: ARCH := -mavx2 -mfma -mf16c
-$(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%: ARCH := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+$(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
+$(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%.ok: ARCH := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 endif
 
 $(BUILD)/%.o: %.c Makefile | setup
@@ -84,9 +84,9 @@ lint:
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr -I. $(SOURCES)
 
 # A file that clang-tidy (.clang-tidy) had nothing to say about is asked again after a change of it or of any header.
-TIDY := $(SOURCES:%.c=$(BUILD)/tidy/%)
+TIDY := $(SOURCES:%.c=$(BUILD)/tidy/%.ok)
 tidy: $(TIDY)
-$(TIDY): $(BUILD)/tidy/%: %.c .clang-tidy model/kernels/.clang-tidy $(foreach room,$(ROOMS),$(wildcard $(room)/*.h $(room)/*.def))
+$(TIDY): $(BUILD)/tidy/%.ok: %.c .clang-tidy model/kernels/.clang-tidy $(foreach room,$(ROOMS),$(wildcard $(room)/*.h $(room)/*.def))
 	@mkdir -p $(@D)
 	@echo '  TIDY $<'
 	@clang-tidy --quiet $< -- $(LANGUAGE) $(ARCH) 2>$@.log || { cat $@.log; exit 1; }
