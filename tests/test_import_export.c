@@ -263,8 +263,8 @@ static void check_template(const char *path, const char *expected) {
 START_TEST(a_chat_template_survives) {
     static const char *const configs[] = {
         "{\"chat_template\": \"{{ bos }}\\n\"}",
-        "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"x\"},"
-        " {\"name\": \"default\", \"template\": \"{{ bos }}\\n\"}]}",
+        ("{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"x\"},"
+         " {\"name\": \"default\", \"template\": \"{{ bos }}\\n\"}]}"),
         "{}",
         "{\"chat_template\": 3}",
     };
