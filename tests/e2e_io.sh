@@ -62,6 +62,15 @@ check "bf16: export, import and both write one text" half bf16 bfloat16
 check "fp16: export, import and both write one text" half fp16 float16
 check "an imported model is inspected" inspects
 check "an imported model has the run's loss" measures
+keeps() { # what a model brings along stays with what is trained from it
+    cp -r "$scratch/hf" "$scratch/chatty" && printf '{{ messages }}' >"$scratch/chatty/chat_template.jinja" &&
+        sed -i 's/"eos_token_id": [0-9]*/"eos_token_id": [5, 7]/' "$scratch/chatty/generation_config.json" "$scratch/chatty/config.json" &&
+        continues "$scratch/chatty" next3 && ok export "$scratch/next3" "$scratch/next3-hf" &&
+        cmp "$scratch/next3-hf/chat_template.jinja" "$scratch/chatty/chat_template.jinja" &&
+        diff -w <(tr -d '\n' <"$scratch/next3-hf/generation_config.json") <(tr -d '\n' <"$scratch/chatty/generation_config.json") &&
+        tr -d ' \n' <"$scratch/next3-hf/config.json" | grep -q '"eos_token_id":\[5,7\]'
+}
+check "stop tokens and chat template stay with a model that is trained on" keeps
 check "training goes on from an import and from an export alike" trains_on
 
 full() { mkdir -p "$scratch/full" && echo keep >"$scratch/full/mine" && status 3 export "$scratch/run" "$scratch/full" && grep -q "is not empty" <<<"$err" && [ "$(ls "$scratch/full")" = mine ]; }

@@ -1,7 +1,5 @@
 /* cria import: any model becomes a folder like a run's, with one checkpoint: TO/checkpoints/step-0. It has everything
  * but an optimizer's state, and serves wherever a MODEL is asked for. */
-#include <string.h>
-
 #include "model/core/error.h"
 #include "model/formats/checkpoint.h"
 #include "train/cli.h"
@@ -9,26 +7,16 @@
 #include "train/model_copy.h"
 #include "train/new_directory.h"
 
-/* What the model is besides its parameters. */
-static int describe(ModelCopy *copy, NamedText **texts, size_t *n, NamedArray *tokenizer) {
-    NamedText *described;
-    const ModelFile *file = &copy->file;
-    const char *resolved = named_text(file->arrays, MODEL_FILE_YAML); /* of the run that made it */
-    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, resolved, &copy->arena, &described, n,
-                            tokenizer));
-    ARENA_TRY(*texts, &copy->arena, *n + 1);
-    memcpy(*texts, described, *n * sizeof **texts);
-    if (file->chat_template) (*texts)[(*n)++] = (NamedText){MODEL_FILE_TEMPLATE, file->chat_template};
-    return OK;
-}
-
 static int write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
     (void)context;
     NamedText *texts;
     NamedArray tokenizer = {0};
     CheckpointWriter *writer;
     size_t n_texts;
-    TRY(describe(copy, &texts, &n_texts, &tokenizer));
+    const ModelFile *file = &copy->file;
+    const char *resolved = named_text(file->arrays, MODEL_FILE_YAML); /* of the run that made it */
+    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
+                            &copy->arena, &texts, &n_texts, &tokenizer));
     copy->sources[copy->n] = (NamedSource){.array = tokenizer};
     TRY(checkpoint_begin(&writer, run, 0));
     int rc = checkpoint_add_arrays(writer, CHECKPOINT_MODEL, copy->sources, copy->n + 1, texts, n_texts);

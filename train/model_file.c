@@ -189,9 +189,9 @@ static int keep(Arena *arena, char *text, NamedText *out, const char *key) {
 }
 
 int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, const HfGeneration *generation,
-                        const char *resolved, Arena *arena, NamedText **texts, size_t *n_texts,
-                        NamedArray *tokenizer_array) {
-    enum { MOST = 4 };
+                        const char *chat_template, const char *resolved, Arena *arena, NamedText **texts,
+                        size_t *n_texts, NamedArray *tokenizer_array) {
+    enum { MOST = 5 };
     size_t n = 0, size;
     char *json = NULL;
     ARENA_TRY(*texts, arena, MOST);
@@ -199,6 +199,7 @@ int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, cons
     TRY(keep(arena, json, &(*texts)[n++], config_key));
     TRY(hf_generation_format(generation, &json));
     TRY(keep(arena, json, &(*texts)[n++], generation_key));
+    if (chat_template) (*texts)[n++] = (NamedText){MODEL_FILE_TEMPLATE, chat_template};
     if (resolved) (*texts)[n++] = (NamedText){MODEL_FILE_YAML, resolved};
     if (tokenizer) {
         (*texts)[n++] = (NamedText){tokenizer_name_key, tokenizer_source_name(tokenizer)};

@@ -40,10 +40,11 @@ void model_file_close(ModelFile *file);
 int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named);
 
 /* The texts and arrays that make a checkpoint's model.h5 more than parameters (names in model_file.c), allocated in the
- * arena: for writers of checkpoints. `resolved` is the run's config as YAML, or NULL. */
+ * arena: for writers of checkpoints. `resolved` is the run's config as YAML, or NULL; so may
+ * the chat template be. */
 int model_file_describe(const HfConfig *config, const Tokenizer *tokenizer, const HfGeneration *generation,
-                        const char *resolved, Arena *arena, NamedText **texts, size_t *n_texts,
-                        NamedArray *tokenizer_array);
+                        const char *chat_template, const char *resolved, Arena *arena, NamedText **texts,
+                        size_t *n_texts, NamedArray *tokenizer_array);
 
 /* A model's config.json: its shape, with the tokenizer's BOS and EOS. */
 HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer);

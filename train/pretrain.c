@@ -94,11 +94,16 @@ done:
 
 /* ---- the parts ---- */
 
+/* A tokenizer of another kind has other ids, and the base's stop tokens and template mean nothing to it. */
+static bool has_own_tokenizer(const Config *config) {
+    return !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
-    bool own_tokenizer = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
-    ModelFileOptions options = {
-        .training = true, .need_tokenizer = true, .tokenizer = own_tokenizer ? NULL : config->tokenizer_path};
+    ModelFileOptions options = {.training = true,
+                                .need_tokenizer = true,
+                                .tokenizer = has_own_tokenizer(config) ? NULL : config->tokenizer_path};
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
@@ -266,6 +271,7 @@ static int prepare(Run *run, bool *resumed) {
                             .model = run->model,
                             .optimizer = run->optimizer,
                             .tokenizer = run->tokenizer,
+                            .base = run->base.model && has_own_tokenizer(run->config) ? &run->base : NULL,
                             .resolved_config = run->resolved.bytes,
                             .data_fingerprint = loader_fingerprint(run->loader),
                             .mesh = run->mesh,

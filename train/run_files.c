@@ -134,6 +134,21 @@ static int as_sources(const NamedArray *arrays, size_t n, size_t extra, Arena *a
     return OK;
 }
 
+/* The token ids of config.json and generation_config.json: the base's own, else the tokenizer's. */
+static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneration *generation) {
+    if (files->base) {
+        *generation = files->base->generation;
+        config->bos_token_id = files->base->config.bos_token_id;
+        config->n_eos = files->base->config.n_eos;
+        memcpy(config->eos_token_ids, files->base->config.eos_token_ids, sizeof config->eos_token_ids);
+        return;
+    }
+    *generation = hf_generation_default();
+    generation->bos_token_id = config->bos_token_id;
+    generation->n_eos = config->n_eos;
+    memcpy(generation->eos_token_ids, config->eos_token_ids, sizeof generation->eos_token_ids);
+}
+
 static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
     NamedArray *arrays, tokenizer = {0};
     NamedSource *sources;
@@ -141,12 +156,11 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
     size_t n, n_texts;
     TRY(llama_arrays(files->model, NULL, "", arena, &arrays, &n));
     HfConfig config = model_file_config(&files->model->shape, files->tokenizer);
-    HfGeneration generation = hf_generation_default();
-    generation.bos_token_id = config.bos_token_id;
-    generation.n_eos = config.n_eos;
-    memcpy(generation.eos_token_ids, config.eos_token_ids, sizeof generation.eos_token_ids);
-    TRY(model_file_describe(&config, files->tokenizer, &generation, files->resolved_config, arena, &texts, &n_texts,
-                            &tokenizer));
+    HfGeneration generation;
+    describe_tokens(files, &config, &generation);
+    const char *chat_template = files->base ? files->base->chat_template : NULL;
+    TRY(model_file_describe(&config, files->tokenizer, &generation, chat_template, files->resolved_config, arena,
+                            &texts, &n_texts, &tokenizer));
     TRY(as_sources(arrays, n, 1, arena, &sources));
     if (tokenizer.name) sources[n++] = (NamedSource){.array = tokenizer};
     return checkpoint_add_arrays(writer, CHECKPOINT_MODEL, sources, n, texts, n_texts);

@@ -7,12 +7,14 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
+#include "train/model_file.h"
 
 typedef struct {
     const char *output; /* the run's folder */
     Llama *model;
     Optimizer *optimizer;
     const Tokenizer *tokenizer;
+    const ModelFile *base;       /* what training began from: its stop tokens and chat template stay; NULL: nothing */
     const char *resolved_config; /* YAML */
     uint64_t data_fingerprint;   /* loader_fingerprint */
     Mesh *mesh;
