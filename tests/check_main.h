@@ -18,6 +18,13 @@
         ck_assert_msg(strstr(error_text(), (part)) != NULL, "'%s' is not in: %s", (part), error_text()); \
     } while (0)
 
+/* How many random cases to try: n, or CRIA_FUZZ times as many (make soak; set CK_TIMEOUT_MULTIPLIER too). */
+static inline int check_rounds(int n) {
+    const char *text = getenv("CRIA_FUZZ");
+    int factor = text ? atoi(text) : 1;
+    return factor > 1 && factor < 10000 ? n * factor : n;
+}
+
 typedef const TTest *CheckCase;
 
 static inline int check_run(const char *name, const CheckCase *cases, int n) {

@@ -83,6 +83,10 @@ if [ -z "${NO_ASAN:-}" ]; then
         CRIA=$root/build-asan/cria CRIA_HOSTILE_SEED=$RANDOM bash tests/e2e_hostile.sh >"$scratch/err"
     tell "hostile inputs under ASan and UBSan ($(grep 'hostile inputs:' "$scratch/err"))" $?
 fi
+for name in test_formats_hostile test_tokenizer_damage test_config test_plan; do
+    CRIA_FUZZ=${FUZZ:-20} CK_TIMEOUT_MULTIPLIER=20 timeout 3600 "${BUILD:-build}/tests/$name" >"$scratch/err" 2>&1
+    tell "$name with ${FUZZ:-20} times the random cases" $?
+done
 for ((n = 0; n < 3; n++)); do
     bash tests/e2e_resume.sh >"$scratch/err" 2>&1
     tell "tests/e2e_resume.sh again, at other steps" $?

@@ -443,14 +443,14 @@ static size_t mutate(char *out, const char *text, size_t size, uint64_t number) 
 }
 
 START_TEST(damaged_files_give_an_error_or_a_config_and_never_a_crash) {
-    enum { ROUNDS = 3000 };
+    const int rounds = check_rounds(3000);
     Config *source = fresh();
     CHECK_OK(parse(source, "output: \"a\\n b\"\ndata: {train: [a, {path: b}], validation: [v]}\n"
                            "generate: {stop: [a, b]}\n"));
     char *text = written(source);
     size_t size = strlen(text), refused = 0;
     char *damaged = malloc(size + 4 * 24 + 1);
-    for (uint64_t i = 0; i < ROUNDS; i++) {
+    for (uint64_t i = 0; i < (uint64_t)rounds; i++) {
         size_t n = mutate(damaged, text, size, i);
         Config *config = fresh();
         error_clear();
@@ -460,7 +460,7 @@ START_TEST(damaged_files_give_an_error_or_a_config_and_never_a_crash) {
         refused += rc != OK;
         config_free(config);
     }
-    ck_assert_msg(refused > ROUNDS / 2, "only %zu of %d were refused", refused, ROUNDS);
+    ck_assert_msg(refused > (size_t)rounds / 2, "only %zu of %d were refused", refused, rounds);
     for (size_t n = 0; n < size; n += 7) { /* truncated everywhere */
         Config *config = fresh();
         int rc = config_parse(config, "damaged.yaml", text, n);

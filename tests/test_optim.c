@@ -360,12 +360,14 @@ START_TEST(roll_backs_that_do_not_help_end_in_stop) {
     Guard guard = {0};
     int64_t step = 0;
     for (int round = 0; round <= GUARD_ROLL_BACKS; round++) {
+        ck_assert_int_eq(guard_check(&guard, 2, 1),
+                         GUARD_APPLY); /* a step that ruins the weights is itself a good one */
         ck_assert_int_eq(guard_check(&guard, NAN, 1), GUARD_SKIP);
         ck_assert_int_eq(guard_check(&guard, NAN, 1), GUARD_SKIP);
         GuardVerdict verdict = guard_check(&guard, NAN, 1);
         ck_assert_int_eq(verdict, round < GUARD_ROLL_BACKS ? GUARD_ROLL_BACK : GUARD_STOP);
-        if (verdict == GUARD_ROLL_BACK) CHECK_OK(guard_roll_back(&guard, 0, step + 2));
-        step += 3;
+        if (verdict == GUARD_ROLL_BACK) CHECK_OK(guard_roll_back(&guard, 0, step + 3));
+        step += 4;
     }
     guard_free(&guard);
 }

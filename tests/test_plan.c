@@ -140,7 +140,7 @@ static void replay(const Graph *g, Tape *tape, const Recording *r, int buffer) {
 START_TEST(random_graphs_agree_with_fp64_and_nothing_living_is_overwritten) {
     threads_init(1);
     CHECK_OK(kernels_select("auto"));
-    for (uint64_t seed = 0; seed < N_GRAPHS; seed++) {
+    for (uint64_t seed = 0; seed < (uint64_t)check_rounds(N_GRAPHS); seed++) {
         bool regions = seed % 2 == 1;
         Graph *g = graph_new(seed, regions);
         Tape *tape = training_tape(1);
@@ -176,7 +176,7 @@ START_TEST(recomputed_and_kept_plans_give_the_same_bits) {
     threads_init(1);
     CHECK_OK(kernels_select("auto"));
     size_t bytes[3] = {0};
-    for (uint64_t seed = 0; seed < N_GRAPHS; seed++) {
+    for (uint64_t seed = 0; seed < (uint64_t)check_rounds(N_GRAPHS); seed++) {
         Graph *g = graph_new(seed, true);
         Tape *tapes[3];
         Recording *r[3];
@@ -201,7 +201,7 @@ END_TEST
 START_TEST(buffers_in_flight_do_not_disturb_each_other) {
     threads_init(1);
     CHECK_OK(kernels_select("auto"));
-    for (uint64_t seed = 0; seed < N_GRAPHS / 3; seed++) {
+    for (uint64_t seed = 0; seed < (uint64_t)check_rounds(N_GRAPHS / 3); seed++) {
         Graph *g = graph_new(seed, true);
         Tape *flight = training_tape(2), *alone = training_tape(2);
         Recording *r = graph_record(g, flight, true, false), *a = graph_record(g, alone, true, false);

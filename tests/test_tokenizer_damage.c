@@ -37,7 +37,7 @@ static void damage(const char *path) {
     PhiloxKey key = philox_key(1, PHILOX_TEST, (uint32_t)hash_bytes(path, strlen(path), HASH_START), 0);
     uint64_t draw = 0;
     n_loaded = n_refused = 0;
-    for (int i = 0; i < N_MUTATIONS; i++) {
+    for (int i = 0; i < check_rounds(N_MUTATIONS); i++) {
         char *copy = malloc(size + 1);
         size_t n = size;
         memcpy(copy, bytes, size);
