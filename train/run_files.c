@@ -52,7 +52,8 @@ static int parse_guard(Guard *guard, const json_t *list) {
 }
 
 /* The numbers are the file's own; where it was written by another machine, or for other data, that is said here. */
-static int compare_circumstances(const RunFiles *files, const char *fingerprint, const char *kernel_name, int threads) {
+static int compare_circumstances(const RunFiles *files, const char *fingerprint, const char *kernel_name, int threads,
+                                 int ranks) {
     char now[20];
     snprintf(now, sizeof now, "%016" PRIx64, files->data_fingerprint);
     if (strcmp(now, fingerprint) != 0)
@@ -64,6 +65,10 @@ static int compare_circumstances(const RunFiles *files, const char *fingerprint,
         log_warning("the checkpoint was computed with %s kernels and %d threads, this run has %s and %d: results will "
                     "agree to rounding, not bit for bit",
                     kernel_name, threads, kernels()->name, threads_count());
+    if (ranks != mesh_size(files->mesh))
+        log_warning("the checkpoint was computed by %d ranks, this run has %d: results will agree to rounding, not bit "
+                    "for bit",
+                    ranks, mesh_size(files->mesh));
     return OK;
 }
 
@@ -95,7 +100,7 @@ static int parse_state(LoopState *state, const RunFiles *files, const char *json
                        "seconds", &read.seconds, "guard", &guard, "data", &fingerprint, "kernels", &kernel_name,
                        "threads", &threads, "ranks", &ranks, "best_loss", &best_loss) != 0)
         FAIL_TO(done, ERR_REFUSED, "%s: %s", name, error.text);
-    TRY_TO(done, compare_circumstances(files, fingerprint, kernel_name, threads));
+    TRY_TO(done, compare_circumstances(files, fingerprint, kernel_name, threads, ranks));
     read.step = step;
     read.updates = updates;
     read.tokens = tokens;
