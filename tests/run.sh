@@ -13,7 +13,7 @@ fi
 mkdir -p "$build/test-output"
 
 run_one() { # name: prints its output, adds its counts
-    local name=$1 output="$build/test-output/$1.log" status command counts=""
+    local name=$1 output="$build/test-output/$1.log" status command counts="" start=$SECONDS
     if [ -e "tests/$name.sh" ]; then command=(bash "tests/$name.sh"); else command=("$build/tests/$name"); fi
     CRIA="$PWD/$build/cria" timeout --kill-after=10 900 "${command[@]}" >"$output" 2>&1
     status=$?
@@ -24,7 +24,7 @@ run_one() { # name: prints its output, adds its counts
     read -r p f s <<<"$counts"
     [ "$status" -eq 0 ] || [ "$f" -gt 0 ] || f=1
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    printf '%-28s %4d passed %3d failed' "$name" "$p" "$f"
+    printf '%-28s %4d s %4d passed %3d failed' "$name" $((SECONDS - start)) "$p" "$f"
     [ "$s" -eq 0 ] || printf ' %3d skipped' "$s"
     printf '\n'
     grep -E '^(skipped|skip):' "$output" | sed 's/^/    /'

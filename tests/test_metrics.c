@@ -197,9 +197,8 @@ START_TEST(tensorboard_reads_the_resumed_run) {
         "assert sorted(a.Tags()['scalars']) == ['eval/loss', 'train/loss', 'train/num_tokens'], a.Tags()\n";
     const char *python = getenv("CRIA_PYTHON");
     char command[4096];
-    snprintf(command, sizeof command, "%s -c 'import tensorboard' 2>/dev/null", python ? python : "python3");
-    if (system(command) != 0) {
-        printf("skipped: no Python with tensorboard (CRIA_PYTHON names one)\n");
+    if (!python) {
+        printf("skipped: TensorBoard's own reader (CRIA_PYTHON names a Python that has it)\n");
         return;
     }
     char *directory = scratch();
@@ -212,7 +211,7 @@ START_TEST(tensorboard_reads_the_resumed_run) {
     metrics_close(writer);
     char *path = path_join(directory, "check.py");
     CHECK_OK(file_write_atomic(path, script, sizeof script - 1));
-    snprintf(command, sizeof command, "%s %s %s/tensorboard", python ? python : "python3", path, directory);
+    snprintf(command, sizeof command, "%s %s %s/tensorboard", python, path, directory);
     ck_assert_int_eq(system(command), 0);
     free(path);
     CHECK_OK(directory_remove(directory));
