@@ -38,7 +38,7 @@ endif
 # ---- set-up -----------------------------------------------------------------------------------------------------
 
 setup:
-	@.ci/setup build $(CC)
+	@.ci/setup build $(filter lint quickstart,$(MAKECMDGOALS)) $(filter clang,$(CC))
 .PHONY: all setup
 
 # ---- compiling --------------------------------------------------------------------------------------------------
@@ -77,9 +77,8 @@ test: all $(TESTS)
 check-layers:
 	@tests/check_layers.sh
 
-lint:
-	@.ci/setup lint
-	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+lint: setup
+	clang-format --dry-run --Werror $(foreach room,$(ROOMS) tests,$(wildcard $(room)/*.[ch]))
 	@$(MAKE) --no-print-directory -j$$(nproc) tidy
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr -I. $(SOURCES)
 
@@ -106,8 +105,7 @@ bench: all
 	@BUILD=$(BUILD) tests/bench.sh
 
 quickstart: all
-	@.ci/setup quickstart
-	@train/quickstart.sh
+	@CRIA=$(BUILD)/cria train/quickstart.sh
 
 install: all
 	install -D -m 755 $(BUILD)/cria $(DESTDIR)$(PREFIX)/bin/cria

@@ -3,7 +3,7 @@
 # floor (a room's options.def is open to configs alone).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-git ls-files -co --exclude-standard -- '*.c' '*.h' '*.def' | grep -v '^tests/' | xargs awk '
+find . \( -name '.?*' -o -name 'build*' -o -name tests -o -name runs \) -prune -o -type f -name '*.[ch]' -print -o -type f -name '*.def' -print | sed 's,^\./,,' | xargs awk '
 function room(path,   dir) {
     dir = path
     if (!sub("/[^/]*$", "", dir)) return ""

@@ -118,6 +118,7 @@ START_TEST(an_atomic_write_leaves_one_whole_file) {
     CHECK_OK(file_write_atomic(path, "second", 6));
     CHECK_OK(file_read(&bytes, &size, path, 0));
     ck_assert_str_eq(bytes, "second");
+    free(bytes);
     CHECK_ERROR(file_read(&bytes, &size, path, 5), ERR_REFUSED, "a.txt");
     char **names;
     CHECK_OK(directory_list(&names, &size, directory));
