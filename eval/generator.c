@@ -42,7 +42,7 @@ int generator_new(Generator **out, Llama *model, const Tokenizer *tokenizer, Gen
     g->capacity = options.max_batch > PREFILL_CHUNK ? options.max_batch : PREFILL_CHUNK;
     size_t rows = (size_t)g->capacity + 1, slots = (size_t)options.max_batch;
     g->sequences = calloc(slots, sizeof *g->sequences);
-    g->ids = malloc((3 * rows + 2 * slots + slots + 1) * sizeof *g->ids);
+    g->ids = malloc((3 * rows + 3 * slots + 1) * sizeof *g->ids);
     if (options.max_batch <= 0 || options.max_sequence <= 1 || options.max_sequence > model->rotary.n_positions)
         FAIL_TO(failed, ERR_USAGE, "max_batch %d and max_sequence %d; at least 1, and 2 to %d, are expected",
                 options.max_batch, options.max_sequence, model->rotary.n_positions);
@@ -206,12 +206,11 @@ static bool is_stop_token(const Generator *g, const GenerateOptions *options, in
     return id == tokenizer_eos(g->tokenizer);
 }
 
-static int append_text(Generator *g, Sequence *q, int32_t id, const GenerateOptions *options) {
-    if (id >= tokenizer_vocab_size(g->tokenizer)) return OK; /* a padded row of the embedding: no text */
+/* Special tokens, and rows that pad the embedding beyond the vocabulary, have no text. */
+static int append_text(Generator *g, Sequence *q, int32_t id) {
     size_t size;
-    bool special = !options->keep_special && id == tokenizer_bos(g->tokenizer);
     const char *piece = tokenizer_piece(g->tokenizer, q->tokens.ids[q->tokens.n - 1], id, &size);
-    if (!special) text_append(&q->text, piece, size);
+    text_append(&q->text, piece, size);
     return text_check(&q->text);
 }
 
@@ -222,7 +221,7 @@ static int accept(Generator *g, Sequence *q, int32_t id, const GenerateOptions *
     *finished = true;
     *reason = FINISH_STOP_TOKEN;
     if (is_stop_token(g, options, id)) return emit_up_to(q, options, q->text.length, true);
-    TRY(append_text(g, q, id, options));
+    TRY(append_text(g, q, id));
     TRY(token_list_append(&q->tokens, &id, 1));
     *reason = FINISH_STOP_TEXT;
     if (find_stop_text(&q->text, options, &stop_at)) {
@@ -258,8 +257,9 @@ static int sample_all(Generator *g, Sampler *sampler, const TapeBatch *batch, co
         double logprob;
         FinishReason reason;
         bool finished;
-        int32_t id = sampler_next(sampler, logits + (size_t)i * vocab, q->tokens.ids, q->tokens.n, (uint64_t)q->prompt,
-                                  q->tokens.n, &logprob);
+        int32_t id;
+        TRY(sampler_next(sampler, logits + (size_t)i * vocab, q->tokens.ids, q->tokens.n, (uint64_t)q->prompt,
+                         q->tokens.n, &id, &logprob));
         q->logprob += logprob;
         TRY(accept(g, q, id, options, &reason, &finished));
         if (!finished) continue;

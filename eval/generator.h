@@ -27,7 +27,6 @@ typedef struct {
     size_t n_stop;
     const int32_t *stop_tokens; /* that end it too */
     size_t n_stop_tokens;
-    bool keep_special; /* special tokens appear in the text */
     /* Streaming: called with each new piece of whole UTF-8 characters, never with part of a stop text. May be NULL. */
     int (*emit)(void *context, size_t prompt, const char *bytes, size_t n);
     void *context;
@@ -35,7 +34,7 @@ typedef struct {
 
 typedef struct {
     TokenList tokens; /* the continuation, without the stop token */
-    char *text;       /* malloc'd, NUL-terminated */
+    char *text;       /* malloc'd, NUL-terminated; special tokens have none */
     size_t text_size;
     double logprob; /* sum over the continuation's tokens, stop token included */
     FinishReason reason;

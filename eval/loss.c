@@ -121,8 +121,11 @@ int eval_loss(Llama *model, const Tokenizer *tokenizer, const char *text, size_t
         FAIL_TO(done, ERR_REFUSED, "the text has %zu tokens: too few to score anything with a window of %d", ids.n,
                 window);
     result->loss = nll / (double)result->tokens;
+    if (!isfinite(result->loss))
+        FAIL_TO(done, ERR_REFUSED, "the loss is %g: the model's weights, or what it computes, are broken",
+                result->loss);
     result->perplexity = exp(result->loss);
-    result->bits_per_byte = result->bytes ? nll / log(2) / (double)result->bytes : NAN;
+    result->bits_per_byte = result->bytes ? nll / log(2) / (double)result->bytes : 0;
     result->accuracy = (double)correct / (double)result->tokens;
 done:
     batch_free(&batch);

@@ -14,13 +14,13 @@ typedef enum {
 } ScoreMode;
 
 typedef struct {
-    double loss; /* nats a token */
-    double perplexity, bits_per_byte;
-    uint64_t tokens, bytes; /* scored */
-    double accuracy;        /* share of tokens that are the model's first choice */
+    double loss;                      /* nats a token */
+    double perplexity, bits_per_byte; /* bits_per_byte: 0 where what was scored has no bytes (special tokens) */
+    uint64_t tokens, bytes;           /* scored */
+    double accuracy;                  /* share of tokens that are the model's first choice */
 } LossResult;
 
-/* `progress` (may be NULL) is told the tokens done. */
+/* `progress` (may be NULL) is told the tokens done. ERR_REFUSED where the loss is not finite, or nothing is scored. */
 int eval_loss(Llama *model, const Tokenizer *tokenizer, const char *text, size_t size, int window, ScoreMode mode,
               void (*progress)(void *context, uint64_t done, uint64_t total), void *context, LossResult *result);
 

@@ -47,11 +47,23 @@ void sampler_free(Sampler *sampler) {
     free(sampler);
 }
 
+/* The first of the largest. -infinity is a token that is ruled out. */
 static int32_t most_probable(const float *logits, int n) {
     int32_t best = 0;
     for (int32_t i = 1; i < n; i++)
         if (logits[i] > logits[best]) best = i;
     return best;
+}
+
+/* A probability can be made of them. */
+static int check_logits(const float *logits, int n) {
+    for (int32_t i = 0; i < n; i++)
+        if (isnan(logits[i]) || logits[i] == INFINITY)
+            FAIL(ERR_REFUSED, "the model's logit of token %d is %g: its weights, or what it computes, are broken", i,
+                 (double)logits[i]);
+    if (isinf(logits[most_probable(logits, n)]))
+        FAIL(ERR_REFUSED, "the model's logits are all -infinity: its weights, or what it computes, are broken");
+    return OK;
 }
 
 /* Each token that occurs in the history is penalised once. */
@@ -82,7 +94,7 @@ static size_t filter(Sampler *sampler, double largest) {
     double total = 0;
     for (int32_t id = 0; id < sampler->vocab; id++) {
         double weight = exp(((double)sampler->logits[id] - largest) / options->temperature);
-        if (!(weight > 0)) continue; /* also drops NaN */
+        if (weight <= 0) continue;
         list[n++] = (Candidate){id, weight};
         total += weight;
     }
@@ -105,7 +117,7 @@ static size_t filter(Sampler *sampler, double largest) {
         double sum = 0;
         size_t kept = 0;
         while (kept < n && sum < options->top_p * total) sum += list[kept++].weight;
-        n = kept > 0 ? kept : 1;
+        n = kept;
     }
     if (options->min_p > 0) { /* the heaviest has weight 1 */
         size_t kept = 0;
@@ -122,8 +134,9 @@ static double log_probability(const float *logits, int vocab, int32_t id) {
     return (double)logits[id] - largest - log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
 }
 
-int32_t sampler_next(Sampler *sampler, const float *logits, const int32_t *history, size_t n_history, uint64_t sample,
-                     uint64_t position, double *logprob) {
+int sampler_next(Sampler *sampler, const float *logits, const int32_t *history, size_t n_history, uint64_t sample,
+                 uint64_t position, int32_t *token, double *logprob) {
+    TRY(check_logits(logits, sampler->vocab));
     memcpy(sampler->logits, logits, (size_t)sampler->vocab * sizeof *logits);
     penalise(sampler, history, n_history);
     int32_t chosen = most_probable(sampler->logits, sampler->vocab);
@@ -140,5 +153,6 @@ int32_t sampler_next(Sampler *sampler, const float *logits, const int32_t *histo
         }
     }
     if (logprob) *logprob = log_probability(logits, sampler->vocab, chosen);
-    return chosen;
+    *token = chosen;
+    return OK;
 }

@@ -21,8 +21,9 @@ int sampler_new(Sampler **sampler, int vocab_size, SamplerOptions options);
 void sampler_free(Sampler *sampler);
 
 /* The next token after `history` (prompt and what was generated), from logits[vocab]. `sample` numbers the sequence,
- * `position` the token in it. *logprob (may be NULL) gets the token's log-probability before any filter. */
-int32_t sampler_next(Sampler *sampler, const float *logits, const int32_t *history, size_t n_history, uint64_t sample,
-                     uint64_t position, double *logprob);
+ * `position` the token in it. *logprob (may be NULL) gets the token's log-probability before any filter. ERR_REFUSED
+ * where a logit is NaN or +infinity, or none is finite. */
+int sampler_next(Sampler *sampler, const float *logits, const int32_t *history, size_t n_history, uint64_t sample,
+                 uint64_t position, int32_t *token, double *logprob);
 
 #endif

@@ -28,7 +28,7 @@ static int print_loss(const LossResult *r, bool json) {
     json_t *root =
         json_pack("{s:f, s:f, s:I, s:f, s:f}", "loss", r->loss, "perplexity", r->perplexity, "tokens",
                   (json_int_t)r->tokens, "bits_per_byte", r->bits_per_byte, "mean_token_accuracy", r->accuracy);
-    if (!root) FAIL(ERR_FAILED, "the loss is not a finite number: %g", r->loss);
+    if (!root) FAIL(ERR_FAILED, "out of memory");
     json_dumpf(root, stdout, 0);
     printf("\n");
     json_decref(root);

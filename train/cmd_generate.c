@@ -83,26 +83,35 @@ static int stream(void *context, size_t prompt, const char *bytes, size_t n) {
 
 static const char *const reasons[] = {"stop-token", "stop-text", "length", "context"};
 
+/* Null where the bytes are not valid UTF-8: the ids say it all. */
+static json_t *text_or_null(const char *text, size_t size) {
+    json_t *string = json_stringn(text, size);
+    return string ? string : json_null();
+}
+
+static json_t *generation_json(const char *prompt, const Generation *generation) {
+    json_t *ids = json_array();
+    for (size_t t = 0; t < generation->tokens.n; t++)
+        json_array_append_new(ids, json_integer(generation->tokens.ids[t]));
+    return json_pack("{s:o, s:o, s:o, s:s, s:f}", "prompt", text_or_null(prompt, strlen(prompt)), "text",
+                     text_or_null(generation->text, generation->text_size), "tokens", ids, "finish_reason",
+                     reasons[generation->reason], "logprob", generation->logprob);
+}
+
 static int print_json(const Prompts *prompts, const Generation *generations, double seconds) {
     json_t *list = json_array();
     uint64_t tokens = 0;
-    for (size_t i = 0; i < prompts->n; i++) {
+    int rc = OK;
+    for (size_t i = 0; i < prompts->n && rc == 0; i++) {
         tokens += generations[i].tokens.n;
-        json_t *text = json_stringn(generations[i].text, generations[i].text_size);
-        if (!text) text = json_null(); /* not valid UTF-8: the ids say it all */
-        json_t *ids = json_array();
-        for (size_t t = 0; t < generations[i].tokens.n; t++)
-            json_array_append_new(ids, json_integer(generations[i].tokens.ids[t]));
-        json_array_append_new(list, json_pack("{s:s, s:o, s:o, s:s, s:f}", "prompt", prompts->texts[i], "text", text,
-                                              "tokens", ids, "finish_reason", reasons[generations[i].reason], "logprob",
-                                              generations[i].logprob));
+        rc = json_array_append_new(list, generation_json(prompts->texts[i], &generations[i]));
     }
     json_t *root = json_pack("{s:o, s:I, s:f}", "generations", list, "tokens", (json_int_t)tokens, "tokens_per_second",
                              (double)tokens / seconds);
-    if (!root) FAIL(ERR_FAILED, "a prompt is not valid UTF-8, so it cannot be shown as JSON");
-    json_dumpf(root, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    if (rc == 0 && root) json_dumpf(root, stdout, JSON_REAL_PRECISION(9));
     json_decref(root);
+    if (rc != 0 || !root) FAIL(ERR_FAILED, "out of memory for %zu texts as JSON", prompts->n);
+    printf("\n");
     return OK;
 }
 

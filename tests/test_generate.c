@@ -1,0 +1,283 @@
+/* Sampling and generation: filters against their definitions, sequences that share a cache against each alone and
+ * against the model without a cache, stop texts, limits, and logits that are not numbers. */
+#include <math.h>
+#include <string.h>
+
+#include "eval/generator.h"
+#include "eval/sampler.h"
+#include "model/core/philox.h"
+#include "model/core/text.h"
+#include "tests/check_main.h"
+
+/* ---- the sampler ---- */
+
+enum { VOCAB = 6, DRAWS = 20000 };
+static const float logits[VOCAB] = {1.0f, -2.0f, 3.0f, 0.5f, 3.0f, -INFINITY};
+
+static int32_t draw(SamplerOptions options, const int32_t *history, size_t n, uint64_t position) {
+    Sampler *sampler;
+    int32_t token = -1;
+    CHECK_OK(sampler_new(&sampler, VOCAB, options));
+    CHECK_OK(sampler_next(sampler, logits, history, n, 0, position, &token, NULL));
+    sampler_free(sampler);
+    return token;
+}
+
+/* Shares of DRAWS draws. */
+static void shares(SamplerOptions options, double share[VOCAB]) {
+    Sampler *sampler;
+    memset(share, 0, VOCAB * sizeof *share);
+    CHECK_OK(sampler_new(&sampler, VOCAB, options));
+    for (uint64_t position = 0; position < DRAWS; position++) {
+        int32_t token;
+        CHECK_OK(sampler_next(sampler, logits, NULL, 0, 7, position, &token, NULL));
+        share[token] += 1.0 / DRAWS;
+    }
+    sampler_free(sampler);
+}
+
+/* The expected shares, from weights; 4.5 standard deviations of 20,000 draws are below 0.016. */
+static void check_shares(SamplerOptions options, const double weight[VOCAB]) {
+    double share[VOCAB], total = 0;
+    for (int i = 0; i < VOCAB; i++) total += weight[i];
+    shares(options, share);
+    for (int i = 0; i < VOCAB; i++) {
+        ck_assert_double_eq_tol(share[i], weight[i] / total, 0.016);
+        if (weight[i] == 0) ck_assert(share[i] == 0);
+    }
+}
+
+static const SamplerOptions plain = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 3};
+
+START_TEST(temperature_divides_the_logits) {
+    double weight[VOCAB];
+    SamplerOptions options = plain;
+    options.temperature = 2;
+    for (int i = 0; i < VOCAB; i++) weight[i] = exp((double)logits[i] / 2);
+    check_shares(options, weight);
+}
+END_TEST
+
+START_TEST(filters_keep_what_their_papers_say) {
+    SamplerOptions k = plain, p = plain, least = plain;
+    k.top_k = 3;
+    check_shares(k, (double[VOCAB]){exp(1), 0, exp(3), 0, exp(3), 0});
+    p.top_p = 0.5; /* the two at the top have 0.45 each */
+    check_shares(p, (double[VOCAB]){0, 0, 1, 0, 1, 0});
+    least.min_p = 0.1; /* exp(1 - 3) = 0.135, exp(0.5 - 3) = 0.082 */
+    check_shares(least, (double[VOCAB]){exp(1), 0, exp(3), 0, exp(3), 0});
+}
+END_TEST
+
+START_TEST(the_first_of_the_most_probable_where_nothing_else_may_pass) {
+    SamplerOptions greedy = plain, p = plain, k = plain;
+    greedy.temperature = 0;
+    p.top_p = 1e-12;
+    k.top_k = 1;
+    for (uint64_t position = 0; position < 50; position++) {
+        ck_assert_int_eq(draw(greedy, NULL, 0, position), 2);
+        ck_assert_int_eq(draw(p, NULL, 0, position), 2);
+        ck_assert_int_eq(draw(k, NULL, 0, position), 2);
+    }
+}
+END_TEST
+
+START_TEST(the_repetition_penalty_counts_a_token_once) {
+    SamplerOptions options = plain;
+    options.temperature = 0;
+    options.repetition_penalty = 2; /* 3 / 2 = 1.5 stays above 1; twice it would not */
+    ck_assert_int_eq(draw(options, (int32_t[]){2}, 1, 0), 4);
+    ck_assert_int_eq(draw(options, (int32_t[]){2, 4, 2, 4, -1, VOCAB}, 6, 0), 2);
+}
+END_TEST
+
+START_TEST(logits_that_are_no_numbers_are_an_error_at_any_temperature) {
+    static const float bad[][VOCAB] = {{NAN, 1, 2, 3, 4, 5},
+                                       {1, 2, 3, NAN, 4, 5},
+                                       {1, 2, INFINITY, 3, 4, 5},
+                                       {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+    for (size_t b = 0; b < sizeof bad / sizeof *bad; b++)
+        for (int t = 0; t < 2; t++) {
+            SamplerOptions options = plain;
+            Sampler *sampler;
+            int32_t token;
+            options.temperature = t;
+            options.top_p = 0.95;
+            CHECK_OK(sampler_new(&sampler, VOCAB, options));
+            CHECK_ERROR(sampler_next(sampler, bad[b], NULL, 0, 0, 0, &token, NULL), ERR_REFUSED, "logit");
+            sampler_free(sampler);
+        }
+}
+END_TEST
+
+/* ---- the generator ---- */
+
+enum { LONGEST = 700, NEW = 12, N_PROMPTS = 11 };
+static const size_t lengths[N_PROMPTS] = {1, 300, 256, 2, 257, 511, 40, 513, 255, 600, 3}; /* around the chunk of 256 */
+
+typedef struct {
+    Tokenizer *bytes;
+    Llama *model;
+    TokenList prompts[N_PROMPTS];
+} Fixture;
+
+static void set_up(Fixture *fixture) {
+    LlamaShape shape = {.dim = 32,
+                        .n_layers = 2,
+                        .n_heads = 4,
+                        .n_kv_heads = 2,
+                        .vocab_size = 260, /* two rows more than the tokenizer has */
+                        .max_context = LONGEST,
+                        .norm_eps = 1e-5f,
+                        .rope_theta = 1e4f};
+    *fixture = (Fixture){0};
+    CHECK_OK(tokenizer_load(&fixture->bytes, "bytes"));
+    CHECK_OK(llama_shape_check(&shape));
+    CHECK_OK(llama_new(&fixture->model, &shape, (LlamaOptions){0}));
+    CHECK_OK(llama_init(fixture->model, (LlamaInit){.seed = 5, .std = 0.3f}));
+    for (size_t p = 0; p < N_PROMPTS; p++)
+        for (size_t i = 0; i < lengths[p]; i++) {
+            int32_t id = (int32_t)(philox_u64(philox_key(1, PHILOX_SAMPLE, (uint32_t)p, 0), i) % 256);
+            CHECK_OK(token_list_append(&fixture->prompts[p], &id, 1));
+        }
+}
+
+static void tear_down(Fixture *fixture) {
+    for (size_t p = 0; p < N_PROMPTS; p++) token_list_free(&fixture->prompts[p]);
+    tokenizer_free(fixture->bytes);
+    llama_free(fixture->model);
+}
+
+static int generate(Fixture *fixture, size_t first, size_t n, int max_batch, int max_sequence,
+                    const GenerateOptions *options, Generation *out) {
+    Generator *generator;
+    CHECK_OK(generator_new(&generator, fixture->model, fixture->bytes,
+                           (GeneratorOptions){.max_batch = max_batch, .max_sequence = max_sequence}));
+    int rc = generator_run(generator, fixture->prompts + first, n, options, out);
+    generator_free(generator);
+    return rc;
+}
+
+/* log p of a sequence's tokens from n_prompt on, without a cache. */
+static double score(Llama *model, const TokenList *prompt, const TokenList *answer) {
+    int n = (int)(prompt->n + answer->n), n_prompt = (int)prompt->n;
+    int32_t tokens[LONGEST], targets[LONGEST], positions[LONGEST], segments[2] = {0, n - 1};
+    memcpy(tokens, prompt->ids, prompt->n * sizeof *tokens);
+    memcpy(tokens + n_prompt, answer->ids, answer->n * sizeof *tokens);
+    for (int t = 0; t + 1 < n; t++) {
+        targets[t] = tokens[t + 1];
+        positions[t] = t;
+    }
+    Tape *tape = tape_new(&(TapeOptions){.capacity = LONGEST});
+    HeadOutputs head = llama_record(tape, model, (LlamaRecord){0}, (HeadOptions){0});
+    tape_keep(head.logprob);
+    CHECK_OK(tape_plan(tape));
+    TapeBatch batch = {.n_tokens = n - 1,
+                       .n_segments = 1,
+                       .tokens = tokens,
+                       .targets = targets,
+                       .positions = positions,
+                       .segment_start = segments};
+    CHECK_OK(tape_bind(tape, 0, &batch));
+    CHECK_OK(tape_forward(tape, 0));
+    const float *logprob = tape_value(tape, 0, head.logprob);
+    double sum = 0;
+    for (int t = n_prompt - 1; t + 1 < n; t++) sum += (double)logprob[t];
+    tape_free(tape);
+    return sum;
+}
+
+/* Three slots for eleven prompts: slots are taken over, prompts arrive in chunks beside sequences that decode. */
+START_TEST(many_prompts_at_once_are_what_each_is_alone_and_without_a_cache) {
+    Fixture fixture;
+    set_up(&fixture);
+    GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW};
+    Generation together[N_PROMPTS], again[N_PROMPTS];
+    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 3, LONGEST, &options, together));
+    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 1, LONGEST, &options, again));
+    for (size_t p = 0; p < N_PROMPTS; p++) {
+        ck_assert_uint_eq(together[p].tokens.n, again[p].tokens.n);
+        ck_assert_mem_eq(together[p].tokens.ids, again[p].tokens.ids, together[p].tokens.n * sizeof(int32_t));
+        if (together[p].reason == FINISH_LENGTH)
+            ck_assert_double_eq_tol(together[p].logprob, score(fixture.model, &fixture.prompts[p], &together[p].tokens),
+                                    1e-3);
+        generation_free(&together[p]);
+        generation_free(&again[p]);
+    }
+    tear_down(&fixture);
+}
+END_TEST
+
+static int collect(void *context, size_t prompt, const char *bytes, size_t n) {
+    (void)prompt;
+    text_append(context, bytes, n);
+    return text_check(context);
+}
+
+/* Any three tokens of a text as its stop text: with a tokenizer of bytes it always lies over token borders. */
+START_TEST(a_stop_text_ends_the_text_before_it_and_no_part_of_it_is_shown) {
+    Fixture fixture;
+    set_up(&fixture);
+    GenerateOptions options = {.sampler = plain, .max_new_tokens = 40};
+    Generation whole, cut;
+    CHECK_OK(generate(&fixture, 0, 1, 1, 64, &options, &whole));
+    ck_assert_uint_ge(whole.text_size, 20);
+    for (size_t at = 0; at + 3 <= 20; at++) {
+        char stop[4] = "";
+        memcpy(stop, whole.text + at, 3);
+        if (strlen(stop) != 3) continue;
+        Text shown = {0};
+        const char *first = memmem(whole.text, whole.text_size, stop, 3);
+        GenerateOptions stopping = options;
+        stopping.stop = (const char *const[]){"never in it, however long it may be", stop};
+        stopping.n_stop = 2;
+        stopping.emit = collect;
+        stopping.context = &shown;
+        CHECK_OK(generate(&fixture, 0, 1, 1, 64, &stopping, &cut));
+        ck_assert_int_eq(cut.reason, FINISH_STOP_TEXT);
+        ck_assert_uint_eq(cut.text_size, (size_t)(first - whole.text));
+        ck_assert_uint_eq(shown.length, cut.text_size);
+        if (cut.text_size) ck_assert_mem_eq(shown.bytes, whole.text, cut.text_size);
+        text_free(&shown);
+        generation_free(&cut);
+    }
+    generation_free(&whole);
+    tear_down(&fixture);
+}
+END_TEST
+
+START_TEST(the_last_place_of_the_cache_is_used_and_no_more) {
+    Fixture fixture;
+    set_up(&fixture);
+    GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW};
+    Generation out;
+    CHECK_OK(generate(&fixture, 1, 1, 1, 301, &options, &out)); /* prompt 1 has 300 tokens */
+    ck_assert_uint_eq(out.tokens.n, 1);
+    ck_assert_int_eq(out.reason, FINISH_CONTEXT);
+    generation_free(&out);
+    CHECK_ERROR(generate(&fixture, 1, 1, 1, 300, &options, &out), ERR_REFUSED, "no room");
+    tear_down(&fixture);
+}
+END_TEST
+
+START_TEST(a_model_that_computes_nan_is_refused) {
+    Fixture fixture;
+    set_up(&fixture);
+    fixture.model->norm.value[3] = NAN;
+    for (int t = 0; t < 2; t++) {
+        GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW};
+        Generation out[2];
+        options.sampler.temperature = t;
+        options.sampler.top_p = 0.95;
+        CHECK_ERROR(generate(&fixture, 0, 2, 2, 400, &options, out), ERR_REFUSED, "logit");
+    }
+    tear_down(&fixture);
+}
+END_TEST
+
+CHECK_MAIN("generate", temperature_divides_the_logits, filters_keep_what_their_papers_say,
+           the_first_of_the_most_probable_where_nothing_else_may_pass, the_repetition_penalty_counts_a_token_once,
+           logits_that_are_no_numbers_are_an_error_at_any_temperature,
+           many_prompts_at_once_are_what_each_is_alone_and_without_a_cache,
+           a_stop_text_ends_the_text_before_it_and_no_part_of_it_is_shown,
+           the_last_place_of_the_cache_is_used_and_no_more, a_model_that_computes_nan_is_refused)
