@@ -39,13 +39,51 @@ static int check_sizes(const Config *config) {
     return OK;
 }
 
+/* 0, "", or nothing in the list. */
+static bool is_empty(const Config *config, OptionId id) {
+    const Option *option = &option_table[id];
+    const void *field = (const char *)config + option->offset;
+    switch (option->type) {
+    case OPTION_INT:
+        return *(const int64_t *)field == 0;
+    case OPTION_REAL:
+        return !(*(const double *)field > 0) && !(*(const double *)field < 0);
+    case OPTION_STRING:
+    case OPTION_PATH:
+        return **(const char *const *)field == '\0';
+    case OPTION_STRINGS:
+        return ((const ConfigStrings *)field)->n == 0;
+    case OPTION_SOURCES:
+        return ((const ConfigSources *)field)->n == 0;
+    case OPTION_BOOL:
+    case OPTION_CHOICE:
+        break;
+    }
+    return false;
+}
+
+/* model.base has all of these already: a number beside it would be passed over. */
+static int check_base(const Config *config) {
+    static const OptionId shape[] = {OPTION_model_preset,      OPTION_model_dim,        OPTION_model_n_layers,
+                                     OPTION_model_n_heads,     OPTION_model_n_kv_heads, OPTION_model_head_dim,
+                                     OPTION_model_ffn_dim,     OPTION_model_vocab_size, OPTION_model_rope_theta,
+                                     OPTION_model_rope_factor, OPTION_model_norm_eps,   OPTION_model_max_context};
+    if (!*config->model_base) return OK;
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
+        if (!is_empty(config, shape[i]))
+            return config_fail(config, shape[i], "model.base (%s) already gives the shape; remove one of them",
+                               config_where(config, OPTION_model_base));
+    return OK;
+}
+
 static int check_model(const Config *config) {
-    if (*config->model_base && *config->model_preset)
-        return config_fail(config, OPTION_model_preset, "model.base (%s) already gives the shape; remove one of them",
-                           config_where(config, OPTION_model_base));
+    TRY(check_base(config));
     if (config->model_n_heads && config->model_n_kv_heads && config->model_n_heads % config->model_n_kv_heads)
         return config_fail(config, OPTION_model_n_kv_heads, "%lld does not divide model.n_heads, %lld",
                            (long long)config->model_n_kv_heads, (long long)config->model_n_heads);
+    if (config->model_rope_factor > 0 && config->model_rope_factor < 1)
+        return config_fail(config, OPTION_model_rope_factor,
+                           "%g shortens the wavelengths; 1 or more (or 0) is expected", config->model_rope_factor);
     if (config->model_rope_high_freq_factor <= config->model_rope_low_freq_factor)
         return config_fail(config,
                            config_is_set(config, OPTION_model_rope_high_freq_factor)
@@ -71,30 +109,7 @@ int config_check(const Config *config) {
 
 int config_require(const Config *config, OptionId id) {
     const Option *option = &option_table[id];
-    const void *field = (const char *)config + option->offset;
-    bool empty = false;
-    switch (option->type) {
-    case OPTION_INT:
-        empty = *(const int64_t *)field == 0;
-        break;
-    case OPTION_REAL:
-        empty = !(*(const double *)field > 0) && !(*(const double *)field < 0);
-        break;
-    case OPTION_STRING:
-    case OPTION_PATH:
-        empty = **(const char *const *)field == '\0';
-        break;
-    case OPTION_STRINGS:
-        empty = ((const ConfigStrings *)field)->n == 0;
-        break;
-    case OPTION_SOURCES:
-        empty = ((const ConfigSources *)field)->n == 0;
-        break;
-    case OPTION_BOOL:
-    case OPTION_CHOICE:
-        break;
-    }
-    if (!empty) return OK;
+    if (!is_empty(config, id)) return OK;
     FAIL(ERR_USAGE, "%s is needed (%s): set it in the config, or as an argument: %s=...", option->key, option->help,
          option->key);
 }

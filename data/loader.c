@@ -14,6 +14,7 @@
 #include "model/core/philox.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,6 +109,24 @@ static void take_fingerprint(Loader *loader, const SourceOptions *wanted) {
     loader->fingerprint = hash;
 }
 
+/* A metric is named after its source: where several have one name (a/x.jsonl, b/x.jsonl) the later ones are numbered.
+ */
+static int number_equal_names(Corpus *sources, int n) {
+    for (int i = 1; i < n; i++) {
+        size_t length = strlen(sources[i].name);
+        for (int other = 0, number = 2; other < i; other++) {
+            char *name;
+            if (strcmp(sources[other].name, sources[i].name) != 0) continue;
+            if (asprintf(&name, "%.*s#%d", (int)length, sources[i].name, number++) < 0)
+                FAIL(ERR_FAILED, "out of memory");
+            free(sources[i].name);
+            sources[i].name = name;
+            other = -1; /* that name may be taken too */
+        }
+    }
+    return OK;
+}
+
 static int open_all(Loader *loader, const LoaderOptions *options, const Tokenizer *tokenizer) {
     TRY(check_options(options));
     loader->sources = calloc((size_t)options->n_sources, sizeof *loader->sources);
@@ -132,6 +151,8 @@ static int open_all(Loader *loader, const LoaderOptions *options, const Tokenize
     if (loader->sequences_per_step < 1) loader->sequences_per_step = 1;
     if (loader->sequences_per_step > INT32_MAX)
         FAIL(ERR_USAGE, "train.tokens_per_batch: %lld sequences in a step", (long long)loader->sequences_per_step);
+    TRY(number_equal_names(loader->sources, loader->n_sources));
+    TRY(number_equal_names(loader->own_validation, loader->n_own_validation));
     int n_validation;
     const Corpus *validation = validation_set(loader, &n_validation);
     for (int i = 0; i < n_validation; i++) loader->n_validation_sequences += validation[i].validation_plan.n_sequences;

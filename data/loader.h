@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     const char *path;      /* file, glob or directory; plain text (.txt) or JSONL, optionally .gz or .zst */
-    const char *name;      /* for metrics; default: base name of path */
+    const char *name;      /* for metrics; default: base name of path; a later one of the same name gets #2, … */
     const char *field;     /* JSONL: the key that holds the text; default "text" */
     double weight;         /* share of the mix (tokens); relative */
     const char *separator; /* plain text: what ends a document; NULL: a file is one document */

@@ -80,7 +80,7 @@ static int default_ffn_dim(int dim) {
 }
 
 int llama_shape_check(LlamaShape *shape) {
-    enum { MOST = 1 << 20 };
+    enum { MOST = 1 << 20, MOST_LAYERS = 4096 }; /* no product of them in bytes reaches 2^63 */
     if (shape->n_kv_heads == 0) shape->n_kv_heads = shape->n_heads;
     if (shape->head_dim == 0 && shape->n_heads > 0) {
         if (shape->dim % shape->n_heads != 0)
@@ -103,6 +103,8 @@ int llama_shape_check(LlamaShape *shape) {
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         if (counts[i].value <= 0 || counts[i].value > MOST)
             FAIL(ERR_REFUSED, "model.%s is %d; it must be between 1 and %d", counts[i].name, counts[i].value, MOST);
+    if (shape->n_layers > MOST_LAYERS)
+        FAIL(ERR_REFUSED, "model.n_layers is %d; at most %d are possible", shape->n_layers, MOST_LAYERS);
     if (shape->n_heads % shape->n_kv_heads != 0)
         FAIL(ERR_REFUSED, "model.n_heads %d is not a multiple of n_kv_heads %d", shape->n_heads, shape->n_kv_heads);
     if (shape->head_dim % 2 != 0)

@@ -109,7 +109,7 @@ done
 not_a_folder() { echo precious >file && run 3 pretrain config.yaml output=file && one_error && [ "$(cat file)" = precious ]; }
 not_a_folder
 tell "an output that is a file is refused" $?
-not_a_run() { rm -rf theirs && mkdir theirs && echo 'hello: world' >theirs/config.yaml && run 2 pretrain config.yaml output=theirs && one_error && [ "$(cat theirs/config.yaml)" = 'hello: world' ]; }
+not_a_run() { rm -rf theirs && mkdir theirs && echo 'hello: world' >theirs/config.yaml && run 3 pretrain config.yaml output=theirs && one_error && [ "$(cat theirs/config.yaml)" = 'hello: world' ]; }
 not_a_run
 tell "a folder with another program's config.yaml is refused and left untouched" $?
 

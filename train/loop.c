@@ -196,7 +196,8 @@ static void put(Figures *figures, const char *name, double value) {
 static void put_source_losses(Figures *figures, const char *prefix, int n, const double *loss, const double *weight,
                               const Loader *loader, const char *(*name_of)(const Loader *, int)) {
     for (int s = 0; s < n && n > 1 && s < OBJECTIVE_MAX_SOURCES; s++) {
-        snprintf(figures->source_names[s], METRIC_NAME, "%s/%s", prefix, name_of(loader, s));
+        bool rest = n > OBJECTIVE_MAX_SOURCES && s == OBJECTIVE_MAX_SOURCES - 1;
+        snprintf(figures->source_names[s], METRIC_NAME, "%s/%s", prefix, rest ? "others" : name_of(loader, s));
         if (weight[s] > 0) put(figures, figures->source_names[s], loss[s] / weight[s]);
     }
 }

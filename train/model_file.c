@@ -9,6 +9,7 @@
 
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "model/core/log.h"
 #include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
 #include "model/shape_hf.h"
@@ -122,13 +123,28 @@ done:
     return rc;
 }
 
+/* Before any memory is asked for, so that it is never more than the file's own parameters need. */
+static int check_model(const LlamaShape *shape, const NamedFile *named) {
+    Llama *names;
+    TRY(llama_new(&names, shape, (LlamaOptions){.names_only = true}));
+    int rc = llama_check_file(names, named);
+    llama_free(names);
+    return rc;
+}
+
 static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {
         .training = options->training, .n_positions = options->n_positions, .names_only = options->keep_open};
-    TRY(llama_new(&file->model, &shape, how));
-    int rc = options->keep_open ? llama_check_file(file->model, named) : llama_load(file->model, named);
-    return rc == OK ? OK : error_context(rc, "%s", file->path);
+    int rc = check_model(&shape, named);
+    if (rc == OK) rc = llama_new(&file->model, &shape, how);
+    if (rc == OK && !options->keep_open) rc = llama_load(file->model, named);
+    if (rc != OK) return error_context(rc, "%s", file->path);
+    int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
+    if (vocabulary > shape.vocab_size)
+        log_warning("%s: its embedding has %d rows and the tokenizer %d tokens; the last %d cannot be used", file->path,
+                    shape.vocab_size, vocabulary, vocabulary - shape.vocab_size);
+    return OK;
 }
 
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options) {

@@ -8,7 +8,7 @@
 #include "data/loader.h"
 #include "model/llama.h"
 
-enum { OBJECTIVE_MAX_SOURCES = 64 };
+enum { OBJECTIVE_MAX_SOURCES = 64 }; /* told apart; the last row is for all others */
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
 typedef struct {

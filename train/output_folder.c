@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -14,6 +15,24 @@
 #include "model/core/text.h"
 
 static const char config_name[] = "config.yaml", config_unfinished[] = "config.yaml.tmp", lock_name[] = ".lock";
+
+/* What config_write begins with: a config that someone wrote by hand is not to be overwritten. */
+static const char written_by_cria[] = "# written by cria ";
+
+static int check_config(const char *path, bool *resuming) {
+    char start[sizeof written_by_cria] = "";
+    FILE *file = fopen(path, "r");
+    if (!file) FAIL(ERR_FAILED, "output: %s: open: %s", path, strerror(errno));
+    size_t n = fread(start, 1, sizeof start - 1, file);
+    fclose(file);
+    *resuming = n == sizeof start - 1 && strcmp(start, written_by_cria) == 0;
+    if (!*resuming)
+        FAIL(ERR_REFUSED,
+             "output: %s was not written by a run (it does not begin with '%s'), and a run here would overwrite it; "
+             "choose another folder",
+             path, written_by_cria);
+    return OK;
+}
 
 static bool may_be_there(const char *name) {
     return name[0] == '.' || strcmp(name, config_unfinished) == 0;
@@ -39,9 +58,9 @@ int output_folder_check(const char *path, bool *resuming) {
     if (!directory_exists(path)) return OK;
     char *config = path_join(path, config_name);
     if (!config) FAIL(ERR_FAILED, "out of memory");
-    *resuming = file_exists(config);
+    int rc = file_exists(config) ? check_config(config, resuming) : check_empty(path);
     free(config);
-    return *resuming ? OK : check_empty(path);
+    return rc;
 }
 
 int output_folder_lock(const char *path, int *descriptor) {

@@ -74,6 +74,21 @@ static int open_output(Run *run, bool *resuming) {
     return output_folder_lock(run->config->output, &run->lock);
 }
 
+/* Whether `rc`, a refusal of the config, must stand: a run that has saved nothing may still begin with another one, so
+ * that a first mistake (a path, a shape) can be corrected in place. */
+static int keep_refusal(const Run *run, int rc) {
+    char *folder = NULL, *refusal = strdup(error_text());
+    if (!refusal) FAIL(ERR_FAILED, "out of memory");
+    bool nothing_saved = checkpoint_newest(&folder, NULL, run->config->output) == OK && !folder;
+    if (nothing_saved)
+        log_info("%s holds no checkpoint yet: the run begins with this config", run->config->output);
+    else
+        error_set(rc, __FILE__, __LINE__, "%s", refusal);
+    free(folder);
+    free(refusal);
+    return nothing_saved ? OK : rc;
+}
+
 /* Compares with the config this run began with, or writes it. */
 static int settle_config(Run *run, bool resuming) {
     int rc = OK;
@@ -83,7 +98,8 @@ static int settle_config(Run *run, bool resuming) {
     if (resuming) {
         TRY_TO(done, config_new(&before));
         TRY_TO(done, config_load(before, path));
-        TRY_TO(done, config_check_resume(before, run->config));
+        rc = config_check_resume(before, run->config);
+        if (rc != OK) TRY_TO(done, keep_refusal(run, rc));
     }
     TRY_TO(done, config_save(run->config, path));
 done:
@@ -107,6 +123,9 @@ static int open_model_base(Run *run) {
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
+    if (config->train_context > run->model->rotary.n_positions)
+        return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
+                           run->model->rotary.n_positions);
     return OK;
 }
 
@@ -232,7 +251,8 @@ static bool sample_due(void *context, const LoopState *state) {
 
 static int sample_hook(void *context, const LoopState *state) {
     Run *run = context;
-    return mesh_rank(run->mesh) == 0 ? sample_text(run->model, run->tokenizer, run->config, state->step) : OK;
+    if (mesh_rank(run->mesh) == 0) sample_text(run->model, run->tokenizer, run->config, state->step);
+    return OK;
 }
 
 /* ---- the run ---- */

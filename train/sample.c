@@ -27,14 +27,14 @@ static int generate(Llama *model, const Tokenizer *tokenizer, const Config *conf
     return rc;
 }
 
-int sample_text(Llama *model, const Tokenizer *tokenizer, const Config *config, int64_t step) {
+void sample_text(Llama *model, const Tokenizer *tokenizer, const Config *config, int64_t step) {
     TokenList prompt = {0};
     Generation out = {0};
     const char *text = config->train_sample_prompt;
     int rc = tokenizer_encode(tokenizer, text, strlen(text), TOKENIZE_BOS, &prompt);
     if (rc == OK) rc = generate(model, tokenizer, config, &prompt, &out);
     if (rc == OK) log_info("step %lld writes: %s%s", (long long)step, text, out.text);
+    if (rc != OK) log_warning("step %lld: no sample text: %s", (long long)step, error_text());
     generation_free(&out);
     token_list_free(&prompt);
-    return rc;
 }
