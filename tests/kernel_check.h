@@ -19,7 +19,7 @@ static const char *const kernel_sets[N_SETS] = {"reference", "openblas", "avx2",
 static inline bool kernel_table(Kernels *table, const char *name) {
     int rc = kernels_select(name);
     if (rc == ERR_REFUSED) {
-        printf("skipped: the %s kernels: %s\n", name, error_text());
+        printf("without the %s kernels: %s\n", name, error_text());
         return false;
     }
     ck_assert_int_eq(rc, OK);

