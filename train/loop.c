@@ -314,9 +314,11 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
             last = true;
         }
     }
-    /* In the middle of bad steps the weights are suspect: they must not push a good checkpoint out. */
-    bool save_due = due(state->step, options->checkpoint_every) || result->agreed.save_due > 0;
-    if (is_best || last || (save_due && result->verdict == GUARD_APPLY) || result->agreed.interrupted > 0) {
+    /* In the middle of bad steps the weights are suspect: they must not push a good checkpoint out, nor become the one
+     * that a roll-back goes to. An interruption waits for the next good step. */
+    bool save_due =
+        due(state->step, options->checkpoint_every) || result->agreed.save_due > 0 || result->agreed.interrupted > 0;
+    if (is_best || last || (save_due && result->verdict == GUARD_APPLY)) {
         TRY(save(loop, state, is_best));
         saved = true;
     }
