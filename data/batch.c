@@ -71,6 +71,10 @@ static Layout lay_out(size_t n_tokens, size_t n_segments, size_t n_samples, size
     return layout;
 }
 
+size_t batch_memory_bytes(size_t n_tokens, size_t n_segments, size_t n_samples, size_t n_micro) {
+    return lay_out(n_tokens, n_segments, n_samples, n_micro).total;
+}
+
 static void fill_run(MicroBatch *micro, const Run *run, const Sequence *sequence) {
     int t = micro->n_tokens, end = t + run->n, position = 0;
     if (run->begins_segment) {

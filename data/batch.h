@@ -34,6 +34,8 @@ typedef struct {
     size_t size;
 } BatchMemory; /* {0} is empty */
 void batch_memory_free(BatchMemory *memory);
+/* What batch_fill allocates for so much. */
+size_t batch_memory_bytes(size_t n_tokens, size_t n_segments, size_t n_samples, size_t n_micro);
 
 /* Fills batch->micro and n_micro with the sequences in their order, each micro-batch as many as fit
  * tokens_per_microbatch (no sequence is longer). Valid until the next call. */

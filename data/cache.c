@@ -279,6 +279,33 @@ done:
     return rc;
 }
 
+static bool read_header(CacheHeader *header, const char *path) {
+    FILE *file = fopen(path, "rbe");
+    if (!file) return false;
+    bool whole = fread(header, sizeof *header, 1, file) == 1;
+    fclose(file);
+    return whole && memcmp(header->magic, CACHE_MAGIC, sizeof header->magic) == 0 && header->version == CACHE_VERSION &&
+           crc32c(0, header, offsetof(CacheHeader, header_crc)) == header->header_crc;
+}
+
+int token_cache_peek(bool *found, int64_t *n_documents, int64_t *n_tokens, const CacheOptions *options) {
+    int rc = OK;
+    Opening opening = {.options = options};
+    CacheHeader header;
+    *found = false;
+    TRY_TO(done, source_files(&opening.files, &opening.n_files, options->source->path));
+    TRY_TO(done, cache_key(&opening.key, options, opening.files, opening.n_files));
+    TRY_TO(done, name_files(&opening));
+    if (!read_header(&header, opening.path) || header.key != opening.key) goto done;
+    if (header.n_documents > UINT32_MAX || header.n_tokens > (uint64_t)1 << 56) goto done;
+    *found = true;
+    *n_documents = (int64_t)header.n_documents;
+    *n_tokens = (int64_t)header.n_tokens;
+done:
+    opening_free(&opening);
+    return rc;
+}
+
 void token_cache_close(TokenCache *cache) {
     file_unmap(&cache->map);
     memset(cache, 0, sizeof *cache);

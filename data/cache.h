@@ -31,6 +31,9 @@ typedef struct {
 /* Opens the source's cache, building it where it is absent, older than its source, or damaged. Several processes may
  * do so at once: one builds, the others wait for it (where the file system has locks; else each builds the same). */
 int token_cache_open(TokenCache *cache, const CacheOptions *options);
+/* What a finished cache says of its size, without the checks that opening makes; *found is false where there is none
+ * that was made for these options. Makes nothing. */
+int token_cache_peek(bool *found, int64_t *n_documents, int64_t *n_tokens, const CacheOptions *options);
 void token_cache_close(TokenCache *cache);
 
 /* `n` ids from token `first` on; the caller has checked the range. */

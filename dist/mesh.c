@@ -35,7 +35,7 @@ struct Mesh {
     int rank, size;
     bool mpi; /* MPI runs, and `ranks` is its communicator */
     MPI_Comm ranks;
-    int threads;
+    int threads, ranks_here;
     void *scratch; /* one block: every rank's copy of this rank's piece */
     int *counts, *starts, *scratch_counts, *scratch_starts;
 };
@@ -101,6 +101,7 @@ static int share_cores(Mesh *mesh) {
     free(all);
     MPI_TRY(rc, "MPI_Allgather");
     MPI_TRY(MPI_Comm_free(&machine), "MPI_Comm_free");
+    mesh->ranks_here = n_local;
     int cores = threads_physical_cores() / (sharing > 0 ? sharing : 1);
     mesh->threads = cores > 0 ? cores : 1;
     return OK;
@@ -147,7 +148,7 @@ int mesh_init(Mesh **out, int *argc, char ***argv) {
     *out = NULL;
     Mesh *mesh = calloc(1, sizeof *mesh);
     if (!mesh) FAIL(ERR_FAILED, "out of memory for the mesh of ranks");
-    mesh->size = 1;
+    mesh->size = mesh->ranks_here = 1;
     if (launched_under_mpi()) TRY_TO(failed, start_mpi(mesh, argc, argv));
     TRY_TO(failed, check_slurm(mesh->size));
     rc = allocate(mesh);
@@ -180,6 +181,13 @@ int mesh_size(const Mesh *mesh) {
 }
 int mesh_default_threads(const Mesh *mesh) {
     return mesh->size == 1 || environment_has("CRIA_THREADS") ? 0 : mesh->threads;
+}
+int mesh_ranks_here(const Mesh *mesh) {
+    return mesh->ranks_here;
+}
+bool mesh_is_running(void) {
+    int running = 0;
+    return MPI_Initialized(&running) == MPI_SUCCESS && running;
 }
 size_t mesh_scratch_bytes(int n_ranks) {
     return n_ranks <= 1 ? 0 : BLOCK_BYTES + 4 * (size_t)n_ranks * sizeof(int);

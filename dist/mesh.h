@@ -22,6 +22,11 @@ int mesh_size(const Mesh *mesh);
  * where the environment sets CRIA_THREADS. */
 int mesh_default_threads(const Mesh *mesh);
 
+/* How many of the ranks run on this machine. */
+int mesh_ranks_here(const Mesh *mesh);
+/* Whether MPI runs in this process: its memory is then part of what can be measured. */
+bool mesh_is_running(void);
+
 /* Memory a mesh of so many ranks keeps for its sums, for the planner (MPI's own is part of the probed baseline). */
 size_t mesh_scratch_bytes(int n_ranks);
 

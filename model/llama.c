@@ -100,11 +100,16 @@ static size_t padded(const Weight *weight) {
     return (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
 }
 
-static int allocate(Llama *model, LlamaOptions options) {
+/* How much storage the model takes. */
+static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         if (!model->weights[i]->tied) model->value_bytes += padded(model->weights[i]);
         if (options.training) model->grad_bytes += padded(model->weights[i]);
+        model->weights[i]->trainable = options.training;
     }
+}
+
+static int allocate(Llama *model, LlamaOptions options) {
     model->values = pages_alloc(model->value_bytes);
     model->grads = options.training ? pages_alloc(model->grad_bytes) : NULL;
     if (!model->values || (options.training && !model->grads))
@@ -113,7 +118,6 @@ static int allocate(Llama *model, LlamaOptions options) {
     size_t value = 0, grad = 0;
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        weight->trainable = options.training;
         weight->value = weight->tied ? weight->tied->value : model->values + value / sizeof(float);
         weight->grad = options.training ? model->grads + grad / sizeof(float) : NULL;
         if (!weight->tied) value += padded(weight);
@@ -122,9 +126,15 @@ static int allocate(Llama *model, LlamaOptions options) {
     return OK;
 }
 
+size_t llama_table_bytes(const LlamaShape *shape, int n_positions) {
+    return (size_t)n_positions * (size_t)shape->head_dim * sizeof(float);
+}
+
 static int make_rotary(Llama *model, LlamaOptions options) {
     const LlamaShape *shape = &model->shape;
     int n_positions = options.n_positions > 0 ? options.n_positions : shape->max_context;
+    model->rotary = (RotaryTable){NULL, NULL, n_positions, shape->head_dim};
+    if (options.names_only) return OK;
     float *tables;
     ARENA_TRY(tables, &model->arena, (size_t)n_positions * (size_t)shape->head_dim);
     float *sines = tables + (size_t)n_positions * (size_t)(shape->head_dim / 2);
@@ -141,10 +151,9 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     model->shape = *shape;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
-    if (!options.names_only) {
-        TRY_TO(failed, allocate(model, options));
-        TRY_TO(failed, make_rotary(model, options));
-    }
+    measure(model, options);
+    if (!options.names_only) TRY_TO(failed, allocate(model, options));
+    TRY_TO(failed, make_rotary(model, options));
     *out = model;
     return OK;
 failed:
@@ -154,7 +163,7 @@ failed:
 
 void llama_free(Llama *model) {
     if (!model) return;
-    pages_free(model->values, model->value_bytes);
+    pages_free(model->values, model->value_bytes); /* NULL where there are names only */
     pages_free(model->grads, model->grad_bytes);
     arena_free(&model->arena);
     free(model);

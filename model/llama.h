@@ -29,13 +29,15 @@ typedef struct {
 typedef struct {
     bool training;   /* allocate gradients */
     int n_positions; /* rows of the rotary table; 0: shape.max_context */
-    bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes */
+    bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes. With `training`
+                        tapes can be recorded and planned; value_bytes, grad_bytes say what would be allocated */
 } LlamaOptions;
 
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
 void llama_free(Llama *model);
-size_t llama_bytes(const Llama *model); /* parameters, gradients and tables */
+size_t llama_bytes(const Llama *model);                             /* parameters, gradients and tables */
+size_t llama_table_bytes(const LlamaShape *shape, int n_positions); /* of that, the rotary tables */
 
 typedef struct {
     uint64_t seed;

@@ -34,6 +34,7 @@ typedef struct {
 typedef struct {
     Agreed agreed;
     double loss, grad_norm, learning_rate, seconds;
+    double forward_flops, data_seconds, compute_seconds, exchange_seconds; /* of this rank */
     GuardVerdict verdict;
 } StepResult;
 
@@ -68,16 +69,27 @@ static void report_samples(const MicroBatch *micro, double loss, double grad_nor
     text_free(&ids);
 }
 
-static int accumulate_gradients(Loop *loop, int64_t step, Agreed *agreed) {
+static int next_batch(Loop *loop, int64_t step, StepBatch *batch) {
+    const LoopBatches *batches = &loop->parts.batches;
+    return batches->step ? batches->step(batches->context, step, batch) : loader_step(loop->parts.loader, step, batch);
+}
+
+static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
-    TRY(loader_step(loop->parts.loader, step, &batch));
+    Agreed *agreed = &result->agreed;
+    double start = now();
+    TRY(next_batch(loop, step, &batch));
+    double have_data = now();
     optimizer_zero_grad(loop->parts.optimizer);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
+        result->forward_flops += tape_forward_flops(loop->training, 0);
     }
     llama_merge_tied_gradients(loop->parts.model);
+    result->data_seconds = have_data - start;
+    result->compute_seconds = now() - have_data;
     return OK;
 }
 
@@ -93,9 +105,9 @@ static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
 }
 
 int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
-    Agreed agreed = {0};
-    TRY(sum_over_ranks(loop, accumulate_gradients(loop, step, &agreed), &agreed));
-    *sums = agreed.sums;
+    StepResult result = {.loss = 0};
+    TRY(sum_over_ranks(loop, accumulate_gradients(loop, step, &result), &result.agreed));
+    *sums = result.agreed.sums;
     return OK;
 }
 
@@ -108,7 +120,10 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     if (mesh_rank(loop->parts.mesh) == 0 && minutes > 0 && start - loop->last_save >= 60 * minutes)
         agreed->save_due = 1;
 
-    TRY(sum_over_ranks(loop, accumulate_gradients(loop, state->step, agreed), agreed));
+    int rc = accumulate_gradients(loop, state->step, result);
+    double computed = now();
+    TRY(sum_over_ranks(loop, rc, agreed));
+    result->exchange_seconds = now() - computed;
     bool empty = agreed->step_weight == 0;
     result->loss = empty ? 0 : agreed->sums.loss / agreed->sums.weight;
     result->grad_norm = optimizer_grad_norm(optimizer);
@@ -124,12 +139,28 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     return OK;
 }
 
+int loop_step(Loop *loop, LoopState *state, LoopStep *out) {
+    StepResult result;
+    TRY(train_step(loop, state, &result));
+    *out = (LoopStep){.loss = result.loss,
+                      .grad_norm = result.grad_norm,
+                      .learning_rate = result.learning_rate,
+                      .forward_flops = result.forward_flops,
+                      .seconds = result.seconds,
+                      .data_seconds = result.data_seconds,
+                      .compute_seconds = result.compute_seconds,
+                      .exchange_seconds = result.exchange_seconds,
+                      .applied = result.verdict == GUARD_APPLY};
+    out->update_seconds = out->seconds - out->data_seconds - out->compute_seconds - out->exchange_seconds;
+    return OK;
+}
+
 /* Which of this rank's samples made a step bad: its micro-batches are computed again, each for itself, up to the first
  * that is. To look at all gradients after every micro-batch would cost the good steps too. */
 static int report_bad_samples(Loop *loop, int64_t step) {
     Optimizer *optimizer = loop->parts.optimizer;
     StepBatch batch;
-    TRY(loader_step(loop->parts.loader, step, &batch));
+    TRY(next_batch(loop, step, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
         ObjectiveSums sums = {0};
         alive(loop, "a micro-batch of a bad step");
@@ -407,4 +438,8 @@ void loop_free(Loop *loop) {
 
 size_t loop_tape_bytes(const Loop *loop) {
     return tape_memory_bytes(loop->memory);
+}
+
+Tape *loop_training_tape(Loop *loop) {
+    return loop->training;
 }

@@ -24,6 +24,12 @@ typedef struct {
     double peak_flops; /* of this rank's machine, for the share of peak; 0: not measured */
 } LoopOptions;
 
+/* Where steps come from when not from the loader; `step` is as loader_step. */
+typedef struct {
+    void *context;
+    int (*step)(void *context, int64_t step, StepBatch *batch); /* NULL: the loader */
+} LoopBatches;
+
 /* What a checkpoint must hold besides arrays for the run to go on as if nothing had happened. */
 typedef struct {
     int64_t step;    /* the next step to run = loader steps consumed */
@@ -48,7 +54,8 @@ typedef struct {
 
 typedef struct {
     Llama *model;
-    Loader *loader;
+    Loader *loader; /* may be NULL where `batches` is given and loop_run is not called */
+    LoopBatches batches;
     Optimizer *optimizer;
     Objective *objective;
     Mesh *mesh;
@@ -61,6 +68,7 @@ typedef struct {
 int loop_new(Loop **loop, const LoopParts *parts, const LoopOptions *options);
 void loop_free(Loop *loop);
 size_t loop_tape_bytes(const Loop *loop);
+Tape *loop_training_tape(Loop *loop); /* for profiles */
 
 /* Whether nothing is left to do: all steps were run, or early stopping has ended the run. */
 bool loop_finished(const Loop *loop, const LoopState *state);
@@ -76,7 +84,18 @@ typedef struct {
 } Validation;
 int loop_validate(Loop *loop, Validation *result);
 
-/* One step's gradients without an update (tests, bench): the sums over all ranks. */
+/* What one step did and where its time went; seconds is the whole. */
+typedef struct {
+    double loss, grad_norm, learning_rate;
+    double forward_flops; /* of this rank's forward passes; forward and backward are three times that */
+    double seconds, data_seconds, compute_seconds, exchange_seconds, update_seconds; /* update: norm, clip, AdamW */
+    bool applied;                                                                    /* the guard found nothing wrong */
+} LoopStep;
+/* One training step, the one that loop_run repeats: data, forward, backward, sum over ranks, update. Nothing is
+ * reported or saved, and a bad step is not answered. */
+int loop_step(Loop *loop, LoopState *state, LoopStep *result);
+
+/* One step's gradients without an update (tests): the sums over all ranks. */
 int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums);
 
 #endif

@@ -1,5 +1,6 @@
 /* cria pretrain: a Llama from text. The command puts the rooms together (config, tokenizer, data, model, optimizer,
  * checkpoints) and hands them to the loop. */
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/output_folder.h"
+#include "train/plan.h"
 #include "train/progress.h"
 #include "train/run_files.h"
 #include "train/sample.h"
@@ -149,10 +151,7 @@ static int open_data(Run *run) {
 }
 
 static int initialise(Run *run) {
-    const Config *config = run->config;
-    return llama_init(run->model, (LlamaInit){.seed = (uint64_t)config->seed,
-                                              .std = (float)config->model_init_std,
-                                              .residual = (enum InitResidual)config->model_init_residual});
+    return llama_init(run->model, setup_init(run->config));
 }
 
 static int make_model(Run *run) {
@@ -165,17 +164,7 @@ static int make_model(Run *run) {
 }
 
 static int make_optimizer(Run *run) {
-    OptimParameter *parameters;
-    size_t n = 0;
-    ARENA_TRY(parameters, &run->arena, run->model->n_weights);
-    for (int i = 0; i < run->model->n_weights; i++) {
-        const Weight *weight = run->model->weights[i];
-        if (weight->tied) continue;
-        parameters[n] = (OptimParameter){
-            .value = weight->value, .grad = weight->grad, .n = weight_elements(weight), .decay = weight->decay};
-        n++;
-    }
-    return optimizer_new(&run->optimizer, parameters, n, setup_optim(run->config));
+    return setup_optimizer(&run->optimizer, run->model, run->config, &run->arena);
 }
 
 /* Every rank must see the same data in the same order: the number is the same on all where its complement's maximum is
@@ -187,6 +176,16 @@ static int agree_on_data(Run *run) {
         FAIL(ERR_REFUSED, "the ranks have different data: on every machine the same files, config and arguments are "
                           "needed");
     return OK;
+}
+
+/* A run that cannot fit is refused before anything large is allocated; every rank plans, and they agree. */
+static int check_memory(Run *run) {
+    MemoryPlan plan;
+    int rc = memory_plan(&plan, run->config, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
+    if (rc == OK) rc = memory_plan_check(&plan);
+    if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);
+    memory_plan_free(&plan);
+    return rc;
 }
 
 /* ---- hooks ---- */
@@ -280,10 +279,13 @@ static void show_curve(const Run *run) {
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
     TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
+    TRY(config_require(run->config, OPTION_data_train));
+    TRY(mesh_agree(run->mesh, check_memory(run)));
     TRY(mesh_agree(run->mesh, open_tokenizer(run)));
     TRY(mesh_agree(run->mesh, make_model(run)));
     TRY(mesh_agree(run->mesh, mesh_rank(run->mesh) == 0 ? settle_config(run, resuming) : OK));
     TRY(mesh_agree(run->mesh, open_data(run)));
+    malloc_trim(0); /* what tokenising took */
     TRY(agree_on_data(run));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
@@ -334,7 +336,7 @@ static int train(Run *run) {
     bool resumed = false;
     TRY(prepare(run, &resumed));
     int64_t steps = setup_steps(run->config, run->loader);
-    LoopOptions options = setup_loop(run->config, steps);
+    LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
     int rc = nll_objective_new(&run->objective, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);

@@ -7,8 +7,6 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 
-enum { SAMPLE_TOKENS = 64 };
-
 static int generate(Llama *model, const Tokenizer *tokenizer, const Config *config, const TokenList *prompt,
                     Generation *out) {
     Generator *generator;

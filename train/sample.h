@@ -6,6 +6,8 @@
 #include "data/tokenizer/tokenizer.h"
 #include "model/llama.h"
 
+enum { SAMPLE_TOKENS = 64 };
+
 /* Continues train.sample_prompt with the generate.* options, in the context the run trains with, and logs the text. One
  * that cannot be made is a warning: the run goes on. */
 void sample_text(Llama *model, const Tokenizer *tokenizer, const Config *config, int64_t step);

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "data/estimate.h"
 #include "model/core/error.h"
 
 /* ---- the model's shape ---- */
@@ -90,7 +91,6 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
     *options = (LoaderOptions){0};
-    TRY(config_require(config, OPTION_data_train));
     TRY(copy_sources(&sources, &options->n_sources, &config->data_train, arena));
     TRY(copy_sources(&validation, &options->n_validation_sources, &config->data_validation, arena));
     options->sources = sources;
@@ -113,13 +113,33 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 
 /* ---- the optimizer and the run ---- */
 
-OptimOptions setup_optim(const Config *config) {
+LlamaInit setup_init(const Config *config) {
+    return (LlamaInit){.seed = (uint64_t)config->seed,
+                       .std = (float)config->model_init_std,
+                       .residual = (enum InitResidual)config->model_init_residual};
+}
+
+static OptimOptions optim_options(const Config *config) {
     return (OptimOptions){.learning_rate = config->optim_lr,
                           .beta1 = config->optim_beta1,
                           .beta2 = config->optim_beta2,
                           .epsilon = config->optim_eps,
                           .weight_decay = config->optim_weight_decay,
                           .clip = config->optim_clip};
+}
+
+int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena) {
+    OptimParameter *parameters;
+    size_t n = 0;
+    ARENA_TRY(parameters, arena, model->n_weights);
+    for (int i = 0; i < model->n_weights; i++) {
+        const Weight *weight = model->weights[i];
+        if (weight->tied) continue;
+        parameters[n] = (OptimParameter){
+            .value = weight->value, .grad = weight->grad, .n = weight_elements(weight), .decay = weight->decay};
+        n++;
+    }
+    return optimizer_new(optimizer, parameters, n, optim_options(config));
 }
 
 int64_t setup_steps(const Config *config, const Loader *loader) {
@@ -137,7 +157,7 @@ static int64_t steps_or_share(double value, int64_t steps) {
     return value < 1 ? llround(value * (double)steps) : llround(value);
 }
 
-LoopOptions setup_loop(const Config *config, int64_t steps) {
+LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
     enum { RECOMPUTE_LAYER = 1 };
     return (LoopOptions){.steps = steps,
                          .validate_every = config->train_validate_every,
@@ -146,7 +166,9 @@ LoopOptions setup_loop(const Config *config, int64_t steps) {
                          .checkpoint_minutes = config->train_checkpoint_minutes,
                          .early_stopping = config->train_early_stopping,
                          .log_every = config->train_log_every,
-                         .tokens_per_microbatch = (int)config->train_tokens_per_microbatch,
+                         .tokens_per_microbatch = loader_largest_microbatch(config->train_tokens_per_batch,
+                                                                            (int)config->train_tokens_per_microbatch,
+                                                                            (int)config->train_context, n_ranks),
                          .recompute = config->train_recompute == RECOMPUTE_LAYER,
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,
                                       .peak = config->optim_lr,

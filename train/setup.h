@@ -13,15 +13,19 @@
  * where the config has none. What was resolved is written back, so that the saved config says it. */
 int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
 
-/* Points into the config; `sources` and `validation` have room for the config's lists (setup_sources allocates them in
- * the arena). `cache` is where tokens are cached when the config does not say. */
+/* n_sources is 0 where data.train is empty. Points into the config; `sources` and `validation` have room for the
+ * config's lists (setup_sources allocates them in the arena). `cache` is where tokens are cached when the config does
+ * not say. */
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks);
 
-OptimOptions setup_optim(const Config *config);
+LlamaInit setup_init(const Config *config);
+
+/* An optimizer over all of the model's untied parameters; its list is made in the arena. */
+int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena);
 
 /* Length of the run in steps: train.steps, or from epochs or tokens. */
 int64_t setup_steps(const Config *config, const Loader *loader);
 
-LoopOptions setup_loop(const Config *config, int64_t steps);
+LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks);
 
 #endif

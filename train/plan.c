@@ -1,0 +1,297 @@
+/* See plan.h. Every part is asked of the code that will allocate it: the model and the tapes are recorded without
+ * storage, the loader's sizes come from data/estimate.c, the optimizer's from optimizer_bytes_for. */
+#include "train/plan.h"
+
+#include <malloc.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/estimate.h"
+#include "eval/generator.h"
+#include "model/core/arena.h"
+#include "model/core/error.h"
+#include "model/core/memory.h"
+#include "model/core/threads.h"
+#include "model/shape_hf.h"
+#include "train/loop.h"
+#include "train/model_file.h"
+#include "train/probe.h"
+#include "train/sample.h"
+#include "train/setup.h"
+
+enum {
+    USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
+    SAVE_FIXED = 1536 * 1024, /* libhdf5's own tables and the description of a file */
+    SAVE_PER_ARRAY = 2048,    /* of it, for one array */
+    MPI_OWN = 24 << 20,       /* Open MPI 4.1's buffers and shared segments, where it does not run yet */
+};
+
+static const char *const part_names[PLAN_PARTS] = {
+    [PLAN_BASELINE] = "process",    [PLAN_TOKENIZER] = "tokenizer", [PLAN_PARAMETERS] = "parameters",
+    [PLAN_GRADIENTS] = "gradients", [PLAN_MOMENTS] = "moments",     [PLAN_ACTIVATIONS] = "activations",
+    [PLAN_TABLES] = "tables",       [PLAN_ORDER] = "data order",    [PLAN_BATCH] = "batch",
+    [PLAN_EXCHANGE] = "exchange",   [PLAN_SAVING] = "saving",
+};
+
+const char *plan_part_name(PlanPart part) {
+    return part_names[part];
+}
+
+void memory_plan_free(MemoryPlan *plan) {
+    text_free(&plan->notes);
+}
+
+static uint64_t resident_now(void) {
+    MemoryUse use = memory_use();
+    return use.anonymous + use.shared;
+}
+
+/* ---- shape and tokenizer ---- */
+
+/* The shape of model.base, without its parameters. */
+static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config *config) {
+    bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
+    ModelFile file;
+    TRY(model_file_open(&file, config->model_base,
+                        (ModelFileOptions){.shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
+    *shape = llama_shape_from_hf(&file.config);
+    *tokenizer = file.tokenizer;
+    file.tokenizer = NULL;
+    model_file_close(&file);
+    return llama_shape_check(shape);
+}
+
+/* *tokenizer is NULL where it cannot be opened: its vocabulary is then taken from the config, or guessed. */
+static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
+    *tokenizer = NULL;
+    if (*config->model_base) return shape_of_base(&plan->shape, tokenizer, config);
+    if (*config->tokenizer_path && tokenizer_load(tokenizer, config->tokenizer_path) != OK) {
+        text_printf(&plan->notes, "the tokenizer is not there yet (%s)\n", error_text());
+        error_clear();
+    }
+    bool guess = !*tokenizer && config->model_vocab_size == 0 && !*config->model_preset;
+    if (guess) {
+        config->model_vocab_size = USUAL_VOCABULARY;
+        text_printf(&plan->notes, "a vocabulary of %d tokens was assumed; model.vocab_size says otherwise\n",
+                    USUAL_VOCABULARY);
+    }
+    int rc = setup_shape(&plan->shape, config, *tokenizer);
+    if (guess) config->model_vocab_size = 0;
+    return rc;
+}
+
+/* ---- the parts ---- */
+
+/* The activations of a run so configured: both tapes are recorded and planned, as the loop does it. */
+static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, bool recompute) {
+    Objective *objective;
+    Loop *loop = NULL;
+    TRY(nll_objective_new(&objective, (int)microbatch));
+    LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute};
+    int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
+    if (rc == OK) *bytes = loop_tape_bytes(loop) + (uint64_t)microbatch * sizeof(float); /* the objective's gradient */
+    loop_free(loop);
+    objective->free(objective);
+    return rc;
+}
+
+static int moment_bytes(uint64_t *bytes, const Llama *model) {
+    OptimParameter *parameters = calloc((size_t)model->n_weights, sizeof *parameters);
+    if (!parameters) FAIL(ERR_FAILED, "out of memory");
+    size_t n = 0;
+    for (int i = 0; i < model->n_weights; i++)
+        if (!model->weights[i]->tied) parameters[n++].n = weight_elements(model->weights[i]);
+    *bytes = optimizer_bytes_for(parameters, n);
+    free(parameters);
+    return OK;
+}
+
+/* A sample text's cache and activations. */
+static int sampling_bytes(uint64_t *bytes, Llama *model, const Config *config, const Tokenizer *tokenizer) {
+    Generator *generator;
+    *bytes = 0;
+    if (config->train_sample_every == 0) return OK;
+    int64_t limit = model->rotary.n_positions, wanted = (int64_t)strlen(config->train_sample_prompt) + SAMPLE_TOKENS;
+    int sequence = (int)(wanted < limit ? wanted : limit);
+    if (sequence < 2) return OK;
+    TRY(generator_new(&generator, model, tokenizer, (GeneratorOptions){.max_batch = 1, .max_sequence = sequence}));
+    *bytes = generator_bytes(generator);
+    generator_free(generator);
+    return OK;
+}
+
+static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
+    int rc = OK;
+    Llama *model;
+    bool base = *config->model_base != '\0';
+    int n_positions = base ? plan->shape.max_context : (int)config->train_context;
+    uint64_t sampling = 0;
+    TRY(llama_new(&model, &plan->shape,
+                  (LlamaOptions){.training = true, .names_only = true, .n_positions = n_positions}));
+    plan->bytes[PLAN_PARAMETERS] = model->value_bytes;
+    plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
+    plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
+    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model));
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, kind == RECOMPUTE_LAYER));
+    plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
+    TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
+    uint64_t saving = SAVE_FIXED + 3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
+    plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
+done:
+    llama_free(model);
+    return rc;
+}
+
+/* What the run will read; 0 where its length is given in epochs of data that is not known yet. */
+static int64_t run_tokens(const Config *config) {
+    if (config->train_steps > 0) return config->train_steps * config->train_tokens_per_batch;
+    if (config->train_tokens > 0) return config->train_tokens;
+    return config->train_epochs > 1 ? INT64_MAX / 2 : 0;
+}
+
+static int data_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
+    int rc = OK;
+    Arena arena = {0};
+    LoaderOptions options;
+    LoaderEstimate estimate;
+    char cache[4096];
+    snprintf(cache, sizeof cache, "%s/cache", config->output);
+    TRY_TO(done, setup_loader(&options, config, &arena, cache, 0, plan->ranks));
+    if (options.n_sources == 0) text_puts(&plan->notes, "no data.train: the order of the data is not counted\n");
+    if (loader_estimate(&estimate, &options, tokenizer, run_tokens(config)) != OK) {
+        text_printf(&plan->notes, "the data is not there yet (%s): its order, 12 bytes a document, is not counted\n",
+                    error_text());
+        error_clear();
+        options.n_sources = options.n_validation_sources = 0;
+        TRY_TO(done, loader_estimate(&estimate, &options, tokenizer, 0));
+    }
+    if (estimate.sampled)
+        text_printf(&plan->notes,
+                    "the data is not tokenised yet: %lld documents and %lld tokens are estimates from its beginning\n",
+                    (long long)estimate.documents, (long long)estimate.tokens);
+    plan->documents = estimate.documents;
+    plan->tokens = estimate.tokens;
+    plan->bytes[PLAN_ORDER] = estimate.order_bytes;
+    plan->bytes[PLAN_BATCH] = estimate.step_bytes;
+    plan->tokenising = estimate.tokenising_bytes;
+done:
+    arena_free(&arena);
+    return rc;
+}
+
+/* ---- the sum ---- */
+
+static uint64_t training_total(const MemoryPlan *plan, uint64_t activations) {
+    uint64_t sum = activations;
+    for (int part = 0; part < PLAN_PARTS; part++)
+        if (part != PLAN_ACTIVATIONS) sum += plan->bytes[part];
+    return sum;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+uint64_t plan_total_with(const MemoryPlan *plan, int recompute) {
+    return larger(training_total(plan, plan->activations[recompute]), plan->tokenising);
+}
+
+static void add_up(MemoryPlan *plan) {
+    if (plan->tokenising > 0) /* parameters exist by then, gradients and moments are untouched */
+        plan->tokenising += plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
+                            plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
+    plan->training = training_total(plan, plan->activations[plan->recompute]);
+    plan->total = larger(plan->training, plan->tokenising);
+    plan->fits = plan->available == 0 || plan->total <= plan->available;
+}
+
+/* What the machine leaves for one of the ranks here, when this process's own pages are counted as taken. */
+static uint64_t find_available(const Config *config, int ranks_here) {
+    if (config->train_memory_limit > 0) return (uint64_t)config->train_memory_limit;
+    uint64_t available = memory_available();
+    return available == 0 ? 0 : (available + resident_now()) / (uint64_t)ranks_here;
+}
+
+/* ---- what would fit ---- */
+
+/* Micro-batches halved down to the context, each without and with recomputation: the first that fits. */
+static int find_advice(MemoryPlan *plan, const Config *config) {
+    int rc = OK;
+    char bytes[32];
+    uint64_t fixed = training_total(plan, 0), least = UINT64_MAX;
+    Llama *model;
+    if (plan->tokenising > plan->available) {
+        snprintf(
+            plan->advice, sizeof plan->advice,
+            "tokenising alone takes %s: a run of a smaller model with the same data.cache can make the cache first",
+            text_bytes(bytes, plan->tokenising));
+        return OK;
+    }
+    TRY(llama_new(&model, &plan->shape, (LlamaOptions){.training = true, .names_only = true}));
+    for (int64_t microbatch = plan->microbatch;; microbatch /= 2) {
+        if (microbatch < config->train_context) microbatch = config->train_context;
+        for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
+            uint64_t activations;
+            TRY_TO(done, activation_bytes(&activations, model, microbatch, kind == RECOMPUTE_LAYER));
+            if (fixed + activations < least) least = fixed + activations;
+            if (fixed + activations > plan->available) continue;
+            char smaller[64] = "";
+            if (microbatch < config->train_tokens_per_microbatch)
+                snprintf(smaller, sizeof smaller, "train.tokens_per_microbatch=%lld ", (long long)microbatch);
+            snprintf(plan->advice, sizeof plan->advice, "it fits with %strain.recompute=%s: %s", smaller,
+                     kind == RECOMPUTE_LAYER ? "layer" : "none", text_bytes(bytes, fixed + activations));
+            goto done;
+        }
+        if (microbatch <= config->train_context) break;
+    }
+    snprintf(plan->advice, sizeof plan->advice,
+             "no micro-batch is small enough: the least is %s; take a smaller model%s or a shorter train.context",
+             text_bytes(bytes, least), plan->ranks_here > 1 ? ", fewer ranks on this machine" : "");
+done:
+    llama_free(model);
+    return rc;
+}
+
+int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
+    int rc = OK;
+    Tokenizer *tokenizer = NULL;
+    *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
+    plan->recompute = config->train_recompute;
+    plan->microbatch = loader_largest_microbatch(
+        config->train_tokens_per_batch, (int)config->train_tokens_per_microbatch, (int)config->train_context, ranks);
+    uint64_t before = resident_now();
+    TRY_TO(done, find_shape(plan, config, &tokenizer));
+    uint64_t after = resident_now();
+    plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
+    plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);
+    TRY_TO(done, model_parts(plan, config, tokenizer));
+    TRY_TO(done, data_parts(plan, config, tokenizer));
+    tokenizer_free(tokenizer);
+    tokenizer = NULL;
+    malloc_trim(0); /* what planning itself took is not the run's */
+    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch);
+    if (ranks > 1 && !mesh_is_running()) {
+        plan->bytes[PLAN_BASELINE] += MPI_OWN;
+        text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
+                    MPI_OWN >> 20, ranks);
+    }
+    plan->available = find_available(config, ranks_here);
+    add_up(plan);
+    if (!plan->fits) TRY_TO(done, find_advice(plan, config));
+    TRY_TO(done, text_check(&plan->notes));
+done:
+    tokenizer_free(tokenizer);
+    return rc;
+}
+
+int memory_plan_check(const MemoryPlan *plan) {
+    char total[32], available[32];
+    if (plan->fits) return OK;
+    FAIL(ERR_REFUSED,
+         "this run needs %s of memory%s and %s is there; %s ('cria plan' shows the parts; train.memory_limit sets "
+         "another "
+         "limit)",
+         text_bytes(total, plan->total), plan->ranks > 1 ? " a rank" : "", text_bytes(available, plan->available),
+         plan->advice);
+}

@@ -1,0 +1,60 @@
+/* The memory a training run will need, part by part, before anything large is allocated. What is counted is what will
+ * be resident (anonymous and shared pages); mapped files, which the system can take back, are not.
+ *
+ * Two moments are the largest: making a token cache (parameters are there, gradients and activations not yet), and a
+ * checkpoint or sample in the midst of training. The plan is the larger of the two. */
+#ifndef CRIA_TRAIN_PLAN_H
+#define CRIA_TRAIN_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "configs/config.h"
+#include "model/shape.h"
+
+typedef enum {
+    PLAN_BASELINE,    /* the process and its libraries, probed */
+    PLAN_TOKENIZER,   /* measured where it can be opened */
+    PLAN_PARAMETERS,  /* fp32 */
+    PLAN_GRADIENTS,   /* a tied head has its own accumulator */
+    PLAN_MOMENTS,     /* AdamW's two */
+    PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
+    PLAN_TABLES,      /* rotary tables and names */
+    PLAN_ORDER,       /* of documents: split and epochs' plans */
+    PLAN_BATCH,       /* the arrays of one step */
+    PLAN_EXCHANGE,    /* between ranks */
+    PLAN_SAVING,      /* a checkpoint being written, or a sample being generated: the larger */
+    PLAN_PARTS
+} PlanPart;
+
+enum { RECOMPUTE_NONE, RECOMPUTE_LAYER, RECOMPUTE_KINDS }; /* in the order of train.recompute's choices */
+
+typedef struct {
+    LlamaShape shape;
+    int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */
+    int recompute;                  /* as configured */
+    int64_t microbatch;             /* tokens of the largest one */
+    uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
+    uint64_t activations[RECOMPUTE_KINDS];
+    uint64_t tokenising; /* the whole need of that moment; 0 where no cache is to be made */
+    uint64_t training;   /* the whole need of the other */
+    uint64_t total;      /* the larger */
+    uint64_t available;  /* for one rank here: train.memory_limit, or the machine's part of it; 0: not known */
+    bool fits;
+    int64_t documents, tokens; /* of the data; 0 where it is absent */
+    char advice[512];          /* where it does not fit: what would; else "" */
+    Text notes;                /* what was estimated and how, a line each */
+} MemoryPlan;
+
+/* Plans a pretraining run of `config` for `ranks` ranks of which `ranks_here` run on this machine. Opens the tokenizer
+ * and looks at the data where they are there, and closes them again; resolves the model's shape into the config. */
+int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here);
+void memory_plan_free(MemoryPlan *plan);
+
+const char *plan_part_name(PlanPart part);
+uint64_t plan_total_with(const MemoryPlan *plan, int recompute); /* as plan->total, had it been configured so */
+
+/* ERR_REFUSED where the plan does not fit, saying what would. */
+int memory_plan_check(const MemoryPlan *plan);
+
+#endif
