@@ -6,6 +6,7 @@
  * small ones, llama2.c's table of models. */
 #include "model/shape.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "model/core/error.h"
@@ -111,9 +112,18 @@ int llama_shape_check(LlamaShape *shape) {
         FAIL(ERR_REFUSED, "model.head_dim is %d; rotary embedding needs an even number", shape->head_dim);
     if ((int64_t)shape->n_heads * shape->head_dim > MOST)
         FAIL(ERR_REFUSED, "model: %d heads of width %d are too wide", shape->n_heads, shape->head_dim);
-    if (!(shape->norm_eps > 0) || !(shape->rope_theta > 0))
-        FAIL(ERR_REFUSED, "model.norm_eps %g and rope_theta %g must be positive", (double)shape->norm_eps,
-             (double)shape->rope_theta);
+    if (!(shape->norm_eps > 0 && shape->norm_eps < INFINITY && shape->rope_theta > 0 && shape->rope_theta < INFINITY))
+        FAIL(ERR_REFUSED, "model.norm_eps %g and rope_theta %g must be positive, and numbers that fp32 can hold",
+             (double)shape->norm_eps, (double)shape->rope_theta);
+    const RotaryScaling *scaling = &shape->rope_scaling;
+    if (scaling->factor != 0 && !(scaling->factor >= 1 && scaling->factor < INFINITY && scaling->low_freq_factor > 0 &&
+                                  scaling->high_freq_factor > scaling->low_freq_factor &&
+                                  scaling->high_freq_factor < INFINITY && scaling->original_context > 0))
+        FAIL(ERR_REFUSED,
+             "model.rope_scaling: factor %g, low_freq_factor %g, high_freq_factor %g, original_context %d; expected "
+             "factor ≥ 1, 0 < low < high, original_context ≥ 1",
+             (double)scaling->factor, (double)scaling->low_freq_factor, (double)scaling->high_freq_factor,
+             scaling->original_context);
     return OK;
 }
 
