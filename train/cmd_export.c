@@ -12,6 +12,7 @@
 #include "model/formats/safetensors.h"
 #include "train/cli.h"
 #include "train/commands.h"
+#include "train/export_gguf.h"
 #include "train/model_copy.h"
 #include "train/new_directory.h"
 
@@ -44,13 +45,28 @@ static int write_hugging_face(ModelCopy *copy, const char *directory, const void
     return safetensors_write_directory(directory, copy->sources, copy->n, arguments->shard_bytes);
 }
 
+static int export_hugging_face(const Arguments *arguments, const char *model, const char *to) {
+    ModelCopy copy;
+    TRY(new_directory_check(to));
+    TRY(model_copy_open(&copy, model,
+                        (ModelCopyOptions){.tokenizer = arguments->tokenizer, .dtype = arguments->dtype}));
+    int rc = model_copy_write(&copy, to, "export", write_hugging_face, arguments);
+    model_copy_close(&copy);
+    return rc;
+}
+
+static int export_to_gguf(const Arguments *arguments, const char *model, const char *to) {
+    return export_gguf(model, to, arguments->dtype, arguments->tokenizer);
+}
+
 typedef struct {
     const char *name, *help;
-    ModelCopyWrite write;
+    int (*write)(const Arguments *arguments, const char *model, const char *to);
 } Format;
 
 static const Format formats[] = {
-    {"hf", "a Hugging Face directory with safetensors", write_hugging_face},
+    {"hf", "a Hugging Face directory with safetensors", export_hugging_face},
+    {"gguf", "a file for llama.cpp, Ollama and LM Studio", export_to_gguf},
 };
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
@@ -96,31 +112,29 @@ static int parse_size(uint64_t *bytes, const char *text) {
 int command_export(int argc, char **argv) {
     Arguments arguments = {.format = "hf", .shard_size = "5GB"};
     const Flag flags[] = {
-        {"format", 'f', FLAG_TEXT, &arguments.format, "FORMAT", "", "hf: a Hugging Face directory (the default)"},
-        {"dtype", 0, FLAG_TEXT, &arguments.dtype, "DTYPE", "", "fp32, bf16 or fp16 (default: as they are stored)"},
-        {"shard-size", 0, FLAG_TEXT, &arguments.shard_size, "SIZE", "", "largest safetensors file (5GB)"},
+        {"format", 'f', FLAG_TEXT, &arguments.format, "FORMAT", "",
+         "hf: a Hugging Face directory (the default); gguf: a file for llama.cpp and Ollama"},
+        {"dtype", 0, FLAG_TEXT, &arguments.dtype, "DTYPE", "",
+         "hf: fp32, bf16, fp16; gguf: f32, f16, bf16, q8_0, q4_0 (default: as they are stored)"},
+        {"shard-size", 0, FLAG_TEXT, &arguments.shard_size, "SIZE", "", "hf: largest safetensors file (5GB)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
     };
     CliSpec spec = {.usage = "MODEL TO [flags]",
                     .about =
-                        "Writes a model for other programs: a folder TO, new or empty, with config.json,\n"
-                        "generation_config.json, model.safetensors and the tokenizer. MODEL: a checkpoint, a run's\n"
-                        "folder, a Hugging Face directory, a llama2.c file.",
+                        "Writes a model for other programs: as hf a folder TO, new or empty, with config.json,\n"
+                        "generation_config.json, model.safetensors and the tokenizer; as gguf a new file TO.gguf with\n"
+                        "everything inside, and an Ollama Modelfile beside it. MODEL: a checkpoint, a run's folder, a\n"
+                        "Hugging Face directory, a GGUF file, a llama2.c file.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,
                     .min_words = 2,
                     .max_words = 2};
     CliResult cli;
     const Format *format;
-    ModelCopy copy;
     TRY(cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) return OK;
     TRY(find_format(&format, arguments.format));
     TRY(parse_size(&arguments.shard_bytes, arguments.shard_size));
-    TRY(new_directory_check(cli.words[1]));
-    TRY(model_copy_open(&copy, cli.words[0],
-                        (ModelCopyOptions){.tokenizer = arguments.tokenizer, .dtype = arguments.dtype}));
-    int rc = model_copy_write(&copy, cli.words[1], "export", format->write, &arguments);
-    model_copy_close(&copy);
-    return rc;
+    TRY(format->write(&arguments, cli.words[0], cli.words[1]));
+    return OK;
 }

@@ -37,7 +37,7 @@ int command_import(int argc, char **argv) {
                     .about =
                         "Makes a checkpoint of a model: a folder TO, new or empty, that serves wherever a MODEL is\n"
                         "asked for (pretrain model.base=TO, generate TO, export TO …). FROM: a Hugging Face\n"
-                        "directory, a llama2.c file (with --tokenizer), a checkpoint, a run's folder.",
+                        "directory, a GGUF file, a llama2.c file (with --tokenizer), a checkpoint, a run's folder.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,
                     .min_words = 2,

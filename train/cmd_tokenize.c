@@ -10,6 +10,7 @@
 #include "model/core/text.h"
 #include "train/cli.h"
 #include "train/commands.h"
+#include "train/model_file.h"
 
 static int read_stdin(Text *input) {
     char buffer[65536];
@@ -81,7 +82,7 @@ int command_tokenize(int argc, char **argv) {
     if (!path) FAIL(ERR_USAGE, "no tokenizer was named: -t FILE, -t DIRECTORY or -t bytes");
     Tokenizer *tokenizer;
     Text input = {0};
-    TRY(tokenizer_load(&tokenizer, path));
+    TRY(model_file_load_tokenizer(&tokenizer, path));
     int rc = read_stdin(&input);
     int encode_flags = (bos ? TOKENIZE_BOS : 0) | (eos ? TOKENIZE_EOS : 0) | (special ? TOKENIZE_SPECIAL : 0);
     if (rc == OK) rc = decode ? print_text(tokenizer, &input, special) : print_ids(tokenizer, &input, encode_flags);

@@ -9,6 +9,7 @@
 #include "model/core/text.h"
 #include "train/cli.h"
 #include "train/commands.h"
+#include "train/model_file.h"
 #include "train/progress.h"
 
 /* ---- train --------------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ static int show(int argc, char **argv) {
                   argc, argv));
     if (cli.helped) return OK;
     Tokenizer *tokenizer;
-    TRY(tokenizer_load(&tokenizer, cli.words[0]));
+    TRY(model_file_load_tokenizer(&tokenizer, cli.words[0]));
     int n = tokenizer_vocab_size(tokenizer), n_special = 0;
     for (int32_t id = 0; id < n; id++) n_special += tokenizer_name(tokenizer, id) != NULL;
     printf("%-14s %s (%s)\n", "kind", tokenizer_kind(tokenizer), tokenizer_source_name(tokenizer));

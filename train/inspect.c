@@ -11,6 +11,7 @@
 #include "model/core/text.h"
 #include "model/formats/checkpoint.h"
 #include "model/formats/checkpoint_list.h"
+#include "model/formats/gguf.h"
 #include "model/formats/hf_config.h"
 #include "model/formats/llama2c.h"
 #include "model/formats/named.h"
@@ -227,10 +228,21 @@ failed:
 
 /* ---- models ---- */
 
+/* What is wrong with the tokenizer, or with an element type, becomes the problem. */
+static int add_gguf(json_t *report, const NamedFile *file) {
+    Tokenizer *tokenizer = NULL;
+    TRY(add_config(report, gguf_config(file)));
+    if (gguf_tokenizer(&tokenizer, file) != OK) TRY(set_problem(report));
+    if (tokenizer) TRY(set_tokenizer(report, tokenizer));
+    if (gguf_check_readable(file) != OK) TRY(set_problem(report));
+    return OK;
+}
+
 static int add_model(json_t *report, const char *path) {
     NamedFile *file;
     TRY(named_open(&file, path));
     int rc = add_arrays(report, file);
+    if (rc == OK && strcmp(named_format(file), "gguf") == 0) rc = add_gguf(report, file);
     named_close(file);
     TRY(rc);
     if (directory_exists(path)) TRY(add_side_files(report, path));

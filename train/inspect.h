@@ -13,7 +13,7 @@
  *   checkpoints          of a run: [{step, path, best, problem}], newest first
  *   newest               of a run: the report on its newest whole checkpoint
  *   files                [{name, size, crc32c, problem, arrays…}] of a checkpoint
- *   format               "safetensors", "hdf5", "llama2.c"
+ *   format               "safetensors", "gguf", "hdf5", "llama2.c"
  *   arrays               [{name, dtype, shape, bytes}]; n_arrays, elements, bytes; texts {key: value}
  *   config               of a model, under Hugging Face's keys
  *   tokenizer            {kind, vocab_size, bos, eos, source}

@@ -6,10 +6,12 @@
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
 #include "train/interrupt.h"
 #include "train/new_directory.h"
+#include "train/new_file.h"
 
 enum { MEGABYTE = 1000000 };
 
@@ -113,22 +115,45 @@ void model_copy_close(ModelCopy *copy) {
 
 /* ---- writing ---- */
 
-int model_copy_write(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context) {
-    char elements[32], bytes[32];
-    NewDirectory directory;
-    TRY(new_directory_begin(&directory, to));
+/* `write` at `path`, which will be TO. */
+static int write_at(ModelCopy *copy, const char *path, const char *to, const char *verb, ModelCopyWrite write,
+                    const void *context) {
     interrupt_install();
     copy->done = 0;
     progress_begin(&copy->progress, verb, "MB", 0, (int64_t)(copy->bytes / MEGABYTE));
-    int rc = write(copy, directory.path, context);
+    int rc = write(copy, path, context);
     progress_end(&copy->progress);
     if (rc == ERR_INTERRUPTED)
         error_set(rc, __FILE__, __LINE__, "%s: stopped by %s; %s was not written", verb, interrupt_name(), to);
     interrupt_restore();
+    return rc;
+}
+
+int model_copy_write(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context) {
+    char elements[32], bytes[32];
+    NewDirectory directory;
+    TRY(new_directory_begin(&directory, to));
+    int rc = write_at(copy, directory.path, to, verb, write, context);
     if (rc == OK) rc = new_directory_commit(&directory);
     new_directory_abandon(&directory);
     TRY(rc);
     log_info("%s: %s parameters in %s (%s) are now in %s", verb, text_thousands(elements, copy->elements),
              dtype_name(copy->file.config.dtype), text_bytes(bytes, copy->bytes), to);
+    return OK;
+}
+
+int model_copy_write_file(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write,
+                          const void *context) {
+    char elements[32], bytes[32];
+    uint64_t size = 0;
+    NewFile file;
+    TRY(new_file_begin(&file, to));
+    int rc = write_at(copy, file.path, to, verb, write, context);
+    if (rc == OK) rc = new_file_commit(&file);
+    new_file_abandon(&file);
+    TRY(rc);
+    TRY(file_size(&size, to));
+    log_info("%s: %s parameters are now in %s (%s)", verb, text_thousands(elements, copy->elements), to,
+             text_bytes(bytes, size));
     return OK;
 }

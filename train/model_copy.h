@@ -31,6 +31,9 @@ int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options)
 typedef int (*ModelCopyWrite)(ModelCopy *copy, const char *directory, const void *context);
 int model_copy_write(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context);
 
+/* The same for a single file TO (new_file.h), which `write` makes at `path`. */
+int model_copy_write_file(ModelCopy *copy, const char *to, const char *verb, ModelCopyWrite write, const void *context);
+
 void model_copy_close(ModelCopy *copy);
 
 #endif

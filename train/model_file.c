@@ -10,6 +10,7 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
+#include "model/formats/gguf.h"
 #include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
 #include "model/shape_hf.h"
@@ -35,11 +36,25 @@ int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *na
     return rc == OK ? OK : error_context(rc, "%s: its tokenizer", named_path(named));
 }
 
+int model_file_load_tokenizer(Tokenizer **tokenizer, const char *path) {
+    NamedFile *named;
+    if (!file_exists(path) || !gguf_recognises(path)) return tokenizer_load(tokenizer, path);
+    TRY(gguf_open(&named, path));
+    int rc = gguf_tokenizer(tokenizer, named);
+    named_close(named);
+    TRY(rc);
+    if (!*tokenizer) FAIL(ERR_REFUSED, "%s: there is no tokenizer in it", path);
+    return OK;
+}
+
 static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *path, const ModelFileOptions *options) {
     bool found;
-    if (options->tokenizer) return tokenizer_load(&file->tokenizer, options->tokenizer);
-    TRY(model_file_tokenizer(&file->tokenizer, &found, named));
-    if (found) return OK;
+    if (options->tokenizer) return model_file_load_tokenizer(&file->tokenizer, options->tokenizer);
+    if (strcmp(named_format(named), "gguf") == 0)
+        TRY(gguf_tokenizer(&file->tokenizer, named));
+    else
+        TRY(model_file_tokenizer(&file->tokenizer, &found, named));
+    if (file->tokenizer) return OK;
     found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
     if (!found && options->need_tokenizer)
         FAIL(ERR_USAGE, "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE", path,
@@ -65,6 +80,11 @@ static void llama2c_generation(HfGeneration *generation, const HfConfig *config)
 static int read_config(ModelFile *file, const NamedFile *named, const char *path) {
     const char *stored = named_text(named, config_key), *generation = named_text(named, generation_key);
     file->generation = hf_generation_default();
+    if (strcmp(named_format(named), "gguf") == 0) {
+        file->config = *gguf_config(named);
+        complete_generation(&file->generation, &file->config);
+        return gguf_check_readable(named);
+    }
     if (stored) {
         TRY(hf_config_parse(&file->config, stored, strlen(stored), path));
         if (generation) TRY(hf_generation_parse(&file->generation, generation, strlen(generation), path));
@@ -106,6 +126,7 @@ static int read_template(ModelFile *file, const NamedFile *named, const char *pa
     int rc = OK;
     size_t size;
     const char *stored = named_text(named, MODEL_FILE_TEMPLATE);
+    if (!stored) stored = named_text(named, GGUF_TEMPLATE);
     if (stored) {
         file->chat_template = strdup(stored);
         if (!file->chat_template) FAIL(ERR_FAILED, "out of memory");

@@ -1,5 +1,6 @@
 /* MODEL, wherever a command asks for one: a checkpoint, a run's folder (its newest, or its best), a Hugging Face
- * directory, a llama2.c file. What is opened is everything a model is: parameters, tokenizer, generation settings. */
+ * directory, a GGUF file, a llama2.c file. What is opened is everything a model is: parameters, tokenizer, generation
+ * settings. */
 #ifndef CRIA_TRAIN_MODEL_FILE_H
 #define CRIA_TRAIN_MODEL_FILE_H
 
@@ -38,6 +39,9 @@ void model_file_close(ModelFile *file);
 
 /* The tokenizer inside a checkpoint's model.h5; *found tells whether there is one. */
 int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named);
+
+/* A tokenizer from anything that has one: what tokenizer_load opens, or a GGUF file. */
+int model_file_load_tokenizer(Tokenizer **tokenizer, const char *path);
 
 /* The texts and arrays that make a checkpoint's model.h5 more than parameters (names in model_file.c), allocated in the
  * arena: for writers of checkpoints. `resolved` is the run's config as YAML, or NULL; so may

@@ -134,7 +134,7 @@ static int open_model_base(Run *run) {
 static int open_tokenizer(Run *run) {
     if (*run->config->model_base) return open_model_base(run);
     TRY(config_require(run->config, OPTION_tokenizer_path));
-    return tokenizer_load(&run->tokenizer, run->config->tokenizer_path);
+    return model_file_load_tokenizer(&run->tokenizer, run->config->tokenizer_path);
 }
 
 static int open_data(Run *run) {

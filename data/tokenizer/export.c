@@ -134,13 +134,20 @@ static int by_rank_then_halves(const void *a, const void *b) {
     return x->right < y->right ? -1 : x->right > y->right;
 }
 
-static int put_merges(Text *out, const Tokenizer *t) {
-    size_t n = 0;
-    BpePair *pairs = malloc((t->merges.n_pairs + 1) * sizeof *pairs);
-    if (!pairs) FAIL(ERR_FAILED, "out of memory for %zu merges", t->merges.n_pairs);
+int tokenizer_sorted_merges(const Tokenizer *t, BpePair **pairs, size_t *n) {
+    *n = 0;
+    *pairs = malloc((t->merges.n_pairs + 1) * sizeof **pairs);
+    if (!*pairs) FAIL(ERR_FAILED, "out of memory for %zu merges", t->merges.n_pairs);
     for (size_t i = 0; i < t->merges.n_slots; i++)
-        if (t->merges.slots[i].rank != BPE_NO_RANK) pairs[n++] = t->merges.slots[i];
-    qsort(pairs, n, sizeof *pairs, by_rank_then_halves);
+        if (t->merges.slots[i].rank != BPE_NO_RANK) (*pairs)[(*n)++] = t->merges.slots[i];
+    qsort(*pairs, *n, sizeof **pairs, by_rank_then_halves);
+    return OK;
+}
+
+static int put_merges(Text *out, const Tokenizer *t) {
+    size_t n;
+    BpePair *pairs;
+    TRY(tokenizer_sorted_merges(t, &pairs, &n));
     text_puts(out, "    \"merges\": [");
     for (size_t i = 0; i < n; i++) {
         text_puts(out, i > 0 ? ",\n      [" : "\n      [");

@@ -116,6 +116,9 @@ static inline const char *piece_bytes(const Tokenizer *t, int32_t id) {
 void tokenizer_piece_name(const Tokenizer *t, int32_t id, Text *out);
 /* The id of a normal piece by its bytes; BPE_NO_TOKEN where there is none. */
 int32_t tokenizer_find(const Tokenizer *t, const char *bytes, size_t length);
+/* The merges in the order of their ranks, malloc'd; those of equal rank in the order that transformers' converter gives
+ * them. */
+int tokenizer_sorted_merges(const Tokenizer *t, BpePair **pairs, size_t *n);
 /* The symbol a character begins as. */
 uint32_t tokenizer_code_symbol(const Tokenizer *t, uint32_t code);
 

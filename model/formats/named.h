@@ -33,8 +33,9 @@ char *named_shape(char out[NAMED_SHAPE_TEXT], const NamedArray *array);
 /* A file (or set of files) open for reading. Arrays and their names live until closed. */
 typedef struct NamedFile NamedFile;
 
-/* Opens a .safetensors, .h5 or llama2.c .bin file, or a directory that holds a model: a Hugging Face directory, a
- * checkpoint's folder, a run's folder (its newest checkpoint). HDF5 is opened only where a manifest vouches for it. */
+/* Opens a .safetensors, .gguf, .h5 or llama2.c .bin file, or a directory that holds a model: a Hugging Face directory,
+ * a checkpoint's folder, a run's folder (its newest checkpoint). HDF5 is opened only where a manifest vouches for it.
+ */
 int named_open(NamedFile **file, const char *path);
 void named_close(NamedFile *file);
 
@@ -43,7 +44,7 @@ const NamedArray *named_find(const NamedFile *file, const char *name); /* NULL w
 int named_get(const NamedArray **array, const NamedFile *file, const char *name);
 size_t named_count(const NamedFile *file);
 const NamedArray *named_at(const NamedFile *file, size_t index);
-const char *named_format(const NamedFile *file); /* "safetensors", "hdf5", "llama2.c" */
+const char *named_format(const NamedFile *file); /* "safetensors", "gguf", "hdf5", "llama2.c" */
 const char *named_path(const NamedFile *file);
 
 /* Reads elements as fp32 (converting bf16, fp16, fp64): `first` and `n` in elements. */

@@ -6,6 +6,7 @@
 #include "model/core/file.h"
 #include "model/core/text.h"
 #include "model/formats/checkpoint.h"
+#include "model/formats/gguf.h"
 #include "model/formats/llama2c.h"
 #include "model/formats/named.h"
 #include "model/formats/safetensors.h"
@@ -52,13 +53,15 @@ int named_open(NamedFile **file, const char *path) {
         TRY(safetensors_open(file, path));
     else if (text_ends_with(path, ".h5") || text_ends_with(path, ".hdf5"))
         TRY(open_hdf5(file, path));
+    else if (text_ends_with(path, ".gguf") || gguf_recognises(path))
+        TRY(gguf_open(file, path));
     else if (text_ends_with(path, ".bin"))
         TRY(llama2c_open(file, NULL, path));
     else if (!file_exists(path))
         FAIL(ERR_REFUSED, "%s: no such file or directory", path);
     else
         FAIL(ERR_REFUSED,
-             "%s: not a model that is known here: a .safetensors, .h5 or llama2.c .bin file, a Hugging Face "
+             "%s: not a model that is known here: a .safetensors, .gguf, .h5 or llama2.c .bin file, a Hugging Face "
              "directory, a checkpoint or a run's folder is expected",
              path);
     return OK;
