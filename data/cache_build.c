@@ -15,15 +15,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH_BYTES = 16 << 20, BATCH_RECORDS = 16384, PROGRESS_SECONDS = 10, OPEN_ATTEMPTS = 100 };
+enum { PROGRESS_SECONDS = 10, OPEN_ATTEMPTS = 100 };
 
 typedef struct {
     char *bytes; /* texts one after the other */
     size_t used, capacity;
-    size_t begin[BATCH_RECORDS]; /* of each text in `bytes`: the array may move as it grows */
-    const char *texts[BATCH_RECORDS];
-    size_t sizes[BATCH_RECORDS];
-    TokenList ids[BATCH_RECORDS];
+    size_t begin[CACHE_BATCH_RECORDS]; /* of each text in `bytes`: the array may move as it grows */
+    const char *texts[CACHE_BATCH_RECORDS];
+    size_t sizes[CACHE_BATCH_RECORDS];
+    TokenList ids[CACHE_BATCH_RECORDS];
     size_t n;
 } Batch;
 
@@ -125,7 +125,7 @@ static int write_tables(Build *build, const FileStamp *stamps) {
 static int batch_add(Batch *batch, const Record *record) {
     if (batch->capacity - batch->used < record->size) {
         size_t wanted = batch->used + record->size;
-        wanted = wanted < BATCH_BYTES ? BATCH_BYTES : wanted;
+        wanted = wanted < CACHE_BATCH_BYTES ? CACHE_BATCH_BYTES : wanted;
         char *grown = realloc(batch->bytes, wanted);
         if (!grown)
             FAIL(ERR_FAILED, "%s:%lld: out of memory: a record of %zu bytes", record->path, (long long)record->line,
@@ -144,7 +144,7 @@ static void batch_clear(Batch *batch) {
     for (size_t i = 0; i < batch->n; i++) token_list_free(&batch->ids[i]);
     memset(batch->ids, 0, batch->n * sizeof *batch->ids);
     batch->n = batch->used = 0;
-    if (batch->capacity > 2 * (size_t)BATCH_BYTES) { /* a giant record's room is given back */
+    if (batch->capacity > 2 * (size_t)CACHE_BATCH_BYTES) { /* a giant record's room is given back */
         free(batch->bytes);
         batch->bytes = NULL;
         batch->capacity = 0;
@@ -181,7 +181,7 @@ static int tokenise(Build *build, RecordReader *reader) {
         bool found;
         TRY(records_next(reader, &record, &found));
         if (found) TRY(batch_add(batch, &record));
-        if (!found || batch->used >= BATCH_BYTES || batch->n == BATCH_RECORDS) {
+        if (!found || batch->used >= CACHE_BATCH_BYTES || batch->n == CACHE_BATCH_RECORDS) {
             TRY(batch_encode(build));
             report_progress(build, reader);
         }

@@ -22,6 +22,8 @@
  *                                               …  chunk CRCs  u32[n_chunks], one per CACHE_CHUNK bytes of ids
  */
 enum { CACHE_VERSION = 1, CACHE_CHUNK = 4 << 20 };
+/* What is encoded at once while a cache is made: no more text, or records, unless one record is larger. */
+enum { CACHE_BATCH_BYTES = 16 << 20, CACHE_BATCH_RECORDS = 16384 };
 
 typedef struct {
     char magic[8];

@@ -7,6 +7,7 @@
 #include "data/batch.h"
 #include "data/cache.h"
 #include "data/cache_format.h"
+#include "data/input.h"
 #include "data/packing.h"
 #include "data/source.h"
 #include "model/core/error.h"
@@ -25,42 +26,61 @@ typedef struct {
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-static int sample_tokens(double *tokens, const Tokenizer *tokenizer, const Record *record, int flags) {
-    *tokens += (double)record->size / BYTES_PER_TOKEN + 1;
-    if (!tokenizer) return OK;
+/* Tokens of `size` bytes of text: a part of at most SAMPLE_BYTES is encoded and stands for the rest. */
+static int count_tokens(double *tokens, const Tokenizer *tokenizer, const char *text, size_t size, int flags) {
+    *tokens = (double)size / BYTES_PER_TOKEN + 1;
+    if (!tokenizer || size == 0) return OK;
     TokenList ids = {0};
-    size_t size = record->size < SAMPLE_BYTES ? record->size : SAMPLE_BYTES;
-    while (size > 0 && size < record->size && ((unsigned char)record->text[size] & 0xC0) == 0x80) size--; /* UTF-8 */
-    int rc = tokenizer_encode(tokenizer, record->text, size, flags, &ids);
-    if (rc == OK && size > 0) {
-        *tokens -= (double)record->size / BYTES_PER_TOKEN + 1;
-        *tokens += (double)ids.n * ((double)record->size / (double)size);
-    }
+    size_t part = size < SAMPLE_BYTES ? size : SAMPLE_BYTES;
+    int rc = tokenizer_encode(tokenizer, text, part, flags, &ids);
+    if (rc == OK) *tokens = (double)ids.n * ((double)size / (double)part);
     token_list_free(&ids);
     return rc;
 }
 
-/* Reads the first records, and scales what they say by the files' sizes. */
-static int sample_source(SourceSize *size, const SourceOptions *source, const Tokenizer *tokenizer, int flags,
-                         char **files, size_t n_files) {
+/* Documents that are whole files, which may be larger than memory: the beginning of the first one is read. */
+static int sample_files(SourceSize *size, const Tokenizer *tokenizer, int flags, char *const *files, size_t n_files,
+                        double largest, double on_disk) {
+    int rc = OK;
+    Input *input = NULL;
+    size_t text = 0;
+    double tokens;
+    char *bytes = malloc(SAMPLE_BYTES);
+    if (!bytes) FAIL(ERR_FAILED, "out of memory");
+    TRY_TO(done, input_open(&input, files[0]));
+    for (size_t n = 1; n > 0 && text < SAMPLE_BYTES; text += n)
+        TRY_TO(done, input_read(input, bytes + text, SAMPLE_BYTES - text, &n));
+    TRY_TO(done, count_tokens(&tokens, tokenizer, bytes, text, flags));
+    double seen = (double)input_position(input), expansion = seen > 0 ? (double)text / seen : 1;
+    size->documents = (double)n_files;
+    size->text_bytes = on_disk * expansion;
+    size->largest_record = largest * expansion;
+    size->tokens = text > 0 ? tokens * size->text_bytes / (double)text : 0;
+done:
+    if (rc != OK) error_context(rc, "%s", files[0]);
+    input_close(input);
+    free(bytes);
+    return rc;
+}
+
+/* Documents of which a file holds many: the first ones are read. */
+static int sample_records(SourceSize *size, const SourceOptions *source, const Tokenizer *tokenizer, int flags,
+                          char *const *files, size_t n_files, double on_disk) {
     int rc = OK;
     RecordReader *reader = NULL;
-    double on_disk = 0, documents = 0, text = 0, tokens = 0;
+    double documents = 0, text = 0, tokens = 0;
     bool found = true;
-    for (size_t i = 0; i < n_files; i++) {
-        uint64_t bytes;
-        TRY(file_size(&bytes, files[i]));
-        on_disk += (double)bytes;
-    }
     TRY_TO(done, records_open(&reader, &(RecordOptions){files, n_files, source->field, source->separator, false}));
     while (text < SAMPLE_BYTES) {
         Record record;
+        double more;
         TRY_TO(done, records_next(reader, &record, &found));
         if (!found) break;
+        TRY_TO(done, count_tokens(&more, tokenizer, record.text, record.size, flags));
         documents++;
+        tokens += more;
         text += (double)record.size;
         if ((double)record.size > size->largest_record) size->largest_record = (double)record.size;
-        TRY_TO(done, sample_tokens(&tokens, tokenizer, &record, flags));
     }
     /* The reader is ahead of what it has handed out by a buffer at most; compressed bytes are counted as compressed. */
     double seen = (double)records_bytes_read(reader), scale = found && seen > 0 && on_disk > seen ? on_disk / seen : 1;
@@ -70,6 +90,22 @@ static int sample_source(SourceSize *size, const SourceOptions *source, const To
 done:
     records_close(reader);
     return rc;
+}
+
+/* Reads the beginning, and scales what it says by the files' sizes. */
+static int sample_source(SourceSize *size, const SourceOptions *source, const Tokenizer *tokenizer, int flags,
+                         char *const *files, size_t n_files) {
+    double on_disk = 0, largest = 0;
+    bool has_records = source->separator && *source->separator;
+    for (size_t i = 0; i < n_files; i++) {
+        uint64_t bytes;
+        TRY(file_size(&bytes, files[i]));
+        on_disk += (double)bytes;
+        if ((double)bytes > largest) largest = (double)bytes;
+        has_records |= source_is_jsonl(files[i]);
+    }
+    if (has_records) return sample_records(size, source, tokenizer, flags, files, n_files, on_disk);
+    return sample_files(size, tokenizer, flags, files, n_files, largest, on_disk);
 }
 
 static int size_source(SourceSize *size, const SourceOptions *source, const LoaderOptions *options,
@@ -118,16 +154,20 @@ static double order_bytes(const LoaderOptions *options, const SourceSize *size, 
     return bytes + plans * plan_bytes(options, kept * size->documents, kept * size->tokens);
 }
 
-/* As cache_build.c and the encoder hold it: the reader's record, the batch's texts, and ids of 4 bytes, three times
- * over while long texts are encoded in parts. */
+/* As cache_build.c and the encoder hold it: the reader's record, a batch's texts and their ids, of 4 bytes and half as
+ * much again for room to grow; a long text's ids exist twice more while its parts are put together. */
 static double tokenising_bytes(const SourceSize *size) {
-    enum { BATCH_TEXT = 16 << 20, TABLES = 1 << 20, ID_COPIES = 3 };
-    if (size->cached) return 0;
-    double text = size->text_bytes < BATCH_TEXT ? size->text_bytes : BATCH_TEXT;
-    if (size->largest_record > text) text = size->largest_record;
-    double tokens = size->text_bytes > 0 ? text * size->tokens / size->text_bytes : 0;
-    double chunk = size->tokens * 4 < CACHE_CHUNK ? size->tokens * 4 : CACHE_CHUNK;
-    return size->largest_record + text + ID_COPIES * 4 * tokens + chunk + TABLES + size->documents * sizeof(uint64_t);
+    enum { ID = sizeof(int32_t), LIST = 48 /* of a record: its list and its place in the heap */, TABLES = 1 << 20 };
+    if (size->cached || size->documents == 0) return 0;
+    double mean = size->text_bytes / size->documents, text = size->text_bytes;
+    if (text > CACHE_BATCH_BYTES) text = CACHE_BATCH_BYTES;
+    if (text > CACHE_BATCH_RECORDS * mean) text = CACHE_BATCH_RECORDS * mean;
+    if (text < size->largest_record) text = size->largest_record;
+    double per_byte = size->text_bytes > 0 ? size->tokens / size->text_bytes : 0;
+    double ids = 1.5 * ID * text * per_byte + 2 * ID * size->largest_record * per_byte;
+    double chunk = size->tokens * ID < CACHE_CHUNK ? size->tokens * ID : CACHE_CHUNK;
+    return size->largest_record + text + ids + LIST * (mean > 0 ? text / mean : 0) + chunk + TABLES +
+           size->documents * sizeof(uint64_t);
 }
 
 static int64_t sequences_per_step(int64_t tokens_per_batch, int context) {

@@ -41,7 +41,9 @@ void memory_plan_free(MemoryPlan *plan) {
     text_free(&plan->notes);
 }
 
+/* What the process holds once freed memory has gone back, as a run gives it back before it trains. */
 static uint64_t resident_now(void) {
+    malloc_trim(0);
     MemoryUse use = memory_use();
     return use.anonymous + use.shared;
 }
@@ -269,7 +271,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     TRY_TO(done, data_parts(plan, config, tokenizer));
     tokenizer_free(tokenizer);
     tokenizer = NULL;
-    malloc_trim(0); /* what planning itself took is not the run's */
+    malloc_trim(0);
     plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch);
     if (ranks > 1 && !mesh_is_running()) {
         plan->bytes[PLAN_BASELINE] += MPI_OWN;

@@ -70,7 +70,6 @@ static const char config_name[] = "config.yaml";
 /* Rank 0 alone touches the folder. */
 static int open_output(Run *run, bool *resuming) {
     *resuming = false;
-    TRY(config_require(run->config, OPTION_output));
     if (mesh_rank(run->mesh) != 0) return OK;
     TRY(output_folder_check(run->config->output, resuming));
     return output_folder_lock(run->config->output, &run->lock);
@@ -278,9 +277,10 @@ static void show_curve(const Run *run) {
 
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
-    TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
+    TRY(config_require(run->config, OPTION_output));
     TRY(config_require(run->config, OPTION_data_train));
     TRY(mesh_agree(run->mesh, check_memory(run)));
+    TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
     TRY(mesh_agree(run->mesh, open_tokenizer(run)));
     TRY(mesh_agree(run->mesh, make_model(run)));
     TRY(mesh_agree(run->mesh, mesh_rank(run->mesh) == 0 ? settle_config(run, resuming) : OK));

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# cria plan says beforehand what a run will hold: its total against the measured peak of anonymous and shared resident
+# memory, within 2 % or 8 MB, with the cache being made, validation and a checkpoint in the run. And what does not fit is
+# refused, with what would.
+. "$(dirname "$0")/e2e.bash"
+declare -A plan
+
+make_text "$scratch/text.txt" 4000
+cd "$scratch" || exit 1
+data=(tokenizer.path=bytes 'data.train=[{path: text.txt, separator: "\n"}]' train.validation_tokens=2048)
+
+number() { sed -nE "s/^ *\"$1\": ([0-9]+).*/\1/p" "$2" | head -n 1; }
+
+# Runs cria with the arguments and looks at its pages every millisecond; the peak in bytes is in $peak. A look takes
+# less time than a run's largest moments last.
+measure() {
+    local status pid deadline=$((SECONDS + ${LIMIT:-120})) sum
+    peak=0
+    "$cria" "$@" 2>"$scratch/err" &
+    pid=$!
+    while mapfile -t status 2>/dev/null <"/proc/$pid/status" && [ ${#status[@]} -gt 0 ]; do
+        sum=0
+        for line in "${status[@]}"; do
+            case $line in
+            RssAnon:* | RssShmem:*) line=${line%kB} && sum=$((sum + ${line#*:})) ;;
+            State:*Z*) break 2 ;;
+            esac
+        done
+        [ $((sum * 1024)) -le "$peak" ] || peak=$((sum * 1024))
+        [ "$SECONDS" -lt "$deadline" ] || kill -KILL "$pid"
+        read -r -t 0.001 <>"$scratch/never"
+    done
+    wait "$pid"
+}
+mkfifo "$scratch/never"
+
+agrees() { # NAME ARGUMENTS…
+    local name=$1 total difference allowed
+    shift
+    run 0 plan "$@" output="$name" --json && total=$(number total_bytes "$scratch/out") || return 1
+    [ ! -e "$name" ] || { echo "planning has made $name"; return 1; }
+    measure pretrain "$@" output="$name" || return 1
+    [ -e "$name/metrics.jsonl" ] && grep -q eval_loss "$name/metrics.jsonl" && ls "$name"/checkpoints/*/model.h5 >/dev/null || return 1
+    difference=$((total > peak ? total - peak : peak - total)) allowed=$((peak / 50 > 8000000 ? peak / 50 : 8000000))
+    echo "$name: planned $total, measured $peak bytes: $((difference / 1000)) kB apart, $((allowed / 1000)) allowed"
+    [ "$difference" -le "$allowed" ]
+}
+
+agrees bytes model.dim=128 model.n_layers=4 model.n_heads=4 model.tie_embeddings=true "${data[@]}" \
+    train.steps=3 train.context=64 train.tokens_per_batch=768 train.tokens_per_microbatch=768
+tell "a small model on bytes takes the memory that was planned" $?
+agrees 260k model.preset=260k "${data[@]}" data.packing=best-fit train.steps=2 train.context=256 \
+    train.tokens_per_batch=4096 train.tokens_per_microbatch=2048 train.sample_every=1
+tell "260K with samples and best-fit packing takes the memory that was planned" $?
+agrees 15m model.preset=15m "${data[@]}" train.validation_tokens=128 train.steps=2 train.context=128 \
+    train.tokens_per_batch=128 train.tokens_per_microbatch=4096
+tell "15M, in smaller steps than its micro-batch would hold, takes the memory that was planned" $?
+agrees layer model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 \
+    train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=layer
+tell "recomputed layers take the memory that was planned" $?
+
+two_ranks() { # the plan of each rank under mpirun, MPI's own memory measured
+    mpi 2 "$cria" plan model.preset=260k "${data[@]}" output=two --json >"$scratch/out" 2>"$scratch/err" &&
+        [ "$(number ranks "$scratch/out")" -eq 2 ] && [ "$(grep -c '"total_bytes":' "$scratch/out")" -eq 1 ] &&
+        [ "$(number exchange "$scratch/out")" -gt 1000000 ] && ! grep -q "MPI's own memory is taken" "$scratch/out"
+}
+if command -v mpirun >/dev/null; then
+    two_ranks
+    tell "under mpirun one plan is printed, for as many ranks" $?
+fi
+
+grows() { # [config] where $scratch/out is of two plans
+    local none layer
+    run 0 plan "$@" --json && none=$(number none "$scratch/out") layer=$(number layer "$scratch/out") && [ "$layer" -lt "$none" ]
+}
+grows model.preset=llama2-7b train.context=4096
+tell "recomputation takes less" $?
+
+large() { # within the time of a plan, in little memory
+    (ulimit -v 4000000 && run 0 plan model.preset=llama3.1-405b ranks=8) && grep -q 'does not fit' "$scratch/out" &&
+        grep -q '^run: *8 ranks' "$scratch/out" && ! ls -d runs 2>/dev/null
+}
+large
+tell "the largest model is planned without being allocated" $?
+
+refused() {
+    run 3 pretrain model.preset=15m "${data[@]}" train.steps=2 train.context=128 train.memory_limit=300M output=refused &&
+        one_error && says 'it fits with train.' && [ ! -e refused ]
+}
+refused
+tell "a run that does not fit is refused, with what would fit, and nothing was made" $?
+
+advice_holds() { # what was advised fits
+    local advice
+    advice=$(sed -nE 's/.*it fits with ([a-z0-9_.= ]*): .*/\1/p' "$scratch/err")
+    [ -n "$advice" ] || return 1
+    # shellcheck disable=SC2086
+    run 0 plan model.preset=15m "${data[@]}" train.context=128 train.memory_limit=300M $advice && grep -q '^fits: ' "$scratch/out"
+}
+advice_holds
+tell "with what was advised it fits" $?
+
+never_fits() { run 3 pretrain model.preset=15m "${data[@]}" train.memory_limit=100M output=refused && says 'no micro-batch is small enough'; }
+never_fits
+tell "a model that is too large for any micro-batch is refused as such" $?
+
+finish
