@@ -274,8 +274,11 @@ int token_cache_build(const char *path, const CacheOptions *options, char *const
     build.header.key = key;
     build.header.n_files = n_files;
     TRY_TO(done, build_start(&build, path));
-    TRY_TO(done, records_open(&reader, &(RecordOptions){files, n_files, source->field, source->separator,
-                                                        options->fail_on_error}));
+    TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = files,
+                                                        .n_paths = n_files,
+                                                        .field = source->field,
+                                                        .separator = source->separator,
+                                                        .fail_on_error = options->fail_on_error}));
     TRY_TO(done, tokenise(&build, reader));
     TRY_TO(done, write_tables(&build, records_stamps(reader)));
     TRY_TO(done, commit(&build, path));

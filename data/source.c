@@ -1,6 +1,6 @@
 /* Plain text and JSONL (one JSON object per line, RFC 8259; blank lines are passed over) are both "pieces of a stream
  * that end with a delimiter": the newline, the separator, or the end of the file. A piece is found in a buffer that
- * grows to the longest one. */
+ * grows to the longest one. The elements of a JSON array are found by counting brackets outside strings. */
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
@@ -27,6 +27,7 @@ struct RecordReader {
     int64_t line; /* number of the line at `begin` */
     char *buffer; /* bytes begin..end are read but not yet taken */
     size_t begin, end, capacity;
+    bool in_array;  /* `begin` is inside a JSON array */
     bool at_end;    /* of the file's bytes */
     bool is_broken; /* the file's bytes end in damage */
     json_t *json;   /* the record handed out points into it */
@@ -171,10 +172,10 @@ const FileStamp *records_stamps(const RecordReader *reader) {
 
 static int open_next(RecordReader *reader) {
     reader->path = reader->options.paths[reader->next_path];
-    reader->is_jsonl = source_is_jsonl(reader->path);
+    reader->is_jsonl = reader->options.whole || source_is_jsonl(reader->path);
     reader->line = 1;
     reader->begin = reader->end = 0;
-    reader->at_end = reader->is_broken = false;
+    reader->at_end = reader->is_broken = reader->in_array = false;
     return input_open(&reader->input, reader->path);
 }
 
@@ -288,9 +289,111 @@ static bool is_blank(const char *line, size_t n) {
     return true;
 }
 
+/* ---- elements of a JSON array ------------------------------------------------------------------------------------
+ */
+
+/* Skips white space, and commas in an array; *c is the next character, or 0 at the end of the file. */
+static int next_character(RecordReader *reader, char *c) {
+    static const char byte_order_mark[] = "\xef\xbb\xbf";
+    for (;; reader->begin++) {
+        while (reader->begin == reader->end && !reader->at_end) TRY(read_more(reader));
+        if (reader->begin == reader->end) {
+            *c = 0;
+            return OK;
+        }
+        *c = reader->buffer[reader->begin];
+        bool skipped = strchr(reader->in_array ? " \t\r\n," : " \t\r\n", *c) && *c;
+        bool is_mark = !reader->in_array && memchr(byte_order_mark, *c, sizeof byte_order_mark - 1);
+        if (!skipped && !is_mark) return OK;
+        reader->line += *c == '\n';
+    }
+}
+
+/* The value that begins at `begin`: *size bytes, *lines newlines in it. A string or a bare word is a value too (and no
+ * record, as its parser will say); *closed is false where the file ends within it. */
+static int measure_value(RecordReader *reader, size_t *size, int64_t *lines, bool *closed) {
+    size_t at = 0;
+    int64_t depth = 0;
+    bool in_string = false;
+    *lines = 0;
+    *closed = false;
+    for (;; at++) {
+        while (reader->begin + at == reader->end && !reader->at_end) TRY(read_more(reader));
+        *size = at;
+        if (reader->begin + at == reader->end) return OK;
+        char c = reader->buffer[reader->begin + at];
+        if (depth == 0 && !in_string && (c == ',' || c == ']')) break;
+        *lines += c == '\n';
+        if (in_string && c == '\\') {
+            at++; /* whatever follows; a file that ends here is seen above */
+            while (reader->begin + at >= reader->end && !reader->at_end) TRY(read_more(reader));
+            if (reader->begin + at >= reader->end) return OK;
+            *lines += reader->buffer[reader->begin + at] == '\n';
+        } else if (c == '"') {
+            in_string = !in_string;
+        } else if (!in_string) {
+            depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+        }
+    }
+    *closed = true;
+    return OK;
+}
+
+static int next_element(RecordReader *reader, Record *record, bool *found) {
+    char c;
+    *found = false;
+    TRY(next_character(reader, &c));
+    if (c == ']') {
+        reader->begin++;
+        reader->in_array = false;
+        TRY(next_character(reader, &c));
+        if (c == 0) return OK;
+        reader->is_broken = true;
+        FAIL(ERR_REFUSED, "%s:%lld: '%c' follows the end of the JSON array", reader->path, (long long)reader->line, c);
+    }
+    size_t size = 0;
+    int64_t lines = 0;
+    bool closed = false;
+    *record = (Record){.path = reader->path, .line = reader->line};
+    if (c) TRY(measure_value(reader, &size, &lines, &closed));
+    if (!closed) {
+        reader->is_broken = true;
+        FAIL(ERR_REFUSED, "%s:%lld: the file ends here, within its JSON array; is it cut short, or is a quote missing?",
+             reader->path, (long long)record->line);
+    }
+    record->text = reader->buffer + reader->begin;
+    record->size = size;
+    reader->begin += size;
+    reader->line += lines;
+    *found = true;
+    return OK;
+}
+
+/* ---- lines and documents ------------------------------------------------------------------------------------------
+ */
+
+/* Whether the file is one JSON array, by its first character. */
+static int find_array(RecordReader *reader) {
+    char c;
+    if (!reader->options.whole || reader->begin > 0 || reader->end > 0) return OK;
+    TRY(next_character(reader, &c));
+    if (c != '[') return OK;
+    reader->begin++;
+    reader->in_array = true;
+    return OK;
+}
+
 /* The next record of this file; *found is false at its end. ERR_REFUSED: a bad one, which is passed over. */
 static int next_in_file(RecordReader *reader, Record *record, bool *found) {
     static const char byte_order_mark[] = "\xef\xbb\xbf";
+    int begun = find_array(reader);
+    if (begun == OK && reader->in_array) begun = next_element(reader, record, found);
+    if (begun == ERR_REFUSED && !reader->is_broken) { /* the compressed bytes */
+        reader->is_broken = true;
+        return error_context(begun, "%s:%lld", reader->path, (long long)reader->line);
+    }
+    TRY(begun);
+    if (reader->in_array || reader->is_broken) return OK;
     for (;;) {
         size_t size = 0, taken = 0;
         int rc = next_piece(reader, reader->is_jsonl ? "\n" : reader->options.separator, &size, &taken, found);
@@ -310,6 +413,11 @@ static int next_in_file(RecordReader *reader, Record *record, bool *found) {
             size -= 3;
         }
         if (is_blank(piece, size)) continue;
+        if (reader->options.whole) {
+            record->text = piece;
+            record->size = size;
+            return OK;
+        }
         return parse_line(reader, piece, size, record);
     }
 }
@@ -323,15 +431,21 @@ static void report_skip(RecordReader *reader) {
 
 int records_next(RecordReader *reader, Record *record, bool *found) {
     *found = false;
+    *record = (Record){0};
     json_decref(reader->json);
     reader->json = NULL;
     while (reader->next_path < reader->options.n_paths) {
         if (!reader->input) TRY(open_next(reader));
+        if (reader->is_broken) {
+            TRY(finish_file(reader));
+            continue;
+        }
         int rc = next_in_file(reader, record, found);
         if (rc == OK && *found) return OK;
         if (rc != OK) {
             json_decref(reader->json);
             reader->json = NULL;
+            *record = (Record){.path = reader->path, .line = record->line ? record->line : reader->line};
             if (rc != ERR_REFUSED || reader->options.fail_on_error) return error_trace(rc, __FILE__, __LINE__);
             report_skip(reader);
             *found = false;

@@ -22,6 +22,8 @@ typedef struct {
     const char *field;     /* JSONL: the key that holds the text; NULL: "text" */
     const char *separator; /* plain text: what ends a document; NULL or "": a file is one document */
     bool fail_on_error;    /* else a bad record is counted, reported and left out */
+    bool whole;            /* every file is JSONL, or one JSON array of objects; a record's text is the object's bytes,
+                              which nobody has parsed yet */
 } RecordOptions;
 
 typedef struct {
@@ -38,7 +40,8 @@ void records_close(RecordReader *reader);
 
 /* The next record, in the order of the files; *found is false at the end. Bad records (a line that is not one JSON
  * object, a field that is absent or no string, text that is not UTF-8; compressed data that is damaged or cut short,
- * which ends its file) are ERR_REFUSED with file and line, or left out. Memory: one record, and a read buffer. */
+ * which ends its file; an array that does not end) are ERR_REFUSED with file and line, or left out; a caller may go on
+ * with the next. Memory: one record, and a read buffer. */
 int records_next(RecordReader *reader, Record *record, bool *found);
 
 int64_t records_skipped(const RecordReader *reader);

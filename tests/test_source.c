@@ -17,7 +17,11 @@ static int read_all(Found *found, const char *path, const char *field, const cha
     RecordReader *reader = NULL;
     *found = (Found){0};
     TRY_TO(done, source_files(&paths, &n, path));
-    TRY_TO(done, records_open(&reader, &(RecordOptions){paths, n, field, separator, fail_on_error}));
+    TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = paths,
+                                                        .n_paths = n,
+                                                        .field = field,
+                                                        .separator = separator,
+                                                        .fail_on_error = fail_on_error}));
     for (;;) {
         Record record;
         bool more;

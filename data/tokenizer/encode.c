@@ -312,13 +312,13 @@ static int encode_characters(Encoder *encoder, const char *text, size_t size, To
     return finish_words(encoder, out);
 }
 
-static int encode_stretch(Encoder *encoder, const char *text, size_t size, bool first, TokenList *out) {
+static int encode_stretch(Encoder *encoder, const char *text, size_t size, StretchPlace place, TokenList *out) {
     const Tokenizer *t = encoder->t;
     encoder->stretch_start = out->n;
     if (size == 0) return OK;
     if (t->byte_level) return encode_byte_level(encoder, text, size, out);
     encoder->normal.length = 0;
-    TRY(normalizer_apply(&t->normalizer, &t->user, text, size, first, &encoder->normal));
+    TRY(normalizer_apply(&t->normalizer, &t->user, text, size, place, &encoder->normal));
     if (encoder->normal.length == 0) return OK;
     if (!t->has_unused) return encode_characters(encoder, encoder->normal.bytes, encoder->normal.length, out);
     TRY(token_list_reserve(out, IDS_PER_BYTE *
@@ -346,18 +346,22 @@ static int encode_text(Encoder *encoder, const char *text, size_t size, int flag
         TRY(token_list_append(out, &t->bos, 1));
     }
     size_t start = 0;
+    StretchPlace place = flags & TOKENIZE_AFTER_TEXT    ? STRETCH_AFTER_TEXT
+                         : flags & TOKENIZE_AFTER_TOKEN ? STRETCH_AFTER_TOKEN
+                                                        : STRETCH_FIRST;
     bool has_tokens = !trie_is_empty(&t->added) || ((flags & TOKENIZE_SPECIAL) && !trie_is_empty(&t->special));
     for (size_t at = 0; has_tokens && at < size;) {
         int32_t id;
         size_t length = special_at(t, text + at, size - at, flags, &id);
         if (length > 0) {
-            TRY(encode_stretch(encoder, text + start, at - start, start == 0, out));
+            TRY(encode_stretch(encoder, text + start, at - start, place, out));
             TRY(token_list_append(out, &id, 1));
             start = at + length;
+            place = STRETCH_AFTER_TOKEN;
         }
         at += length > 0 ? length : 1;
     }
-    TRY(encode_stretch(encoder, text + start, size - start, start == 0, out));
+    TRY(encode_stretch(encoder, text + start, size - start, place, out));
     if (flags & TOKENIZE_EOS) {
         if (t->eos < 0) FAIL(ERR_USAGE, "tokenizer %s has no EOS token", t->source_name);
         TRY(token_list_append(out, &t->eos, 1));

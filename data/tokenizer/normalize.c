@@ -125,13 +125,17 @@ static void apply_rules(const Normalizer *normalizer, const Trie *user, const ch
     }
 }
 
-int normalizer_apply(const Normalizer *normalizer, const Trie *user, const char *text, size_t size, bool first,
+int normalizer_apply(const Normalizer *normalizer, const Trie *user, const char *text, size_t size, StretchPlace place,
                      Text *out) {
     if (size == 0) return OK;
     size_t start = out->length;
-    bool wanted = normalizer->prefix == PREFIX_ALWAYS || (normalizer->prefix == PREFIX_FIRST && first);
-    bool there = normalizer->prefix_unless_there &&
-                 (text[0] == ' ' || (size >= META_LENGTH && memcmp(text, META_SPACE, META_LENGTH) == 0));
+    bool begins_with_space = text[0] == ' ' || (size >= META_LENGTH && memcmp(text, META_SPACE, META_LENGTH) == 0);
+    bool wanted = normalizer->prefix == PREFIX_ALWAYS || (normalizer->prefix == PREFIX_FIRST && place == STRETCH_FIRST);
+    bool there = normalizer->prefix_unless_there && begins_with_space;
+    if (place == STRETCH_AFTER_TEXT) { /* of the spaces between two words one stays, where extra ones are removed */
+        wanted = normalizer->remove_extra_whitespaces && begins_with_space;
+        there = false;
+    }
     if (wanted && !there) text_append(out, " ", 1);
     size_t body = out->length;
     if (!normalizer->remove_extra_whitespaces && normalizer->n_units == 0) {

@@ -37,9 +37,12 @@ int normalizer_set_table(Normalizer *normalizer, const char *bytes, size_t size)
 void text_escape_meta_space(Text *out, const char *bytes, size_t n);
 void normalizer_free(Normalizer *normalizer);
 
-/* Appends the normalised text. `first`: it is the beginning of the whole text. Strings in `user` are left as they are.
- */
-int normalizer_apply(const Normalizer *normalizer, const Trie *user, const char *text, size_t size, bool first,
+/* What a stretch of text follows: nothing, a special token, or more text (which it continues: no space is put in
+ * front, and one that is there stays). */
+typedef enum { STRETCH_FIRST, STRETCH_AFTER_TOKEN, STRETCH_AFTER_TEXT } StretchPlace;
+
+/* Appends the normalised text. Strings in `user` are left as they are. */
+int normalizer_apply(const Normalizer *normalizer, const Trie *user, const char *text, size_t size, StretchPlace place,
                      Text *out);
 
 #endif

@@ -47,6 +47,10 @@ enum {
     TOKENIZE_BOS = 1,     /* begin with BOS */
     TOKENIZE_EOS = 2,     /* end with EOS */
     TOKENIZE_SPECIAL = 4, /* match special tokens' names in the text (never for a user's text) */
+    /* The text is part of a longer one whose pieces are encoded apart: it follows a special token, or more text (then
+     * SentencePiece's space in front of a text is not put there again). */
+    TOKENIZE_AFTER_TOKEN = 8,
+    TOKENIZE_AFTER_TEXT = 16,
 };
 /* Appends the ids of `text` to `out`. Cost at most n log n. One thread. */
 int tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t size, int flags, TokenList *out);

@@ -1,0 +1,32 @@
+/* What `cria data lint` and `cria data show` have in common: a tokenizer, a template, files, and the flags for them. */
+#ifndef CRIA_TRAIN_CHAT_INPUT_H
+#define CRIA_TRAIN_CHAT_INPUT_H
+
+#include "data/chat/template.h"
+#include "train/cli.h"
+
+typedef struct {
+    /* flags */
+    const char *template_name, *date, *builtin_tools, *train_on, *overlong, *columns;
+    int64_t context; /* 0: the model's, or any */
+    /* what they lead to */
+    Tokenizer *tokenizer;
+    ChatTemplate *chat;
+    ChatColumns renamed;
+    TrainOn mode;
+    Overlong policy;
+    char **paths;
+    size_t n_paths;
+} ChatInput;
+
+enum { CHAT_INPUT_FLAGS = 7 };
+#define CHAT_INPUT_DEFAULTS \
+    { .train_on = "assistant", .overlong = "fail" }
+/* Writes CHAT_INPUT_FLAGS rows. */
+void chat_input_flags(ChatInput *input, Flag *flags);
+
+/* words[0] is a TOKENIZER or a MODEL, the others are files, globs or directories. */
+int chat_input_open(ChatInput *input, char *const *words, int n_words);
+void chat_input_close(ChatInput *input);
+
+#endif
