@@ -70,7 +70,10 @@ static int sample_records(SourceSize *size, const SourceOptions *source, const T
     RecordReader *reader = NULL;
     double documents = 0, text = 0, tokens = 0;
     bool found = true;
-    TRY_TO(done, records_open(&reader, &(RecordOptions){files, n_files, source->field, source->separator, false}));
+    TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = files,
+                                                        .n_paths = n_files,
+                                                        .field = source->field,
+                                                        .separator = source->separator}));
     while (text < SAMPLE_BYTES) {
         Record record;
         double more;
