@@ -73,7 +73,7 @@ report() {
         printf -- '- %s: ' "$size"
         tr -d '\n' <"$results/cria.$size.json" | grep -oE '"name": "[a-z_]+", *"forward_seconds": [0-9.e-]+, *"backward_seconds": [0-9.e-]+' |
             sed -E 's/"name": "([a-z_]+)", *"forward_seconds": ([0-9.e-]+), *"backward_seconds": ([0-9.e-]+)/\1 \2 \3/' |
-            awk '{ printf "%s%s %.4f %.4f", NR > 1 ? "; " : "", $1, $2, $3 } END { print "" }'
+            awk '{ printf "%s%s %.4f %.4f", (NR > 1 ? "; " : ""), $1, $2, $3 } END { print "" }'
     done
 }
 

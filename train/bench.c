@@ -129,6 +129,8 @@ static int make_model(Run *run, Config *config) {
 static int make_run(Run *run, Config *config, int *argc, char ***argv) {
     TRY(mesh_init(&run->mesh, argc, argv));
     if (mesh_size(run->mesh) > 1) FAIL(ERR_USAGE, "bench measures one rank; start it without mpirun");
+    if (!config_is_set(config, OPTION_train_tokens_per_batch)) /* one micro-batch a step tells as much, sooner */
+        config->train_tokens_per_batch = config->train_tokens_per_microbatch;
     TRY(make_model(run, config));
     TRY(make_steps(&run->steps, config, run->model->shape.vocab_size));
     TRY(setup_optimizer(&run->optimizer, run->model, config, &run->steps.arena));

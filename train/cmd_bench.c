@@ -113,7 +113,8 @@ int command_bench(int argc, char **argv) {
     CliSpec spec = {.usage = "[CONFIG.yaml] [key=value ...] [flags]",
                     .about = "Measures this machine's peak (a large fp32 product; a copy), then training steps of the\n"
                              "config's model on random tokens: tokens/s, FLOP/s and share of the peak, time by\n"
-                             "operation, memory. No data is needed: cria bench model.preset=15m train.context=256\n"
+                             "operation, memory. A step is one micro-batch where train.tokens_per_batch is not given.\n"
+                             "No data is needed: cria bench model.preset=15m train.context=256\n"
                              "train.tokens_per_batch=2048 train.tokens_per_microbatch=2048.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,
