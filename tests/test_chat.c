@@ -1,0 +1,397 @@
+/* Records, templates, masks: against ids made by tokenizers and sentencepiece (golden/chat.py), and one test for each
+ * of the known ways in which fine-tuning data goes wrong. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/chat/json_text.h"
+#include "data/chat/template.h"
+#include "data/tokenizer/tokenizer.h"
+#include "model/core/file.h"
+#include "tests/check_main.h"
+
+#define CHAT_TOKENIZER "tests/golden/tokenizer_chat.json"
+#define LLAMA_TOKENIZER "tests/golden/tokenizer_llama.model"
+#define EXPECTED "tests/golden/chat_expected.jsonl"
+
+typedef struct {
+    Tokenizer *tokenizer;
+    ChatTemplate *chat;
+    Conversation conversation;
+    ChatTokens tokens;
+} Case;
+
+static Case case_open_spec(const char *tokenizer, const ChatTemplateSpec *spec, const ChatTemplateOptions *options) {
+    Case c = {0};
+    ck_assert_ptr_nonnull(spec);
+    CHECK_OK(tokenizer_load(&c.tokenizer, tokenizer));
+    CHECK_OK(chat_template_new(&c.chat, spec, options, c.tokenizer));
+    return c;
+}
+static Case case_open(const char *name) {
+    bool is_llama2 = strcmp(name, "llama2") == 0;
+    return case_open_spec(is_llama2 ? LLAMA_TOKENIZER : CHAT_TOKENIZER, chat_template_spec(name), NULL);
+}
+static void case_close(Case *c) {
+    chat_tokens_free(&c->tokens);
+    conversation_free(&c->conversation);
+    chat_template_free(c->chat);
+    tokenizer_free(c->tokenizer);
+}
+static void parse(Case *c, const char *json) {
+    CHECK_OK(conversation_parse(&c->conversation, json, strlen(json), NULL));
+}
+static void render(Case *c, const char *json, TrainOn mode) {
+    parse(c, json);
+    CHECK_OK(chat_render(c->chat, &c->conversation, mode, &c->tokens));
+}
+/* The learned tokens' text, "|" between runs. */
+static char *learned(const Case *c) {
+    static char out[4096];
+    out[0] = '\0';
+    for (size_t i = 0; i < c->tokens.n; i++) {
+        if (!(c->tokens.weights[i] > 0)) continue;
+        if (i > 0 && *out && !(c->tokens.weights[i - 1] > 0)) strcat(out, "|");
+        char *text;
+        size_t size;
+        const char *name = tokenizer_name(c->tokenizer, c->tokens.ids[i]);
+        CHECK_OK(tokenizer_decode(c->tokenizer, &c->tokens.ids[i], 1, true, &text, &size));
+        strcat(out, name ? name : text);
+        free(text);
+    }
+    return out;
+}
+static size_t count_id(const Case *c, int32_t id) {
+    size_t n = 0;
+    for (size_t i = 0; i < c->tokens.n; i++) n += c->tokens.ids[i] == id;
+    return n;
+}
+
+static const char *const TEMPLATES[] = {"llama2", "llama3", "llama3.1", "llama3.2", "alpaca", "chatml", "plain"};
+enum { N_TEMPLATES = sizeof TEMPLATES / sizeof *TEMPLATES };
+#define TWO_TURNS                                                                                                  \
+    "{\"messages\": [{\"role\": \"user\", \"content\": \"one\"}, {\"role\": \"assistant\", \"content\": \"two\"}," \
+    "{\"role\": \"user\", \"content\": \"three\"}, {\"role\": \"assistant\", \"content\": \"four\"}]}"
+
+/* ---- equal to others ----------------------------------------------------------------------------------------------
+ */
+
+static void check_expected(Case *c, const json_t *row, const char *name, int line) {
+    const json_t *want = json_object_get(row, name), *ids = json_object_get(want, "ids");
+    char *json = json_dumps(row, 0);
+    render(c, json, TRAIN_ON_ASSISTANT);
+    free(json);
+    ck_assert_msg(json_array_size(ids) == c->tokens.n, "%s, line %d: %zu tokens, expected %zu", name, line, c->tokens.n,
+                  json_array_size(ids));
+    const json_t *runs = json_object_get(want, "learned");
+    for (size_t i = 0, run = 0; i < c->tokens.n; i++) {
+        ck_assert_msg(json_integer_value(json_array_get(ids, i)) == c->tokens.ids[i], "%s, line %d: token %zu is %d",
+                      name, line, i, c->tokens.ids[i]);
+        while (run < json_array_size(runs) &&
+               (json_int_t)i >= json_integer_value(json_array_get(json_array_get(runs, run), 1)))
+            run++;
+        bool in_run = run < json_array_size(runs) &&
+                      (json_int_t)i >= json_integer_value(json_array_get(json_array_get(runs, run), 0));
+        ck_assert_msg((c->tokens.weights[i] > 0) == in_run, "%s, line %d: the mask differs at token %zu", name, line,
+                      i);
+    }
+}
+
+START_TEST(hostile_text_has_the_ids_and_masks_of_a_piecewise_encoding) {
+    char *bytes;
+    size_t size;
+    int line = 0;
+    Case llama3 = case_open("llama3"), llama2 = case_open("llama2"),
+         llama31 = case_open_spec(CHAT_TOKENIZER, chat_template_spec("llama3.1"),
+                                  &(ChatTemplateOptions){.date = "1 May 2025"});
+    CHECK_OK(file_read(&bytes, &size, EXPECTED, 0));
+    for (char *rest = bytes, *row; (row = strsep(&rest, "\n")) != NULL && *row; line++) {
+        json_t *root = json_loads(row, 0, NULL);
+        ck_assert_ptr_nonnull(root);
+        check_expected(&llama3, root, "llama3", line + 1);
+        check_expected(&llama31, root, "llama3.1", line + 1);
+        check_expected(&llama2, root, "llama2", line + 1);
+        json_decref(root);
+    }
+    ck_assert_int_eq(line, 100);
+    free(bytes);
+    case_close(&llama3);
+    case_close(&llama31);
+    case_close(&llama2);
+}
+END_TEST
+
+START_TEST(json_is_written_as_python_writes_it) {
+    static const char *const same[] = {
+        "{\"a\": [1, -2, 1.5, 100.0, 1e+16, 0.0001, 1e-05, 0.1, 1.7976931348623157e+308]}",
+        "[\"caf\xc3\xa9 \\u0001\\u001f\\n\\t\\\"\\\\/\", true, false, null, {}, []]"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        Text out = {0};
+        json_t *root = json_loads(same[i], 0, NULL);
+        json_text_append(&out, root);
+        ck_assert_str_eq(out.bytes, same[i]);
+        text_free(&out);
+        json_decref(root);
+    }
+}
+END_TEST
+
+/* ---- what goes wrong elsewhere --------------------------------------------------------------------------------------
+ */
+
+START_TEST(the_model_learns_to_stop) {
+    for (int t = 0; t < N_TEMPLATES; t++) {
+        Case c = case_open(TEMPLATES[t]);
+        int32_t stops[2];
+        ck_assert_uint_eq(chat_template_stops(c.chat, stops), 1);
+        for (TrainOn mode = TRAIN_ON_ALL; mode <= TRAIN_ON_LAST; mode++) {
+            render(&c, TWO_TURNS, mode);
+            ck_assert_uint_lt(c.tokens.last_stop, c.tokens.n);
+            ck_assert_int_eq(c.tokens.ids[c.tokens.last_stop], stops[0]);
+            ck_assert(c.tokens.weights[c.tokens.last_stop] == 1);
+            size_t last = c.tokens.n - 1;
+            while (mode != TRAIN_ON_ALL && !(c.tokens.weights[last] > 0)) last--;
+            if (mode != TRAIN_ON_ALL) ck_assert_uint_eq(last, c.tokens.last_stop);
+        }
+        case_close(&c);
+    }
+}
+END_TEST
+
+START_TEST(bos_is_never_doubled_and_never_learned) {
+    for (int t = 0; t < N_TEMPLATES; t++) {
+        Case c = case_open(TEMPLATES[t]);
+        int32_t bos = tokenizer_bos(c.tokenizer);
+        render(&c, TWO_TURNS, TRAIN_ON_ALL);
+        size_t wanted = strcmp(TEMPLATES[t], "llama2") == 0 ? 2 : strcmp(TEMPLATES[t], "chatml") == 0 ? 0 : 1;
+        ck_assert_uint_eq(count_id(&c, bos), wanted);
+        for (size_t i = 0; i < c.tokens.n; i++) ck_assert((c.tokens.ids[i] == bos) == (c.tokens.weights[i] == 0));
+        render(&c, "{\"text\": \"<|begin_of_text|><s>a document\"}", TRAIN_ON_LAST);
+        ck_assert_uint_eq(count_id(&c, bos), 1);
+        ck_assert_uint_eq(c.tokens.n_live, c.tokens.n - 1);
+        case_close(&c);
+    }
+}
+END_TEST
+
+/* Text that would merge with what stands before it in every template: newlines, spaces, letters. */
+START_TEST(the_mask_begins_where_generation_begins) {
+    static const char *const answers[] = {"two", " two", "\\n\\ntwo", "", ":", "] two", "ee", "\\n"};
+    for (int t = 0; t < N_TEMPLATES; t++) {
+        Case c = case_open(TEMPLATES[t]);
+        for (size_t a = 0; a < sizeof answers / sizeof *answers; a++) {
+            char json[256];
+            ChatTokens prompt = {0};
+            snprintf(json, sizeof json, "{\"prompt\": \"thr\", \"completion\": \"%s\"}", answers[a]);
+            render(&c, json, TRAIN_ON_COMPLETION);
+            c.conversation.n--;
+            CHECK_OK(chat_render_prompt(c.chat, &c.conversation, &prompt));
+            ck_assert_uint_lt(prompt.n, c.tokens.n);
+            ck_assert_mem_eq(prompt.ids, c.tokens.ids, prompt.n * sizeof *prompt.ids);
+            for (size_t i = 0; i < prompt.n; i++) ck_assert(c.tokens.weights[i] == 0);
+            ck_assert(c.tokens.weights[prompt.n] == 1);
+            chat_tokens_free(&prompt);
+        }
+        case_close(&c);
+    }
+}
+END_TEST
+
+START_TEST(ids_do_not_depend_on_the_mask) {
+    for (int t = 0; t < N_TEMPLATES; t++) {
+        Case c = case_open(TEMPLATES[t]), other = case_open(TEMPLATES[t]);
+        render(&c, TWO_TURNS, TRAIN_ON_ALL);
+        for (TrainOn mode = TRAIN_ON_COMPLETION; mode <= TRAIN_ON_LAST; mode++) {
+            render(&other, TWO_TURNS, mode);
+            ck_assert_uint_eq(c.tokens.n, other.tokens.n);
+            ck_assert_mem_eq(c.tokens.ids, other.tokens.ids, c.tokens.n * sizeof *c.tokens.ids);
+        }
+        case_close(&c);
+        case_close(&other);
+    }
+}
+END_TEST
+
+START_TEST(each_mode_learns_what_it_says) {
+    static const char tools[] =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"},"
+        "{\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"tool_calls\": [{\"function\": "
+        "{\"name\": \"f\", \"arguments\": \"{\\\"x\\\": 1}\"}}]}, {\"role\": \"tool\", \"content\": \"d\"},"
+        "{\"role\": \"assistant\", \"content\": \"e\"}]}";
+    Case c = case_open("llama3.1");
+    render(&c, tools, TRAIN_ON_ASSISTANT);
+    ck_assert_str_eq(learned(&c), "b<|eot_id|>|{\"name\": \"f\", \"parameters\": {\"x\": 1}}<|eot_id|>|e<|eot_id|>");
+    render(&c, tools, TRAIN_ON_COMPLETION);
+    ck_assert_str_eq(learned(&c), "{\"name\": \"f\", \"parameters\": {\"x\": 1}}<|eot_id|>|e<|eot_id|>");
+    render(&c, tools, TRAIN_ON_LAST);
+    ck_assert_str_eq(learned(&c), "e<|eot_id|>");
+    render(&c, tools, TRAIN_ON_ALL);
+    ck_assert_uint_eq(c.tokens.n_live, c.tokens.n - 1);
+    case_close(&c);
+}
+END_TEST
+
+START_TEST(a_weight_in_the_record_replaces_the_mode) {
+    Case c = case_open("llama3");
+    render(&c,
+           "{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"train\": true}, {\"role\": \"assistant\", "
+           "\"content\": \"b\", \"weight\": 0.5}, {\"role\": \"user\", \"content\": \"c\"},"
+           "{\"role\": \"assistant\", \"content\": \"d\", \"train\": false}]}",
+           TRAIN_ON_LAST);
+    ck_assert_str_eq(learned(&c), "a|b<|eot_id|>");
+    ck_assert(c.tokens.weights[c.tokens.last_stop] == 0.5f);
+    case_close(&c);
+}
+END_TEST
+
+START_TEST(a_record_that_does_not_fit_is_never_cut_unasked) {
+    Case c = case_open("alpaca");
+    render(&c, TWO_TURNS, TRAIN_ON_ASSISTANT);
+    size_t n = c.tokens.n;
+    ck_assert(chat_fit(&c.tokens, n, OVERLONG_FAIL));
+    ck_assert(!chat_fit(&c.tokens, n - 1, OVERLONG_FAIL));
+    ck_assert(!chat_fit(&c.tokens, n - 1, OVERLONG_DROP));
+    ck_assert_uint_eq(c.tokens.n, n);
+    ck_assert(chat_fit(&c.tokens, n - 1, OVERLONG_TRUNCATE_RIGHT));
+    ck_assert_uint_eq(c.tokens.last_stop, c.tokens.n); /* the stop is gone, and that is known */
+    render(&c, TWO_TURNS, TRAIN_ON_ASSISTANT);
+    int32_t last = c.tokens.ids[n - 1];
+    ck_assert(chat_fit(&c.tokens, 3, OVERLONG_TRUNCATE_LEFT));
+    ck_assert_int_eq(c.tokens.ids[0], tokenizer_bos(c.tokenizer));
+    ck_assert_int_eq(c.tokens.ids[2], last);
+    ck_assert_uint_eq(c.tokens.last_stop, 2);
+    ck_assert_uint_eq(c.tokens.n_live, 2);
+    case_close(&c);
+}
+END_TEST
+
+START_TEST(a_template_whose_tokens_are_missing_is_refused) {
+    Tokenizer *t;
+    ChatTemplate *chat;
+    CHECK_OK(tokenizer_load(&t, "bytes"));
+    CHECK_ERROR(chat_template_new(&chat, chat_template_spec("chatml"), NULL, t), ERR_REFUSED, "<|im_start|>");
+    CHECK_ERROR(chat_template_new(&chat, chat_template_spec("llama3"), NULL, t), ERR_REFUSED, "<|start_header_id|>");
+    tokenizer_free(t);
+}
+END_TEST
+
+START_TEST(a_template_of_ones_own_needs_a_stop_that_is_a_token) {
+    Tokenizer *t;
+    ChatTemplate *chat;
+    ChatTemplateSpec spec = {.name = "mine",
+                             .begin = "{bos}",
+                             .role = {[CHAT_USER] = {"Q: ", "\n", NULL}, [CHAT_ASSISTANT] = {"A: ", "\n", "\n"}}};
+    CHECK_OK(tokenizer_load(&t, CHAT_TOKENIZER));
+    CHECK_ERROR(chat_template_new(&chat, &spec, NULL, t), ERR_REFUSED, "stop");
+    spec.role[CHAT_ASSISTANT].stop = "{eos}";
+    CHECK_ERROR(chat_template_new(&chat, &spec, NULL, t), ERR_REFUSED, "would never end");
+    tokenizer_free(t);
+    spec.role[CHAT_ASSISTANT].after = ".{eos}\n";
+    Case c = case_open_spec(CHAT_TOKENIZER, &spec, NULL);
+    render(&c, TWO_TURNS, TRAIN_ON_ASSISTANT);
+    ck_assert_str_eq(learned(&c), " two.<|end_of_text|>| four.<|end_of_text|>"); /* the space is the answer's */
+    char *text;
+    size_t size;
+    CHECK_OK(tokenizer_decode(c.tokenizer, c.tokens.ids, c.tokens.n, true, &text, &size));
+    ck_assert_str_eq(text, "<|begin_of_text|>Q: one\nA: two.<|end_of_text|>\nQ: three\nA: four.<|end_of_text|>\n");
+    free(text);
+    case_close(&c);
+}
+END_TEST
+
+/* ---- records ------------------------------------------------------------------------------------------------------
+ */
+
+static void check_messages(const char *json, const ChatColumns *columns, const char *wanted) {
+    Conversation conversation = {0};
+    Text found = {0};
+    CHECK_OK(conversation_parse(&conversation, json, strlen(json), columns));
+    for (size_t i = 0; i < conversation.n; i++) {
+        const ChatMessage *m = &conversation.messages[i];
+        text_printf(&found, "%s%s:%s", i > 0 ? " " : "", chat_role_name(m->role), m->text.bytes);
+        if (m->input.bytes) text_printf(&found, "+%s", m->input.bytes);
+        if (m->in_completion) text_puts(&found, "*");
+    }
+    ck_assert_str_eq(found.bytes, wanted);
+    text_free(&found);
+    conversation_free(&conversation);
+}
+
+START_TEST(records_are_known_by_their_keys) {
+    ChatColumns columns;
+    check_messages("{\"text\": \"t\", \"instruction\": null}", NULL, "assistant:t*");
+    check_messages("{\"instruction\": \"i\", \"input\": \"\", \"output\": \"o\", \"text\": \"t\"}", NULL,
+                   "user:i assistant:o*");
+    check_messages("{\"instruction\": \"i\", \"input\": \"n\", \"output\": \"o\", \"system\": \"s\", \"history\": "
+                   "[[\"h\", \"g\"]]}",
+                   NULL, "system:s user:h assistant:g user:i+n assistant:o*");
+    check_messages(
+        "{\"conversations\": [{\"from\": \"human\", \"value\": \"h\"}, {\"from\": \"function_call\", \"value\": "
+        "\"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": {}}\"}, {\"from\": \"observation\", \"value\": \"o\"}, "
+        "{\"from\": \"gpt\", \"value\": \"g\"}]}",
+        NULL, "user:h assistant:{\"name\": \"f\", \"parameters\": {}}* tool:o* assistant:g*");
+    check_messages("{\"prompt\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"u\"}]}], "
+                   "\"completion\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
+                   NULL, "user:u assistant:a*");
+    CHECK_OK(chat_columns_parse(&columns, "prompt=question,completion=answer"));
+    check_messages("{\"question\": \"q\", \"answer\": \"a\", \"id\": 123456789012345678901234567890}", &columns,
+                   "user:q assistant:a*");
+    chat_columns_free(&columns);
+    CHECK_ERROR(chat_columns_parse(&columns, "quest=a"), ERR_USAGE, "quest");
+    chat_columns_free(&columns);
+}
+END_TEST
+
+START_TEST(bad_records_are_refused_with_a_reason) {
+    static const struct {
+        const char *json, *reason;
+    } bad[] = {
+        {"{\"question\": 1}", "its keys are question"},
+        {"[1]", "an array"},
+        {"{\"messages\": []}", "empty"},
+        {"{\"messages\": {}}", "not an array"},
+        {"{\"messages\": [{\"role\": \"robot\", \"content\": \"\"}]}", "robot"},
+        {"{\"messages\": [{\"role\": \"user\"}]}", "no \"content\""},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": 3}]}", "a number"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"\", \"weight\": -1}]}", "weight"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"\", \"weight\": 1e300}]}", "weight"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}", "only text"},
+        {"{\"conversations\": [{\"from\": \"function_call\", \"value\": \"f(x)\"}]}", "no JSON"},
+        {"{\"text\": \"a\", \"text\": \"b\"}", "duplicate"},
+        {"{\"text\": \"\xff\"}", "0xff"},
+        {"", "not a JSON object"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        Conversation conversation = {0};
+        CHECK_ERROR(conversation_parse(&conversation, bad[i].json, strlen(bad[i].json), NULL), ERR_REFUSED,
+                    bad[i].reason);
+        conversation_free(&conversation);
+    }
+}
+END_TEST
+
+START_TEST(roles_out_of_order_are_refused) {
+    static const char *const bad[] = {"a", "s", "sa", "uu", "uaa", "us", "ut", "usa", "uasu"};
+    static const char *const good[] = {"u", "su", "ua", "sua", "uau", "uata", "uatta"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad + sizeof good / sizeof *good; i++) {
+        bool is_bad = i < sizeof bad / sizeof *bad;
+        const char *roles = is_bad ? bad[i] : good[i - sizeof bad / sizeof *bad];
+        Conversation conversation = {0};
+        for (; *roles; roles++)
+            if (*roles != ' ')
+                CHECK_OK(conversation_add(&conversation, (ChatRole)(strchr("suat", *roles) - "suat"), "x"));
+        if (is_bad)
+            CHECK_ERROR(conversation_check_roles(&conversation), ERR_REFUSED, "role order");
+        else
+            CHECK_OK(conversation_check_roles(&conversation));
+        conversation_free(&conversation);
+    }
+}
+END_TEST
+
+CHECK_MAIN("chat", hostile_text_has_the_ids_and_masks_of_a_piecewise_encoding, json_is_written_as_python_writes_it,
+           the_model_learns_to_stop, bos_is_never_doubled_and_never_learned, the_mask_begins_where_generation_begins,
+           ids_do_not_depend_on_the_mask, each_mode_learns_what_it_says, a_weight_in_the_record_replaces_the_mode,
+           a_record_that_does_not_fit_is_never_cut_unasked, a_template_whose_tokens_are_missing_is_refused,
+           a_template_of_ones_own_needs_a_stop_that_is_a_token, records_are_known_by_their_keys,
+           bad_records_are_refused_with_a_reason, roles_out_of_order_are_refused)
