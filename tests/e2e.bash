@@ -88,6 +88,7 @@ mpi() {
     shift
     [ "$(id -u)" -ne 0 ] || root=(--allow-run-as-root)
     OMPI_MCA_btl_vader_single_copy_mechanism=none \
+        OMPI_MCA_orte_tmpdir_base=$scratch OMPI_MCA_btl_vader_backing_directory=$scratch \
         ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 \
         timeout --kill-after=5 "${LIMIT:-60}" mpirun --oversubscribe --bind-to none "${root[@]}" -n "$ranks" "$@"
 }

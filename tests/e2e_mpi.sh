@@ -6,6 +6,8 @@ build=${BUILD:-build}
 program=$build/tests/mpi_mesh
 output=$build/test-output/mpi
 mkdir -p "$output"
+scratch=$(mktemp -d) # what ranks that are killed leave behind goes with it
+trap 'rm -rf "$scratch"' EXIT
 ulimit -c 0 # the watchdog's abort is expected here
 passed=0 failed=0 skipped=0
 
@@ -13,6 +15,7 @@ passed=0 failed=0 skipped=0
 mpi=(mpirun --oversubscribe)
 [ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+export OMPI_MCA_orte_tmpdir_base=$scratch OMPI_MCA_btl_vader_backing_directory=$scratch
 export CK_FORK=no OMP_NUM_THREADS=1
 # MPI leaves memory to the process's end; leaks of cria's own are looked for by the single-process tests.
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0
