@@ -4,45 +4,9 @@
 #include "model/core/philox.h"
 #include "tests/tokenizer_data.h"
 
-/* ---- llama.cpp's vectors: texts, each followed by a separator line; a line of ids for each
- * --------------------------- */
-
 static int count_matching_vectors(const char *model, const char *inputs, const char *outputs, int *n_texts) {
-    static const char separator[] = "\n__ggml_vocab_test__\n";
-    char *in, *out;
-    size_t in_size, out_size;
     Tokenizer *t = tokenizer_of(model);
-    CHECK_OK(file_read(&in, &in_size, inputs, 0));
-    CHECK_OK(file_read(&out, &out_size, outputs, 0));
-    int matching = 0;
-    *n_texts = 0;
-    char *text = in, *line = out;
-    for (bool more = true; more;) { /* the last text is what follows the last separator: nothing, and no ids */
-        char *end = strstr(text, separator), *line_end = strchr(line, '\n');
-        more = end != NULL;
-        if (!end) end = in + in_size;
-        ck_assert_int_eq(more, line_end != NULL);
-        if (!line_end) line_end = out + out_size;
-        TokenList list = encoded(t, text, (size_t)(end - text), 0);
-        size_t n = 0;
-        bool same = true;
-        while (line < line_end) {
-            char *next;
-            long id = strtol(line, &next, 10);
-            if (next == line || next > line_end) break;
-            same = same && n < list.n && list.ids[n] == id;
-            n++;
-            line = next;
-        }
-        matching += same && n == list.n;
-        if (!same || n != list.n) printf("vector %d differs: '%.*s'\n", *n_texts, (int)(end - text), text);
-        ++*n_texts;
-        token_list_free(&list);
-        line = line_end + 1;
-        text = end + strlen(separator);
-    }
-    free(in);
-    free(out);
+    int matching = matching_vectors(t, inputs, outputs, n_texts);
     tokenizer_free(t);
     return matching;
 }

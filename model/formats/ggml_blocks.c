@@ -110,7 +110,7 @@ static void encode_q4_0(const float *in, unsigned char *out) {
 }
 
 static int check_range(const GgmlTypeInfo *info, const float *in, size_t n) {
-    float levels = info->type == GGML_Q8_0 ? 127 : info->type == GGML_Q4_0 ? 8 : 1;
+    float levels = info->type == GGML_Q8_0 ? 127.0f : info->type == GGML_Q4_0 ? 8.0f : 1.0f;
     for (size_t i = 0; i < n; i++) {
         if (info->quantised && !isfinite(in[i]))
             FAIL(ERR_REFUSED, "it holds %g, which %s cannot; use f32, bf16 or f16", (double)in[i], info->name);

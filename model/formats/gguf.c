@@ -198,6 +198,19 @@ static int add_tensor(NamedFile *file, GgufFile *state, const GgufTensor *tensor
     return named_file_add(file, &array);
 }
 
+/* What would cost memory before the arrays are compared with the shape, where the two cannot agree. */
+static int check_shape(const GgufHead *head, const HfConfig *config) {
+    const GgufTensor *embedding = find_tensor(head, "token_embd.weight");
+    if (head->n_tensors == 0) return OK;
+    if ((size_t)config->n_layers > head->n_tensors)
+        FAIL(ERR_REFUSED, "'llama.block_count' is %d, and the file has only %zu tensors", config->n_layers,
+             head->n_tensors);
+    if (embedding && (embedding->n_dims != 2 || embedding->dims[1] != config->dim))
+        FAIL(ERR_REFUSED, "'%s' has rows of %lld, and 'llama.embedding_length' is %d", embedding->name,
+             (long long)embedding->dims[embedding->n_dims > 1 ? 1 : 0], config->dim);
+    return OK;
+}
+
 static int recover_rope(GgufFile *state) {
     const GgufTensor *tensor = find_tensor(&state->head, GGUF_ROPE_FREQS);
     if (!tensor) return OK;
@@ -247,6 +260,7 @@ static int open_map(NamedFile *file, GgufFile *state, const char *path) {
     state->config.rms_norm_eps = decimal(state->config.rms_norm_eps);
     state->config.rope_theta = decimal(state->config.rope_theta);
     state->config.tie_word_embeddings = !find_tensor(head, "output.weight");
+    TRY(check_shape(head, &state->config));
     TRY(recover_rope(state));
     state->places = calloc(head->n_tensors + 1, sizeof *state->places);
     if (!state->places) FAIL(ERR_FAILED, "out of memory");

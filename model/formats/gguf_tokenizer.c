@@ -92,28 +92,33 @@ static int read_id(int32_t *out, const GgufHead *head, const char *key, size_t n
     return OK;
 }
 
+/* The same places in the file, as data/tokenizer calls them; malloc'd. */
+static int as_token_texts(TokenText **out, const GgufText *texts, size_t n) {
+    *out = calloc(n + 1, sizeof **out);
+    if (!*out) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < n; i++) (*out)[i] = (TokenText){texts[i].bytes, texts[i].length};
+    return OK;
+}
+
 static int make(Tokenizer **tokenizer, TokenizerArrays *a, Lists *lists, const GgufHead *head) {
-    TokenText *texts[2] = {NULL, NULL};
+    int rc = OK;
+    TokenText *tokens = NULL, *merges = NULL;
     TRY(read_lists(a, lists, head));
     TRY(read_id(&a->bos, head, "tokenizer.ggml.bos_token_id", a->n));
     TRY(read_id(&a->eos, head, "tokenizer.ggml.eos_token_id", a->n));
     TRY(gguf_get_bool(&a->space_prefix, head, "tokenizer.ggml.add_space_prefix"));
     TRY(gguf_get_bool(&a->remove_extra_whitespaces, head, "tokenizer.ggml.remove_extra_whitespaces"));
-    texts[0] = calloc(a->n + 1, sizeof **texts);
-    texts[1] = calloc(lists->n_merges + 1, sizeof **texts);
-    int rc = texts[0] && texts[1] ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    for (size_t i = 0; i < a->n && rc == OK; i++)
-        texts[0][i] = (TokenText){lists->tokens[i].bytes, lists->tokens[i].length};
-    for (size_t i = 0; i < lists->n_merges && rc == OK; i++)
-        texts[1][i] = (TokenText){lists->merges[i].bytes, lists->merges[i].length};
-    a->tokens = texts[0];
-    a->merges = texts[1];
+    TRY_TO(done, as_token_texts(&tokens, lists->tokens, a->n));
+    TRY_TO(done, as_token_texts(&merges, lists->merges, lists->n_merges));
+    a->tokens = tokens;
+    a->merges = merges;
     a->n_merges = lists->n_merges;
     a->types = lists->types;
     a->scores = lists->scores;
-    if (rc == OK) rc = tokenizer_from_arrays(tokenizer, a);
-    free(texts[0]);
-    free(texts[1]);
+    TRY_TO(done, tokenizer_from_arrays(tokenizer, a));
+done:
+    free(tokens);
+    free(merges);
     return rc;
 }
 

@@ -42,7 +42,7 @@ static bool as_int(int64_t *out, GgufType type, const unsigned char *bytes) {
         *out = bytes[0];
         return true;
     case GGUF_I8:
-        *out = (int8_t)bytes[0];
+        *out = (bytes[0] ^ 0x80) - 0x80; /* the sign is carried on */
         return true;
     case GGUF_U16:
         *out = (int64_t)bits_of(bytes, 2);

@@ -190,7 +190,7 @@ static int write_tensor(Output *output, const Tensor *tensor) {
     int rc = OK;
     size_t elements = tensor->group * tensor->width;
     float *values = malloc(elements * sizeof *values), *ordered = malloc(elements * sizeof *ordered);
-    unsigned char *bytes = malloc(elements * sizeof(float));
+    void *bytes = malloc(elements * sizeof *values); /* no type is wider than fp32 */
     if (!values || !ordered || !bytes) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t first = 0; first < tensor->rows; first += tensor->group) {
         size_t rows = tensor->rows - first < tensor->group ? tensor->rows - first : tensor->group;
