@@ -283,9 +283,9 @@ int token_cache_build(const char *path, const CacheOptions *options, char *const
     TRY_TO(done, write_tables(&build, records_stamps(reader)));
     TRY_TO(done, commit(&build, path));
     char documents[32], tokens[32];
-    log_info("tokenised %s: %s documents, %s tokens%s", options->name,
-             text_thousands(documents, build.header.n_documents), text_thousands(tokens, build.header.n_tokens),
-             build.header.n_skipped ? "; bad records were skipped" : "");
+    log_info("tokenised %s: %s document%s, %s tokens%s", options->name,
+             text_thousands(documents, build.header.n_documents), build.header.n_documents == 1 ? "" : "s",
+             text_thousands(tokens, build.header.n_tokens), build.header.n_skipped ? "; bad records were skipped" : "");
 done:
     records_close(reader);
     build_free(&build);

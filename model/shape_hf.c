@@ -1,8 +1,7 @@
 /* Field by field; see shape_hf.h. */
 #include "model/shape_hf.h"
 
-#include <stdio.h>
-#include <stdlib.h>
+#include "model/core/text.h"
 
 LlamaShape llama_shape_from_hf(const HfConfig *config) {
     LlamaShape shape = {.dim = config->dim,
@@ -24,17 +23,6 @@ LlamaShape llama_shape_from_hf(const HfConfig *config) {
     return shape;
 }
 
-/* The shortest decimal that is this float: 1e-5 and not 9.99999974e-6, as a config.json is written by hand. */
-static double decimal(float value) {
-    char text[32];
-    enum { ALWAYS_ENOUGH = 9 };
-    for (int digits = 1; digits <= ALWAYS_ENOUGH; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value) break;
-    }
-    return strtod(text, NULL);
-}
-
 HfConfig llama_shape_to_hf(const LlamaShape *shape) {
     HfConfig config = hf_config_default();
     config.dim = shape->dim;
@@ -45,14 +33,14 @@ HfConfig llama_shape_to_hf(const LlamaShape *shape) {
     config.ffn_dim = shape->ffn_dim;
     config.vocab_size = shape->vocab_size;
     config.max_position_embeddings = shape->max_context;
-    config.rms_norm_eps = decimal(shape->norm_eps);
-    config.rope_theta = decimal(shape->rope_theta);
+    config.rms_norm_eps = text_float(shape->norm_eps);
+    config.rope_theta = text_float(shape->rope_theta);
     config.tie_word_embeddings = shape->tied;
     config.rope_scaling.llama3 = shape->rope_scaling.factor > 0;
     if (config.rope_scaling.llama3) {
-        config.rope_scaling.factor = decimal(shape->rope_scaling.factor);
-        config.rope_scaling.low_freq_factor = decimal(shape->rope_scaling.low_freq_factor);
-        config.rope_scaling.high_freq_factor = decimal(shape->rope_scaling.high_freq_factor);
+        config.rope_scaling.factor = text_float(shape->rope_scaling.factor);
+        config.rope_scaling.low_freq_factor = text_float(shape->rope_scaling.low_freq_factor);
+        config.rope_scaling.high_freq_factor = text_float(shape->rope_scaling.high_freq_factor);
         config.rope_scaling.original_max_position_embeddings = shape->rope_scaling.original_context;
     }
     return config;

@@ -159,6 +159,15 @@ START_TEST(utf8_is_strict) {
 }
 END_TEST
 
+START_TEST(a_float_is_written_as_people_write_it) {
+    ck_assert_double_eq(text_float(1e-5f), 1e-5);
+    ck_assert_double_eq(text_float(5e5f), 500000);
+    ck_assert_double_eq(text_float(1.0f / 3), 0.33333334);
+    ck_assert((float)text_float(0x1.fffffep127f) == 0x1.fffffep127f);
+    ck_assert((float)text_float(0x1p-149f) == 0x1p-149f);
+}
+END_TEST
+
 START_TEST(the_nearest_name_is_offered_for_a_typing_error_only) {
     const char *names[] = {"learning_rate", "weight_decay", "warmup"};
     ck_assert_str_eq(text_nearest("learnign_rate", names, 3), "learning_rate");
@@ -186,4 +195,5 @@ CHECK_MAIN("core", an_error_carries_its_text_and_its_path, every_fp16_and_bf16_s
            rounding_is_to_nearest_even, philox_equals_the_published_vectors,
            normals_have_their_moments_and_do_not_depend_on_the_cut, a_permutation_holds_everything_once,
            crc32c_is_castagnoli, an_atomic_write_leaves_one_whole_file, numbers_parse_whole_or_not_at_all,
-           utf8_is_strict, the_nearest_name_is_offered_for_a_typing_error_only, thread_ranges_cover_everything_once)
+           utf8_is_strict, a_float_is_written_as_people_write_it, the_nearest_name_is_offered_for_a_typing_error_only,
+           thread_ranges_cover_everything_once)

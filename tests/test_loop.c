@@ -108,7 +108,7 @@ START_TEST(an_interruption_among_bad_steps_saves_at_the_next_good_one) {
     Fixture fixture;
     set_up(&fixture, 20);
     fixture.parts.model->norm.value[0] = NAN;
-    interrupt_install();
+    interrupt_install(NULL);
     raise(SIGTERM);
     CHECK_ERROR(loop_run(fixture.loop, &fixture.state), ERR_INTERRUPTED, "interrupted at step 4 of 20");
     interrupt_restore();
@@ -123,7 +123,7 @@ END_TEST
 START_TEST(an_interruption_saves_after_the_step_it_fell_in) {
     Fixture fixture;
     set_up(&fixture, 20);
-    interrupt_install();
+    interrupt_install(NULL);
     raise(SIGTERM);
     CHECK_ERROR(loop_run(fixture.loop, &fixture.state), ERR_INTERRUPTED, "interrupted at step 1 of 20");
     interrupt_restore();

@@ -388,7 +388,7 @@ START_TEST(the_first_signal_asks_and_a_second_ctrl_c_ends) {
     for (int second = 0; second < 2; second++) {
         pid_t child = fork();
         if (child == 0) {
-            interrupt_install();
+            interrupt_install(NULL);
             if (interrupt_requested()) _exit(10);
             raise(second ? SIGINT : SIGTERM);
             if (!interrupt_requested() || strcmp(interrupt_name(), second ? "SIGINT" : "SIGTERM") != 0) _exit(11);
@@ -398,7 +398,29 @@ START_TEST(the_first_signal_asks_and_a_second_ctrl_c_ends) {
         int status;
         ck_assert_int_eq(waitpid(child, &status, 0), child);
         ck_assert(WIFEXITED(status));
-        ck_assert_int_eq(WEXITSTATUS(status), second ? ERR_INTERRUPTED : 0);
+        ck_assert_int_eq(WEXITSTATUS(status), second ? ERR_FAILED : 0); /* 130 would promise a checkpoint */
+    }
+}
+END_TEST
+
+/* nohup(1) begins a program with SIGHUP ignored. */
+START_TEST(a_closed_terminal_asks_unless_nohup_has_it_ignored) {
+    for (int ignored = 0; ignored < 2; ignored++) {
+        pid_t child = fork();
+        if (child == 0) {
+            signal(SIGHUP, ignored ? SIG_IGN : SIG_DFL);
+            interrupt_install(NULL);
+            raise(SIGHUP);
+            if (interrupt_requested() == (ignored == 1)) _exit(10);
+            interrupt_restore();
+            struct sigaction after;
+            sigaction(SIGHUP, NULL, &after);
+            _exit(after.sa_handler == (ignored ? SIG_IGN : SIG_DFL) ? 0 : 11);
+        }
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert(WIFEXITED(status));
+        ck_assert_int_eq(WEXITSTATUS(status), 0);
     }
 }
 END_TEST
@@ -424,4 +446,4 @@ CHECK_MAIN("metrics", a_line_is_one_json_object_with_all_digits, a_resumed_run_r
            the_live_line_fits_a_narrow_terminal, a_file_gets_plain_lines_without_control_characters,
            training_details_show_loss_speed_and_memory, the_curve_fits_and_falls_when_the_loss_falls,
            the_curve_survives_any_points, the_first_signal_asks_and_a_second_ctrl_c_ends,
-           memory_is_counted_when_it_is_touched)
+           a_closed_terminal_asks_unless_nohup_has_it_ignored, memory_is_counted_when_it_is_touched)

@@ -79,14 +79,15 @@ static int unknown_flag(const Parser *parser, const char *name) {
 }
 
 static int set_number(const Flag *flag, const char *shown, const char *text) {
-    const Option range = {.range = flag->range ? flag->range : ""};
+    const Option range = {.type = flag->kind == FLAG_INT ? OPTION_INT : OPTION_REAL,
+                          .range = flag->range ? flag->range : ""};
+    char expected[128];
     int64_t whole = 0;
     double real = 0;
     bool good = flag->kind == FLAG_INT ? text_parse_int(text, &whole) : text_parse_double(text, &real);
     if (flag->kind == FLAG_INT) real = (double)whole;
     if (!good || !isfinite(real) || !option_in_range(&range, real))
-        FAIL(ERR_USAGE, "%s: found '%s', expected a %s %s", shown, text,
-             flag->kind == FLAG_INT ? "whole number" : "number", range.range);
+        FAIL(ERR_USAGE, "%s: found '%s', expected %s", shown, text, option_expected(&range, expected, sizeof expected));
     if (flag->kind == FLAG_INT)
         *(int64_t *)flag->value = whole;
     else

@@ -21,7 +21,7 @@ static void show_progress(void *context, uint64_t done, uint64_t total) {
 
 static int print_loss(const LossResult *r, bool json) {
     if (!json) {
-        printf("loss %.6f  perplexity %.4f  bits per byte %.4f  accuracy %.2f %%  tokens %llu\n", r->loss,
+        printf("loss %.6f  perplexity %.6g  bits per byte %.4f  accuracy %.2f %%  tokens %llu\n", r->loss,
                r->perplexity, r->bits_per_byte, 100 * r->accuracy, (unsigned long long)r->tokens);
         return OK;
     }

@@ -55,6 +55,7 @@ static int add_prompt(Prompts *prompts, const Tokenizer *tokenizer, const char *
 /* One prompt, or the lines of a file, each `copies` times. */
 static int read_prompts(Prompts *prompts, const Arguments *arguments, const Tokenizer *tokenizer) {
     int rc = OK, flags = arguments->no_bos ? 0 : TOKENIZE_BOS;
+    const char *prompt = arguments->prompt ? arguments->prompt : "";
     char *bytes = NULL;
     size_t size;
     if (arguments->prompt_file) {
@@ -62,12 +63,13 @@ static int read_prompts(Prompts *prompts, const Arguments *arguments, const Toke
         for (char *line = bytes, *end; line < bytes + size; line = end + 1) {
             end = memchr(line, '\n', (size_t)(bytes + size - line));
             if (!end) end = bytes + size;
-            for (int64_t copy = 0; copy < arguments->copies && end > line; copy++)
-                TRY_TO(done, add_prompt(prompts, tokenizer, line, (size_t)(end - line), flags));
+            const char *last = end > line && end[-1] == '\r' ? end - 1 : end; /* a file from Windows */
+            for (int64_t copy = 0; copy < arguments->copies && last > line; copy++)
+                TRY_TO(done, add_prompt(prompts, tokenizer, line, (size_t)(last - line), flags));
         }
     } else {
         for (int64_t copy = 0; copy < arguments->copies; copy++)
-            TRY_TO(done, add_prompt(prompts, tokenizer, arguments->prompt, strlen(arguments->prompt), flags));
+            TRY_TO(done, add_prompt(prompts, tokenizer, prompt, strlen(prompt), flags));
     }
     if (prompts->n == 0) FAIL_TO(done, ERR_REFUSED, "%s: there is no prompt in it", arguments->prompt_file);
 done:
@@ -189,7 +191,7 @@ done:
 
 int command_generate(int argc, char **argv) {
     int rc = OK;
-    Arguments arguments = {.prompt = "", .copies = 1, .max_batch = 16};
+    Arguments arguments = {.copies = 1, .max_batch = 16};
     Config *config;
     ModelFile file = {0};
     Prompts prompts = {0};
@@ -220,6 +222,7 @@ int command_generate(int argc, char **argv) {
         .sections = "generate"};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
+    if (arguments.prompt && arguments.prompt_file) FAIL_TO(done, ERR_USAGE, "--prompt and --prompts: give one of them");
     TRY_TO(done, model_file_open(&file, cli.words[0],
                                  (ModelFileOptions){.tokenizer = arguments.tokenizer, .need_tokenizer = true}));
     TRY_TO(done, read_prompts(&prompts, &arguments, file.tokenizer));

@@ -2,30 +2,47 @@
  * state is too. */
 #include "train/interrupt.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "model/core/error.h"
+#include "model/core/log.h"
 
 static volatile sig_atomic_t requested; /* the signal's number; 0: none */
+static const char *on_ctrl_c;           /* set while no handler is installed */
 
 static void handle(int number) {
-    if (number == SIGINT && requested == SIGINT) _exit(ERR_INTERRUPTED);
+    int before = errno;
+    if (number == SIGINT && requested == SIGINT) _exit(ERR_FAILED); /* ERR_INTERRUPTED promises a checkpoint */
     requested = number;
+    if (number == SIGINT && on_ctrl_c && !log_is_quiet_rank()) {
+        ssize_t written = write(STDERR_FILENO, on_ctrl_c, strlen(on_ctrl_c));
+        (void)written; /* a closed stderr must not stop a run */
+    }
+    errno = before;
 }
 
-void interrupt_install(void) {
-    struct sigaction action = {.sa_handler = handle, .sa_flags = SA_RESTART}; /* a save in progress is not disturbed */
+static const int asking[] = {SIGINT, SIGTERM, SIGHUP};
+enum { N_ASKING = sizeof asking / sizeof *asking };
+
+/* A terminal that closes asks as well, unless nohup(1) has it ignored. */
+void interrupt_install(const char *notice) {
+    struct sigaction action = {.sa_handler = handle, .sa_flags = SA_RESTART}, before; /* a save is not disturbed */
     requested = 0;
+    on_ctrl_c = notice;
     sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    for (int i = 0; i < N_ASKING; i++)
+        if (asking[i] != SIGHUP || sigaction(SIGHUP, NULL, &before) != 0 || before.sa_handler != SIG_IGN)
+            sigaction(asking[i], &action, NULL);
 }
 
 void interrupt_restore(void) {
-    signal(SIGINT, SIG_DFL);
-    signal(SIGTERM, SIG_DFL);
+    struct sigaction now;
+    for (int i = 0; i < N_ASKING; i++)
+        if (sigaction(asking[i], NULL, &now) == 0 && now.sa_handler == handle) signal(asking[i], SIG_DFL);
 }
 
 bool interrupt_requested(void) {
@@ -33,5 +50,5 @@ bool interrupt_requested(void) {
 }
 
 const char *interrupt_name(void) {
-    return requested == SIGINT ? "SIGINT" : requested == SIGTERM ? "SIGTERM" : "";
+    return requested == SIGINT ? "SIGINT" : requested == SIGTERM ? "SIGTERM" : requested == SIGHUP ? "SIGHUP" : "";
 }

@@ -204,7 +204,7 @@ int loop_validate(Loop *loop, Validation *result) {
     TRY(mesh_agree(loop->parts.mesh, rc));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
     *result = (Validation){
-        .loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored, .tokens = (int64_t)sums.tokens};
+        .loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored, .tokens = (int64_t)sums.scored};
     memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
     memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
     return OK;
@@ -278,6 +278,7 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     *is_best = false;
     if (loader_validation_steps(loop->parts.loader) == 0) return OK;
     TRY(loop_validate(loop, &result));
+    if (result.tokens == 0) return OK;
     *is_best = isfinite(result.loss) && (state->best_step < 0 || result.loss < state->best_loss);
     if (*is_best) {
         state->best_loss = result.loss;
@@ -286,7 +287,7 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     } else {
         state->stale_validations++;
     }
-    log_info("step %lld: validation loss %.4f, perplexity %.2f, accuracy %.1f %%%s", (long long)state->step,
+    log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
              result.loss, exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
     return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }

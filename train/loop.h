@@ -80,7 +80,7 @@ int loop_run(Loop *loop, LoopState *state);
 typedef struct {
     double loss, accuracy;
     double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES]; /* Σ w·ℓ and Σ w */
-    int64_t tokens;
+    int64_t tokens; /* scored; 0: nothing was held out that another token foretells, and the losses mean nothing */
 } Validation;
 int loop_validate(Loop *loop, Validation *result);
 

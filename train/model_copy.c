@@ -118,7 +118,7 @@ void model_copy_close(ModelCopy *copy) {
 /* `write` at `path`, which will be TO. */
 static int write_at(ModelCopy *copy, const char *path, const char *to, const char *verb, ModelCopyWrite write,
                     const void *context) {
-    interrupt_install();
+    interrupt_install(NULL);
     copy->done = 0;
     progress_begin(&copy->progress, verb, "MB", 0, (int64_t)(copy->bytes / MEGABYTE));
     int rc = write(copy, path, context);

@@ -2,6 +2,7 @@
  * checkpoints) and hands them to the loop. */
 #include <malloc.h>
 #include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -302,17 +303,25 @@ static int prepare(Run *run, bool *resumed) {
     return load_newest(run, &run->state, resumed);
 }
 
+static const char *plural(int64_t n) {
+    return n == 1 ? "" : "s";
+}
+
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
-    log_info("model: %s parameters, %d layers, width %d; vocabulary %d",
+    log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
              text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
-             run->model->shape.dim, run->model->shape.vocab_size);
-    log_info("data: %s training tokens in an epoch of %lld steps",
-             text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)),
-             (long long)loader_steps_per_epoch(run->loader));
-    log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d threads, %d ranks",
+             plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
+    int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
+    log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
+             text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
+             text_thousands(bytes, (uint64_t)held_out));
+    if (held_out == 0 && options->early_stopping > 0)
+        log_warning("train.early_stopping has no effect: nothing is held out (data.validation)");
+    log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
              text_bytes(bytes, llama_bytes(run->model) + optimizer_bytes(run->optimizer)),
-             text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), mesh_size(run->mesh));
+             text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), plural(threads_count()),
+             mesh_size(run->mesh), plural(mesh_size(run->mesh)));
     if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
 }
 
@@ -322,7 +331,7 @@ static void finish(const Run *run) {
     log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
              text_duration(duration, run->state.seconds), run->config->output);
     if (run->state.best_step >= 0)
-        log_info("best validation loss %.4f, perplexity %.2f, at step %lld (%s/best)", run->state.best_loss,
+        log_info("best validation loss %.4f, perplexity %.6g, at step %lld (%s/best)", run->state.best_loss,
                  exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
 }
 
@@ -362,7 +371,8 @@ static int train(Run *run) {
                                          : "; a larger train.steps goes on from there");
         return OK;
     }
-    interrupt_install();
+    interrupt_install(
+        "\nstopping: a checkpoint is saved after this step; Ctrl-C again stops at once, saving nothing\n");
     rc = loop_run(run->loop, &run->state);
     interrupt_restore();
     if (rc == OK) finish(run);
@@ -400,6 +410,7 @@ int command_pretrain(int argc, char **argv) {
     if (cli.helped) goto done;
     TRY_TO(done, config_check(run.config));
     resolve_precision(run.config);
+    signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));
     rc = train(&run);

@@ -6,6 +6,7 @@
 
 #include "data/estimate.h"
 #include "model/core/error.h"
+#include "model/core/text.h"
 
 /* ---- the model's shape ---- */
 
@@ -26,8 +27,8 @@ static void write_back(Config *config, const LlamaShape *shape) {
     config->model_ffn_dim = shape->ffn_dim;
     config->model_vocab_size = shape->vocab_size;
     config->model_max_context = shape->max_context;
-    config->model_rope_theta = (double)shape->rope_theta;
-    config->model_norm_eps = (double)shape->norm_eps;
+    config->model_rope_theta = text_float(shape->rope_theta);
+    config->model_norm_eps = text_float(shape->norm_eps);
     config->model_rope_factor = (double)shape->rope_scaling.factor;
 }
 
@@ -66,7 +67,7 @@ int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer) {
     if (tokenizer && shape->vocab_size < vocabulary)
         return config_fail(config, OPTION_model_vocab_size,
                            "the tokenizer has %d tokens; the embedding needs as many rows", vocabulary);
-    TRY(llama_shape_check(shape));
+    if (llama_shape_check(shape) != OK) FAIL(ERR_USAGE, "%s", error_text()); /* from a file it would be a refusal */
     write_back(config, shape);
     return OK;
 }

@@ -242,6 +242,8 @@ int tokenizer_train(Tokenizer **tokenizer, const char *const *paths, size_t n_pa
     BpeMerge *merges = malloc((wanted + 1) * sizeof *merges);
     if (!merges) FAIL(ERR_FAILED, "out of memory");
     TRY_TO(out, count_words(&counter, paths, n_paths));
+    if (counter.all.n == 0)
+        FAIL_TO(out, ERR_REFUSED, "%s%s: no text in it", paths[0], n_paths > 1 ? " and the others" : "");
     BpeTrainOptions train = {.n_merges = wanted,
                              .min_count = options->min_count,
                              .longest_token = (uint32_t)options->max_token_bytes,

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "model/core/text.h"
+
 static LogLevel lowest_level = LOG_INFO;
 static int this_rank = 0, rank_count = 1;
 static void (*before_line)(void *);
@@ -29,6 +31,18 @@ void log_set_before_line(void (*clear)(void *), void *context) {
     before_context = context;
 }
 
+/* What a file, a name or a young model says may hold escape sequences and half characters: a terminal sees '?'. */
+static void make_printable(char *line, size_t length) {
+    for (size_t at = 0; at < length;) {
+        uint32_t code = 0;
+        int n = utf8_decode(line + at, length - at, &code);
+        bool control = (code < 0x20 && code != '\n' && code != '\t') || (code >= 0x7f && code < 0xa0);
+        size_t size = n > 0 ? (size_t)n : 1;
+        if (n == 0 || control) memset(line + at, '?', size);
+        at += size;
+    }
+}
+
 void log_line(LogLevel level, const char *format, ...) {
     static const char *const labels[] = {"debug: ", "", "warning: ", "error: "};
     if (level < lowest_level || (this_rank != 0 && level < LOG_WARNING)) return;
@@ -42,6 +56,7 @@ void log_line(LogLevel level, const char *format, ...) {
     vsnprintf(line + used, sizeof line - (size_t)used - 1, format, args);
     va_end(args);
     size_t length = strlen(line);
+    make_printable(line, length);
     line[length++] = '\n';
     if (before_line) before_line(before_context);
     ssize_t written = write(STDERR_FILENO, line, length);

@@ -150,6 +150,16 @@ bool text_parse_double(const char *word, double *value) {
     return *end == '\0' && errno != ERANGE;
 }
 
+double text_float(float value) {
+    char text[32];
+    enum { ALWAYS_ENOUGH = 9 };
+    for (int digits = 1; digits <= ALWAYS_ENOUGH; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value) break;
+    }
+    return strtod(text, NULL);
+}
+
 bool text_parse_int(const char *word, int64_t *value) {
     char digits[40];
     size_t n = strlen(word), used = 0;

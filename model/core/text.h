@@ -34,6 +34,8 @@ char *text_duration(char out[32], double seconds);
  * (powers of 1024) forms. */
 bool text_parse_int(const char *word, int64_t *value);
 bool text_parse_double(const char *word, double *value);
+/* The shortest decimal that is this float, as people write it: 1e-5 and not 9.99999975e-6. */
+double text_float(float value);
 
 /* Length in bytes (1–4) of the UTF-8 sequence at `p` of `n` bytes, its code point in *code; 0 where it is malformed. */
 int utf8_decode(const char *p, size_t n, uint32_t *code);

@@ -276,7 +276,7 @@ static int model_file(char **file, const char *path) {
         }
     if (found != 1)
         FAIL_TO(done, ERR_REFUSED,
-                "%s: no model.safetensors or model.safetensors.index.json in this directory, and %zu "
+                "%s: no checkpoint, model.safetensors or model.safetensors.index.json in this directory, and %zu "
                 "other .safetensors files; name one",
                 path, found);
     *file = path_join(path, names[chosen]);
