@@ -78,9 +78,9 @@ check-layers:
 	@tests/check_layers.sh
 
 lint: setup
-	clang-format --dry-run --Werror $(foreach room,$(ROOMS) tests,$(wildcard $(room)/*.[ch]))
-	@$(MAKE) --no-print-directory -j$$(nproc) tidy
-	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr -I. $(SOURCES)
+	@clang-format --dry-run --Werror $(foreach room,$(ROOMS) tests,$(wildcard $(room)/*.[ch]))
+	@$(MAKE) --no-print-directory -k -j$$(nproc) tidy
+	@cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr -I. $(SOURCES)
 
 # A file that clang-tidy (.clang-tidy) had nothing to say about is asked again after a change of it or of any header.
 TIDY := $(SOURCES:%.c=$(BUILD)/tidy/%.ok)

@@ -191,7 +191,8 @@ static double step_bytes(const LoaderOptions *options, double mean_document) {
     double tokens = sequences * options->context;
     double runs = sequences + (mean_document > 0 ? tokens / mean_document : 0);
     double segments = options->packing == PACKING_BEST_FIT || options->document_mask ? runs : sequences;
-    double per_micro = (double)(options->tokens_per_microbatch / options->context), micros = sequences / per_micro + 1;
+    int per_micro = options->tokens_per_microbatch / options->context;
+    double micros = sequences / per_micro + 1;
     return (double)batch_memory_bytes((size_t)tokens, (size_t)segments, (size_t)sequences, (size_t)micros) +
            sequences * sizeof(Sequence) + runs * sizeof(Run);
 }

@@ -426,17 +426,18 @@ START_TEST(a_closed_terminal_asks_unless_nohup_has_it_ignored) {
 END_TEST
 
 START_TEST(memory_is_counted_when_it_is_touched) {
-    enum { SIZE = 32 << 20 };
+    /* proc(5): "some of these values are inaccurate", since each CPU and thread counts pages in batches. */
+    enum { SIZE = 32 << 20, BATCHES = 1 << 20 };
     MemoryUse before = memory_use();
     ck_assert(before.resident > 0 && before.peak >= before.resident);
     char *block = malloc(SIZE);
     for (size_t i = 0; i < SIZE; i += 4096) ((volatile char *)block)[i] = 1;
     MemoryUse during = memory_use();
-    ck_assert_uint_ge(during.anonymous, before.anonymous + SIZE);
+    ck_assert_uint_ge(during.anonymous, before.anonymous + SIZE - BATCHES);
     ck_assert_uint_le(during.anonymous, before.anonymous + SIZE + (8 << 20));
     free(block);
     MemoryUse after = memory_use();
-    ck_assert_uint_ge(after.peak, before.resident + SIZE);
+    ck_assert_uint_ge(after.peak, before.resident + SIZE - BATCHES);
 }
 END_TEST
 

@@ -108,10 +108,12 @@ START_TEST(merging_short_and_long_words_follows_the_rule) {
         BpeTable table;
         uint32_t symbols[400], said[400];
         CHECK_OK(bpe_table_init(&table, 60));
-        for (uint32_t token = 3; token < 40; token++) /* few symbols, and ranks that repeat: many ties */
-            bpe_table_add(&table, (BpePair){(uint32_t)philox_below(key, draw++, token),
-                                            (uint32_t)philox_below(key, draw++, token),
-                                            (uint32_t)philox_below(key, draw++, 20), token});
+        for (uint32_t token = 3; token < 40; token++) { /* few symbols, and ranks that repeat: many ties */
+            bpe_table_add(&table, (BpePair){(uint32_t)philox_below(key, draw, token),
+                                            (uint32_t)philox_below(key, draw + 1, token),
+                                            (uint32_t)philox_below(key, draw + 2, 20), token});
+            draw += 3;
+        }
         size_t n = 1 + philox_below(key, draw++, round % 2 ? 400 : 48), n_said = n;
         for (size_t i = 0; i < n; i++) symbols[i] = said[i] = (uint32_t)philox_below(key, draw++, 3);
         CHECK_OK(bpe_merge(&table, symbols, &n));

@@ -212,6 +212,7 @@ static int compare_ops(const void *a, const void *b) {
 
 static BenchOp *find_op(BenchResult *result, const char *name) {
     for (int i = 0; i < result->n_ops; i++)
+        /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): the first n_ops have names */
         if (strcmp(result->ops[i].name, name) == 0) return &result->ops[i];
     result->ops[result->n_ops].name = name;
     return &result->ops[result->n_ops++];

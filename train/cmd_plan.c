@@ -66,7 +66,7 @@ static void print_plan(const MemoryPlan *plan) {
         bool activations = part == PLAN_ACTIVATIONS;
         uint64_t bytes = plan->bytes[part];
         if (bytes == 0) continue;
-        print_row(plan_part_name(part), activations ? plan->activations[RECOMPUTE_NONE] : bytes,
+        print_row(plan_part_name((PlanPart)part), activations ? plan->activations[RECOMPUTE_NONE] : bytes,
                   activations ? plan->activations[RECOMPUTE_LAYER] : bytes, explanations[part]);
     }
     if (plan->tokenising > 0)
@@ -82,7 +82,7 @@ static json_t *byte_object(const MemoryPlan *plan) {
     json_t *parts = json_object();
     for (int part = 0; part < PLAN_PARTS; part++) {
         char key[32];
-        snprintf(key, sizeof key, "%s", plan_part_name(part));
+        snprintf(key, sizeof key, "%s", plan_part_name((PlanPart)part));
         for (char *at = key; *at; at++)
             if (*at == ' ') *at = '_';
         json_object_set_new(parts, key, json_integer((json_int_t)plan->bytes[part]));

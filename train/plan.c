@@ -138,7 +138,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, kind == RECOMPUTE_LAYER));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
     TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
-    uint64_t saving = SAVE_FIXED + 3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
+    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
     plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
 done:
     llama_free(model);

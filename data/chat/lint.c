@@ -243,7 +243,6 @@ int data_lint(const ChatTemplate *chat, const LintOptions *options, LintResult *
         if (rc == ERR_REFUSED) { /* the file's bytes, not one record: the text says where */
             find(&lint, LINT_malformed, error_text());
             error_clear();
-            rc = OK;
             continue;
         }
         if (rc != OK || !found) break;

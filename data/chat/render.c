@@ -267,7 +267,7 @@ int chat_render(const ChatTemplate *chat, const Conversation *conversation, Trai
     TRY(conversation_check_roles(conversation));
     if (conversation->kind == RECORD_TEXT) return render_text(&render, &conversation->messages[0]);
     for (size_t i = 0; i < conversation->n; i++) TRY(check_message(chat, &conversation->messages[i], i + 1));
-    render.around = mode == TRAIN_ON_ALL;
+    render.around = mode == TRAIN_ON_ALL ? 1.0f : 0.0f;
     TRY(add_parts(&render, &chat->begin, render.around));
     TRY(flush(&render));
     tokens->n_begin = tokens->n;

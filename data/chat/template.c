@@ -140,9 +140,9 @@ static int special_at(const ChatTemplate *chat, const char *at, int32_t *id, siz
 }
 
 static int compile(const ChatTemplate *chat, const char *text, ChatParts *parts) {
-    const char *date, *environment;
-    while ((date = strstr(text, "{date}")) != NULL || (environment = strstr(text, "{environment}")) != NULL) {
-        environment = strstr(text, "{environment}");
+    for (;;) {
+        const char *date = strstr(text, "{date}"), *environment = strstr(text, "{environment}");
+        if (!date && !environment) break;
         bool is_date = date && (!environment || date < environment);
         const char *at = is_date ? date : environment;
         text_append(&parts->source, text, (size_t)(at - text));
