@@ -178,8 +178,9 @@ enum { MOST_STEPS = 1 << 20 };
 static int measure_steps(BenchResult *result, Run *run, const BenchOptions *options) {
     int rc = OK, n = 0;
     LoopStep step = {.loss = 0};
-    double *seconds = calloc(2 * (size_t)MOST_STEPS, sizeof *seconds), *updates = seconds + MOST_STEPS;
+    double *seconds = calloc(2 * (size_t)MOST_STEPS, sizeof *seconds);
     if (!seconds) FAIL(ERR_FAILED, "out of memory");
+    double *updates = seconds + MOST_STEPS;
     for (int64_t i = 0; i < options->warmup; i++) {
         TRY_TO(done, loop_step(run->loop, &run->state, &step));
         TRY_TO(done, check_step(&step));

@@ -344,7 +344,9 @@ static int refuse_keys(const json_t *root) {
     Text keys = {0};
     const char *key;
     json_t *value, *object = (json_t *)(uintptr_t)root;
-    json_object_foreach(object, key, value) text_printf(&keys, "%s%s", keys.length > 0 ? ", " : "", key);
+    json_object_foreach(object, key, value) {
+        text_printf(&keys, "%s%s", keys.length > 0 ? ", " : "", key);
+    }
     error_set(ERR_REFUSED, __FILE__, __LINE__,
               "not a known kind of record: its keys are %.200s; expected messages, conversations, instruction and "
               "output, prompt and completion, or text (other names: --columns completion=answer,prompt=question)",
