@@ -249,12 +249,7 @@ static void build_free(Build *build) {
 static int commit(Build *build, const char *path) {
     int fd = build->fd;
     build->fd = -1;
-    if (fsync(fd) != 0 && errno != EINVAL) {
-        int code = errno;
-        close(fd);
-        FAIL(ERR_FAILED, "%s: fsync: %s", build->temporary, strerror(code));
-    }
-    if (close(fd) != 0) FAIL(ERR_FAILED, "%s: close: %s", build->temporary, strerror(errno));
+    TRY(file_sync_and_close(fd, build->temporary));
     TRY(file_rename(build->temporary, path));
     free(build->temporary);
     build->temporary = NULL;

@@ -97,7 +97,7 @@ static int describe_all(Llama *model) {
 /* Every weight starts on a cache line. */
 static size_t padded(const Weight *weight) {
     size_t bytes = weight_elements(weight) * sizeof(float);
-    return (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+    return arena_round_up(bytes);
 }
 
 /* How much storage the model takes. */

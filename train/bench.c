@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
@@ -16,12 +16,6 @@
 #include "train/setup.h"
 
 enum { USUAL_VOCABULARY = 32000 /* where neither the config nor a tokenizer says */ };
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* ---- random steps ----------------------------------------------------------------------------------------------- */
 
@@ -186,8 +180,8 @@ static int measure_steps(BenchResult *result, Run *run, const BenchOptions *opti
         TRY_TO(done, check_step(&step));
     }
     int64_t before = allocated_now();
-    double start = now();
-    while (n < MOST_STEPS && (n < options->steps || now() - start < options->seconds)) {
+    double start = clock_seconds();
+    while (n < MOST_STEPS && (n < options->steps || clock_seconds() - start < options->seconds)) {
         TRY_TO(done, loop_step(run->loop, &run->state, &step));
         TRY_TO(done, check_step(&step));
         seconds[n] = step.seconds;

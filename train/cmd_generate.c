@@ -2,18 +2,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
 
 #include "eval/generator.h"
+#include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/model_file.h"
+#include "train/setup.h"
 
 typedef struct {
     const char *prompt, *prompt_file, *tokenizer;
@@ -126,19 +127,8 @@ static void print_texts(const Prompts *prompts, const Generation *generations) {
     printf("\n");
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static GenerateOptions options_from(const Config *config, const ModelFile *file) {
-    return (GenerateOptions){.sampler = {.temperature = config->generate_temperature,
-                                         .top_k = (int)config->generate_top_k,
-                                         .top_p = config->generate_top_p,
-                                         .min_p = config->generate_min_p,
-                                         .repetition_penalty = config->generate_repetition_penalty,
-                                         .seed = (uint64_t)config->generate_seed},
+    return (GenerateOptions){.sampler = setup_sampler(config),
                              .max_new_tokens = (int)config->generate_max_new_tokens,
                              .stop = config->generate_stop.items,
                              .n_stop = config->generate_stop.n,
@@ -170,9 +160,9 @@ static int generate(const Arguments *arguments, const Config *config, ModelFile 
                          (GeneratorOptions){.max_batch = (int)batch,
                                             .max_sequence = (int)sequence_length(arguments, config, file, prompts)}));
     if (streaming) TRY_TO(done, stream(NULL, 0, prompts->texts[0], strlen(prompts->texts[0])));
-    double start = now();
+    double start = clock_seconds();
     TRY_TO(done, generator_run(generator, prompts->items, prompts->n, &options, generations));
-    double seconds = now() - start;
+    double seconds = clock_seconds() - start;
     if (arguments->json)
         TRY_TO(done, print_json(prompts, generations, seconds));
     else if (streaming) {

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
@@ -37,12 +37,6 @@ typedef struct {
     double forward_flops, data_seconds, compute_seconds, exchange_seconds; /* of this rank */
     GuardVerdict verdict;
 } StepResult;
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
@@ -77,9 +71,9 @@ static int next_batch(Loop *loop, int64_t step, StepBatch *batch) {
 static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
-    double start = now();
+    double start = clock_seconds();
     TRY(next_batch(loop, step, &batch));
-    double have_data = now();
+    double have_data = clock_seconds();
     optimizer_zero_grad(loop->parts.optimizer);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
@@ -89,7 +83,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     }
     llama_merge_tied_gradients(loop->parts.model);
     result->data_seconds = have_data - start;
-    result->compute_seconds = now() - have_data;
+    result->compute_seconds = clock_seconds() - have_data;
     return OK;
 }
 
@@ -114,16 +108,16 @@ int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
 static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     Optimizer *optimizer = loop->parts.optimizer;
     Agreed *agreed = &result->agreed;
-    double start = now();
+    double start = clock_seconds();
     *result = (StepResult){.agreed.interrupted = interrupt_requested()};
     double minutes = loop->options.checkpoint_minutes;
     if (mesh_rank(loop->parts.mesh) == 0 && minutes > 0 && start - loop->last_save >= 60 * minutes)
         agreed->save_due = 1;
 
     int rc = accumulate_gradients(loop, state->step, result);
-    double computed = now();
+    double computed = clock_seconds();
     TRY(sum_over_ranks(loop, rc, agreed));
-    result->exchange_seconds = now() - computed;
+    result->exchange_seconds = clock_seconds() - computed;
     bool empty = agreed->step_weight == 0;
     result->loss = empty ? 0 : agreed->sums.loss / agreed->sums.weight;
     result->grad_norm = optimizer_grad_norm(optimizer);
@@ -131,7 +125,7 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, result->grad_norm);
     if (result->verdict == GUARD_APPLY && !empty) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
 
-    result->seconds = now() - start;
+    result->seconds = clock_seconds() - start;
     state->step++;
     state->updates = optimizer_updates(optimizer);
     state->tokens += (int64_t)agreed->sums.tokens;
@@ -301,7 +295,7 @@ static int save(Loop *loop, LoopState *state, bool is_best) {
     TRY(mesh_agree(loop->parts.mesh, loop->parts.metrics ? metrics_sync(loop->parts.metrics) : OK));
     TRY(loop->parts.hooks.save(loop->parts.hooks.context, state, is_best));
     alive(loop, "a checkpoint was saved");
-    loop->last_save = now();
+    loop->last_save = clock_seconds();
     return OK;
 }
 
@@ -367,7 +361,7 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
 int loop_run(Loop *loop, LoopState *state) {
     int rc = OK;
     bool finished = loop_finished(loop, state);
-    loop->last_save = now();
+    loop->last_save = clock_seconds();
     progress_begin(&loop->progress, "training", "steps", state->step, loop->options.steps);
     while (!finished) {
         state->step = guard_next(&state->guard, state->step);

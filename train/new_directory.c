@@ -40,19 +40,6 @@ static int settle_target(NewDirectory *directory, const char *target) {
     return OK;
 }
 
-static int make_parent(const char *target) {
-    char *parent = strdup(target);
-    if (!parent) FAIL(ERR_FAILED, "out of memory");
-    char *slash = strrchr(parent, '/');
-    int rc = OK;
-    if (slash && slash != parent) {
-        *slash = '\0';
-        rc = directory_make(parent);
-    }
-    free(parent);
-    return rc;
-}
-
 static int make_path(NewDirectory *directory) {
     for (int i = 0; i < MAX_LEFTOVERS; i++) {
         if (asprintf(&directory->path, "%s.incomplete-%ld", directory->target, (long)getpid() + i) < 0) {
@@ -74,7 +61,7 @@ int new_directory_begin(NewDirectory *directory, const char *target) {
     *directory = (NewDirectory){0};
     TRY(new_directory_check(target));
     TRY_TO(failed, settle_target(directory, target));
-    TRY_TO(failed, make_parent(directory->target));
+    TRY_TO(failed, directory_make_parent(directory->target));
     TRY_TO(failed, make_path(directory));
     return OK;
 failed:

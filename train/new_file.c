@@ -24,20 +24,11 @@ int new_file_check(const char *target) {
     return access(target, F_OK) == 0 ? refuse(target) : OK;
 }
 
-static int make_parent(const char *target) {
-    int rc = OK;
-    char *parent = strndup(target, (size_t)(path_base(target) - target));
-    if (!parent) FAIL(ERR_FAILED, "out of memory");
-    if (*parent) rc = directory_make(parent);
-    free(parent);
-    return rc;
-}
-
 int new_file_begin(NewFile *file, const char *target) {
     int rc = OK;
     *file = (NewFile){0};
     TRY(new_file_check(target));
-    TRY(make_parent(target));
+    TRY(directory_make_parent(target));
     file->target = strdup(target);
     if (!file->target || asprintf(&file->path, "%s.incomplete-%ld", target, (long)getpid()) < 0) {
         file->path = NULL;
@@ -52,10 +43,7 @@ failed:
 int new_file_commit(NewFile *file) {
     int rc = OK;
     if (renameat2(AT_FDCWD, file->path, AT_FDCWD, file->target, RENAME_NOREPLACE) == 0) {
-        char *parent = strndup(file->target, (size_t)(path_base(file->target) - file->target));
-        if (!parent) FAIL_TO(done, ERR_FAILED, "out of memory");
-        rc = directory_sync(*parent ? parent : ".");
-        free(parent);
+        rc = directory_sync_parent(file->target);
     } else if (errno == EEXIST) {
         rc = refuse(file->target);
     } else if (errno == EINVAL || errno == ENOSYS) {

@@ -3,9 +3,9 @@
 
 #include <stdbool.h>
 #include <string.h>
-#include <time.h>
 
 #include "model/core/arena.h"
+#include "model/core/clock.h"
 #include "model/core/memory.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
@@ -59,12 +59,6 @@ uint64_t probe_baseline(const LlamaShape *shape, int n_tokens) {
 
 /* ---- speed ---- */
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static void fill(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = (float)(i % 17) * 0.0625f - 0.5f;
 }
@@ -77,9 +71,9 @@ double probe_gemm_flops(void) {
     if (!a) return 0;
     fill(a, 3 * n);
     for (int repeat = 0; repeat < REPEATS; repeat++) { /* the first also wakes the threads */
-        double start = now();
+        double start = clock_seconds();
         kernels()->gemm(false, true, SIDE, SIDE, SIDE, 1, a, SIDE, a + n, SIDE, 0, a + 2 * n, SIDE);
-        double rate = 2.0 * SIDE * SIDE * SIDE / (now() - start);
+        double rate = 2.0 * SIDE * SIDE * SIDE / (clock_seconds() - start);
         if (rate > best) best = rate;
     }
     pages_free(a, bytes);
@@ -102,9 +96,9 @@ double probe_copy_bytes(void) {
     double best = 0;
     if (copy.from && copy.to) memset(copy.from, 1, SIZE);
     for (int repeat = 0; repeat < REPEATS && copy.from && copy.to; repeat++) { /* the first also maps the pages */
-        double start = now();
+        double start = clock_seconds();
         parallel_for(SIZE, GRAIN, copy_range, &copy);
-        double rate = 2.0 * SIZE / (now() - start);
+        double rate = 2.0 * SIZE / (clock_seconds() - start);
         if (rate > best) best = rate;
     }
     pages_free(copy.from, SIZE);

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "model/core/clock.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
 #include "model/core/text.h"
@@ -18,12 +18,6 @@
 
 enum { DEFAULT_WIDTH = 80, NARROWEST = 20, WIDEST = 400 };
 static const double live_interval = 0.1, plain_interval = 10.0; /* seconds */
-
-static double monotonic(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 int terminal_width(void) {
     struct winsize size;
@@ -121,7 +115,7 @@ static void compose(Progress *progress, int64_t done, const char *details, doubl
 
 void progress_begin(Progress *progress, const char *title, const char *unit, int64_t first, int64_t total) {
     *progress = (Progress){.title = title, .unit = unit, .first = first, .total = total};
-    progress->begun = monotonic();
+    progress->begun = clock_seconds();
     progress->drawn = progress->begun; /* work shorter than an interval shows nothing */
     progress->live = terminal_is_live();
     progress->unicode = terminal_is_utf8();
@@ -130,7 +124,7 @@ void progress_begin(Progress *progress, const char *title, const char *unit, int
 
 void progress_draw(Progress *progress, int64_t done, const char *details) {
     if (log_is_quiet_rank()) return;
-    double now = monotonic();
+    double now = clock_seconds();
     progress->drawn = now;
     compose(progress, done, details, now, 0);
     if (!progress->live) {
@@ -150,7 +144,7 @@ void progress_draw(Progress *progress, int64_t done, const char *details) {
 }
 
 bool progress_due(const Progress *progress) {
-    return monotonic() - progress->drawn >= (progress->live ? live_interval : plain_interval);
+    return clock_seconds() - progress->drawn >= (progress->live ? live_interval : plain_interval);
 }
 
 void progress_update(Progress *progress, int64_t done, const char *details) {

@@ -6,6 +6,7 @@
 #include "eval/generator.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
+#include "train/setup.h"
 
 static int generate(Llama *model, const Tokenizer *tokenizer, const Config *config, const TokenList *prompt,
                     Generation *out) {
@@ -13,13 +14,7 @@ static int generate(Llama *model, const Tokenizer *tokenizer, const Config *conf
     int limit = model->rotary.n_positions, wanted = (int)prompt->n + SAMPLE_TOKENS;
     TRY(generator_new(&generator, model, tokenizer,
                       (GeneratorOptions){.max_batch = 1, .max_sequence = wanted < limit ? wanted : limit}));
-    GenerateOptions options = {.sampler = {.temperature = config->generate_temperature,
-                                           .top_k = (int)config->generate_top_k,
-                                           .top_p = config->generate_top_p,
-                                           .min_p = config->generate_min_p,
-                                           .repetition_penalty = config->generate_repetition_penalty,
-                                           .seed = (uint64_t)config->generate_seed},
-                               .max_new_tokens = SAMPLE_TOKENS};
+    GenerateOptions options = {.sampler = setup_sampler(config), .max_new_tokens = SAMPLE_TOKENS};
     int rc = generator_run(generator, prompt, 1, &options, out);
     generator_free(generator);
     return rc;

@@ -178,3 +178,14 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                                       .total = steps,
                                       .decay = steps_or_share(config->optim_wsd_decay, steps)}};
 }
+
+/* ---- generation ---- */
+
+SamplerOptions setup_sampler(const Config *config) {
+    return (SamplerOptions){.temperature = config->generate_temperature,
+                            .top_k = (int)config->generate_top_k,
+                            .top_p = config->generate_top_p,
+                            .min_p = config->generate_min_p,
+                            .repetition_penalty = config->generate_repetition_penalty,
+                            .seed = (uint64_t)config->generate_seed};
+}

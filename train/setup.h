@@ -5,6 +5,7 @@
 
 #include "configs/config.h"
 #include "data/loader.h"
+#include "eval/sampler.h"
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
@@ -22,6 +23,9 @@ LlamaInit setup_init(const Config *config);
 
 /* An optimizer over all of the model's untied parameters; its list is made in the arena. */
 int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena);
+
+/* The generate.* options of how a token is chosen. */
+SamplerOptions setup_sampler(const Config *config);
 
 /* Length of the run in steps: train.steps, or from epochs or tokens. */
 int64_t setup_steps(const Config *config, const Loader *loader);

@@ -40,7 +40,7 @@ static size_t tensor_bytes(const Tape *tape, const Tensor *tensor) {
     const TapeOptions *options = &tape->options;
     TapeBatch full = {.n_tokens = options->capacity, .n_segments = options->segments, .n_samples = options->samples};
     size_t bytes = (size_t)batch_rows(&full, tensor->rows) * (size_t)tensor->width * dtype_size(tensor->dtype);
-    return (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+    return arena_round_up(bytes);
 }
 
 /* ---- 1. activity ---- */

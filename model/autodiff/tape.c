@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "model/autodiff/node.h"
+#include "model/core/clock.h"
 #include "model/core/error.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -317,12 +317,6 @@ static void *place_or_bound(const Tape *tape, int buffer, ptrdiff_t offset, cons
     return place(tape, buffer, offset);
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static void run_step(Tape *tape, int buffer, const Step *step) {
     Node *node = tape->nodes[step->node];
     OpCall call = {.node = node,
@@ -338,14 +332,14 @@ static void run_step(Tape *tape, int buffer, const Step *step) {
         call.out[i] = place(tape, buffer, step->out[i]);
         call.out_grad[i] = place_or_bound(tape, buffer, step->out_grad[i], node->outputs[i]->seed);
     }
-    double start = tape->profile ? now() : 0;
+    double start = tape->profile ? clock_seconds() : 0;
     if (step->kind != STEP_BACKWARD) {
         node->spec->forward(&call);
     } else {
         if (node->backward_weights) node->spec->backward_weights(&call);
         if (node->backward_inputs) node->spec->backward_inputs(&call); /* last: may overwrite out_grad */
     }
-    if (tape->profile) tape->seconds[2 * step->node + (step->kind == STEP_BACKWARD)] += now() - start;
+    if (tape->profile) tape->seconds[2 * step->node + (step->kind == STEP_BACKWARD)] += clock_seconds() - start;
     if (step->last_use_of_weight && tape->options.on_grad_ready)
         tape->options.on_grad_ready(tape->options.context, node->weight);
 }

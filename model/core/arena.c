@@ -14,13 +14,9 @@ struct ArenaBlock {
 
 enum { BLOCK_SIZE = 64 * 1024 };
 
-static size_t round_up(size_t n) {
-    return (n + ARENA_ALIGNMENT - 1) & ~(size_t)(ARENA_ALIGNMENT - 1);
-}
-
 void *arena_alloc(Arena *arena, size_t bytes) {
     if (bytes > SIZE_MAX / 2) return NULL;
-    size_t size = round_up(bytes ? bytes : 1);
+    size_t size = arena_round_up(bytes ? bytes : 1);
     ArenaBlock *block = arena->blocks;
     if (!block || block->size - block->used < size) {
         block = malloc(sizeof *block);

@@ -13,6 +13,11 @@ typedef struct {
 
 enum { ARENA_ALIGNMENT = 64 };
 
+/* `bytes` rounded up to whole cache lines. */
+static inline size_t arena_round_up(size_t bytes) {
+    return (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+}
+
 /* NULL when memory is out (no error is set: use arena_new below, or ARENA_TRY). */
 void *arena_alloc(Arena *arena, size_t bytes);
 char *arena_strdup(Arena *arena, const char *text);

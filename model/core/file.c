@@ -1,6 +1,7 @@
 /* POSIX file handling; the save path is write, fsync, close, rename, fsync of the directory. */
 #include "model/core/file.h"
 #include "model/core/error.h"
+#include "model/core/output.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -74,7 +75,7 @@ void file_unmap(FileMap *map) {
     *map = (FileMap){NULL, 0};
 }
 
-static int sync_and_close(int fd, const char *path) {
+int file_sync_and_close(int fd, const char *path) {
     if (fsync(fd) != 0 && errno != EINVAL) { /* EINVAL: a file system without fsync */
         int code = errno;
         close(fd);
@@ -87,52 +88,52 @@ static int sync_and_close(int fd, const char *path) {
 int file_sync(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) FAIL_ERRNO("open", path);
-    return sync_and_close(fd, path);
+    return file_sync_and_close(fd, path);
 }
 
 int directory_sync(const char *path) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) FAIL_ERRNO("open", path);
-    return sync_and_close(fd, path);
+    return file_sync_and_close(fd, path);
+}
+
+/* The folder that `path` is in, malloc'd: "." where it names none. NULL when memory is out. */
+static char *parent_of(const char *path) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') length--;
+    while (length > 0 && path[length - 1] != '/') length--;
+    while (length > 1 && path[length - 1] == '/') length--;
+    return length > 0 ? strndup(path, length) : strdup(".");
+}
+
+int directory_sync_parent(const char *path) {
+    char *parent = parent_of(path);
+    if (!parent) FAIL(ERR_FAILED, "out of memory");
+    int rc = directory_sync(parent);
+    free(parent);
+    return rc;
+}
+
+int directory_make_parent(const char *path) {
+    char *parent = parent_of(path);
+    if (!parent) FAIL(ERR_FAILED, "out of memory");
+    int rc = directory_make(parent);
+    free(parent);
+    return rc;
 }
 
 int file_rename(const char *from, const char *to) {
     if (rename(from, to) != 0) FAIL(ERR_FAILED, "rename %s to %s: %s", from, to, strerror(errno));
-    char *directory = strdup(to);
-    if (!directory) FAIL(ERR_FAILED, "out of memory");
-    char *slash = strrchr(directory, '/');
-    if (slash) slash[slash == directory] = '\0';
-    int rc = directory_sync(slash ? directory : ".");
-    free(directory);
-    return rc;
+    return directory_sync_parent(to);
 }
 
 int file_write_atomic(const char *path, const void *bytes, size_t size) {
-    int rc = OK;
-    size_t longest = strlen(path) + sizeof ".tmp";
-    char *temporary = malloc(longest);
-    if (!temporary) FAIL(ERR_FAILED, "out of memory");
-    snprintf(temporary, longest, "%s.tmp", path);
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) FAIL_TO(done, ERR_FAILED, "%s: open for writing: %s", temporary, strerror(errno));
-    for (size_t done_bytes = 0; done_bytes < size;) {
-        ssize_t written = write(fd, (const char *)bytes + done_bytes, size - done_bytes);
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) {
-            rc = error_set(ERR_FAILED, __FILE__, __LINE__, "%s: write: %s", temporary, strerror(errno));
-            close(fd);
-            goto remove;
-        }
-        done_bytes += (size_t)written;
-    }
-    TRY_TO(remove, sync_and_close(fd, temporary));
-    TRY_TO(remove, file_rename(temporary, path));
-    goto done;
-remove:
-    unlink(temporary);
-done:
-    free(temporary);
-    return rc;
+    Output output;
+    TRY(output_begin(&output, path));
+    int rc = output_write(&output, bytes, size);
+    if (rc == OK) return output_commit(&output);
+    output_abandon(&output);
+    return error_trace(rc, __FILE__, __LINE__);
 }
 
 int directory_make(const char *path) {

@@ -26,10 +26,13 @@ int file_write_atomic(const char *path, const void *bytes, size_t size);
  * directory, durable. */
 int file_sync(const char *path);
 int directory_sync(const char *path);
+int directory_sync_parent(const char *path);       /* the directory that holds `path` */
+int file_sync_and_close(int fd, const char *path); /* closes whatever happens; `path` is for messages */
 int file_rename(const char *from, const char *to); /* then fsyncs the directory of `to` */
 
-int directory_make(const char *path);   /* with parents; an existing directory is fine */
-int directory_remove(const char *path); /* with everything in it; absent is fine */
+int directory_make(const char *path);        /* with parents; an existing directory is fine */
+int directory_make_parent(const char *path); /* the directory that is to hold `path` */
+int directory_remove(const char *path);      /* with everything in it; absent is fine */
 bool file_exists(const char *path);
 bool directory_exists(const char *path);
 int file_size(uint64_t *size, const char *path);

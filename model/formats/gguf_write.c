@@ -8,7 +8,7 @@
 #include "model/formats/gguf.h"
 #include "model/formats/gguf_names.h"
 #include "model/formats/gguf_tokenizer.h"
-#include "model/formats/output.h"
+#include "model/core/output.h"
 
 enum {
     VERSION = 3,

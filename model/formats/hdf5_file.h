@@ -9,7 +9,7 @@
 #define CRIA_FORMATS_HDF5_FILE_H
 
 #include "model/formats/named.h"
-#include "model/formats/output.h"
+#include "model/core/output.h"
 
 /* Opens a file. With `expected`, its size and CRC32C are checked before libhdf5 sees a byte, for a damaged HDF5 file
  * can crash that library; pass NULL only for files known to be whole. Datasets that are compressed, chunked or

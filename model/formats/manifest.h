@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "model/formats/output.h"
+#include "model/core/output.h"
 
 #define MANIFEST_NAME "manifest.json"
 

@@ -13,7 +13,7 @@
 #include "model/core/file.h"
 #include "model/core/text.h"
 #include "model/formats/json_read.h"
-#include "model/formats/output.h"
+#include "model/core/output.h"
 
 enum { DATA_ALIGNMENT = 64 }; /* of the first array in the file: one cache line, one vector */
 static const uint64_t DEFAULT_SHARD_BYTES = 5000000000u;

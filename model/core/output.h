@@ -1,6 +1,6 @@
 /* A file being written: bytes go to PATH.tmp, and appear under PATH, durable, at output_commit. */
-#ifndef CRIA_FORMATS_OUTPUT_H
-#define CRIA_FORMATS_OUTPUT_H
+#ifndef CRIA_CORE_OUTPUT_H
+#define CRIA_CORE_OUTPUT_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
 /* write, fsync, close, rename, fsync of the directory: each failing call is named with its file. */
-#include "model/formats/output.h"
+#include "model/core/output.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -62,10 +62,9 @@ int output_sync(Output *output) {
 
 int output_commit(Output *output) {
     int rc = OK;
-    TRY_TO(failed, output_sync(output));
     int fd = output->fd;
     output->fd = -1;
-    if (close(fd) != 0) FAIL_TO(failed, ERR_FAILED, "%s: close: %s", output->temporary, strerror(errno));
+    TRY_TO(failed, file_sync_and_close(fd, output->temporary));
     TRY_TO(failed, file_rename(output->temporary, output->path));
     release(output);
     return OK;
