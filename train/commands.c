@@ -6,6 +6,7 @@
 
 #include "configs/config.h"
 #include "model/core/error.h"
+#include "model/core/log.h"
 #include "model/core/text.h"
 
 static const Command table[] = {
@@ -32,6 +33,16 @@ int command_find(const Command **command, const char *name) {
     const char *nearest = text_nearest(name, names, N_COMMANDS);
     if (nearest) FAIL(ERR_USAGE, "there is no command '%s'; did you mean '%s'?", name, nearest);
     FAIL(ERR_USAGE, "there is no command '%s'; 'cria help' lists them", name);
+}
+
+void command_report(int status) {
+    if (error_is_reported()) return;
+    if (status == ERR_INTERRUPTED)
+        log_info("%s", error_text()[0] ? error_text() : "interrupted");
+    else
+        log_error("%s", error_text()[0] ? error_text() : "no reason was given (please report this as a bug)");
+    log_debug("%s", error_trace_text());
+    error_mark_reported();
 }
 
 void commands_list(FILE *out) {

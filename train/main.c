@@ -42,21 +42,11 @@ static int run(int argc, char **argv) {
     return flush_results();
 }
 
-static void report(int status, bool debug) {
-    const char *text = error_text()[0] ? error_text() : "no reason was given (please report this as a bug)";
-    if (status == ERR_INTERRUPTED)
-        log_info("%s", error_text()[0] ? error_text() : "interrupted");
-    else
-        log_error("%s", text);
-    if (debug) log_debug("%s", error_trace_text());
-}
-
 int main(int argc, char **argv) {
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of write(2), to be told, not a death */
     const char *variable = getenv("CRIA_DEBUG");
-    bool debug = variable && *variable && strcmp(variable, "0") != 0;
-    if (debug) log_set_level(LOG_DEBUG);
+    if (variable && *variable && strcmp(variable, "0") != 0) log_set_level(LOG_DEBUG);
     int status = run(argc, argv);
-    if (status != OK) report(status, debug);
+    if (status != OK) command_report(status);
     return status;
 }

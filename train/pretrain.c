@@ -415,6 +415,7 @@ int command_pretrain(int argc, char **argv) {
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));
     rc = train(&run);
 done:
+    if (rc != OK) command_report(rc);
     text_free(&intro);
     run_free(&run);
     if (run.mesh) mesh_finalize(run.mesh);

@@ -9,6 +9,7 @@ enum { TEXT_SIZE = 2048, TRACE_SIZE = 1024 };
 
 static _Thread_local char current_text[TEXT_SIZE];
 static _Thread_local char current_trace[TRACE_SIZE];
+static _Thread_local bool reported;
 
 int error_set(int code, const char *file, int line, const char *format, ...) {
     char text[TEXT_SIZE]; /* the arguments may point into current_text */
@@ -18,6 +19,7 @@ int error_set(int code, const char *file, int line, const char *format, ...) {
     va_end(args);
     memcpy(current_text, text, sizeof text);
     snprintf(current_trace, sizeof current_trace, "%s:%d", file, line);
+    reported = false;
     return code;
 }
 
@@ -48,4 +50,12 @@ const char *error_trace_text(void) {
 void error_clear(void) {
     current_text[0] = '\0';
     current_trace[0] = '\0';
+    reported = false;
+}
+
+void error_mark_reported(void) {
+    reported = true;
+}
+bool error_is_reported(void) {
+    return reported;
 }

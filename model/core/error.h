@@ -11,6 +11,8 @@
 #ifndef CRIA_CORE_ERROR_H
 #define CRIA_CORE_ERROR_H
 
+#include <stdbool.h>
+
 enum {
     OK = 0,
     ERR_FAILED = 1,        /* an I/O error, out of memory, a bug */
@@ -31,6 +33,10 @@ int error_trace(int code, const char *file, int line);
 const char *error_text(void);       /* "" when there is none; valid until the next error in this thread */
 const char *error_trace_text(void); /* "train/loop.c:120 < optim/adamw.c:33 …" , innermost first */
 void error_clear(void);
+
+/* Whether the current error has been shown to the user, so that it is shown once whoever comes first. */
+void error_mark_reported(void);
+bool error_is_reported(void);
 
 /* The code is returned here, not by error_set, so that an analyser sees that what follows TRY succeeded. */
 #define FAIL(code, ...) return error_set((code), __FILE__, __LINE__, __VA_ARGS__), (code)
