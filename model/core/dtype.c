@@ -40,11 +40,11 @@ static float bits_f32(uint32_t bits) {
     return value;
 }
 
-float bf16_to_f32(uint16_t bits) {
+float bf16_to_f32(bf16 bits) {
     return bits_f32((uint32_t)bits << 16);
 }
 
-uint16_t f32_to_bf16(float value) {
+bf16 f32_to_bf16(float value) {
     uint32_t bits = f32_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u); /* keep NaN, quiet */
     uint32_t round = 0x7fffu + ((bits >> 16) & 1u);

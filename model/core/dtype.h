@@ -18,12 +18,14 @@ typedef enum {
     DTYPE_COUNT,
 } Dtype;
 
+typedef uint16_t bf16; /* the bits of a bfloat16 */
+
 size_t dtype_size(Dtype dtype);      /* bytes per element */
 const char *dtype_name(Dtype dtype); /* "fp32", "bf16", … */
 int dtype_parse(Dtype *dtype, const char *name);
 
-float bf16_to_f32(uint16_t bits);
-uint16_t f32_to_bf16(float value);
+float bf16_to_f32(bf16 bits);
+bf16 f32_to_bf16(float value);
 float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float value);
 

@@ -16,6 +16,8 @@ int head_block_tokens(int n_tokens, int vocab);
 /* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);
+bool avx512bf16_kernels(Kernels *table);
+bool amx_kernels(Kernels *table);
 
 /* The sets' own exponentials, elementwise: e^x and 2^x. For the tests that measure their error. */
 void avx2_exponentials(float *exp_y, float *exp2_y, const float *x, size_t n);

@@ -4,10 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "model/core/error.h"
 #include "model/core/threads.h"
 #include "model/kernels/fast.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/products/products.h"
 #include "model/kernels/reference.h"
 
 #define REFERENCE_ROWS                                                                                                \
@@ -29,8 +36,30 @@ const Kernels *kernels(void) {
     return &table;
 }
 
-typedef enum { SET_REFERENCE, SET_OPENBLAS, SET_AVX2, SET_AVX512, SET_COUNT } KernelSet;
-static const char *const set_names[SET_COUNT] = {"reference", "openblas", "avx2", "avx512"};
+typedef enum {
+    SET_REFERENCE,
+    SET_OPENBLAS,
+    SET_AVX2,
+    SET_AVX512,
+    SET_AVX512BF16,
+    SET_AMX,
+    SET_COUNT
+} KernelSet;
+static const char *const set_names[SET_COUNT] = {"reference", "openblas", "avx2", "avx512", "avx512bf16", "amx"};
+
+/* Tiles need the CPU's feature bits (CPUID leaf 7: EDX bits 22 and 24) and the system's leave to use their 8 KiB of state
+ * (Linux: Documentation/arch/x86/xstate.rst), which holds for this process and its later threads. */
+static bool amx_permitted(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 22, AMX_TILE = 24 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (!(d >> AMX_BF16 & 1) || !(d >> AMX_TILE & 1)) return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
 
 static bool cpu_runs(KernelSet set) {
 #if defined(__x86_64__)
@@ -39,6 +68,8 @@ static bool cpu_runs(KernelSet set) {
     if (set == SET_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && cpu_runs(SET_AVX2);
+    if (set == SET_AVX512BF16) return __builtin_cpu_supports("avx512bf16") && cpu_runs(SET_AVX512);
+    if (set == SET_AMX) return amx_permitted() && cpu_runs(SET_AVX512BF16);
 #endif
     return set == SET_REFERENCE || set == SET_OPENBLAS;
 }
@@ -51,12 +82,31 @@ static KernelSet best_set(void) {
 
 static void fill(KernelSet set) {
     table = reference_table;
+    reference_bf16_products(&table.bf16);
+    reference_bf16_rows(&table.bf16);
+    reference_bf16_attention(&table.bf16);
+    reference_bf16_head(&table.bf16);
+    reference_bf16_adamw(&table.bf16);
     if (set == SET_REFERENCE) return;
     openblas_start();
     table.gemm = openblas_gemm;
     table.name = set_names[SET_OPENBLAS];
-    if (set == SET_AVX2) avx2_kernels(&table);
-    if (set == SET_AVX512) avx512_kernels(&table);
+    if (set == SET_AVX2) {
+        avx2_kernels(&table);
+        avx2_products(&table.bf16);
+    }
+    if (set >= SET_AVX512) {
+        avx512_kernels(&table);
+        avx512_products(&table.bf16);
+    }
+    if (set >= SET_AVX512BF16) {
+        avx512bf16_kernels(&table);
+        avx512bf16_products(&table.bf16);
+    }
+    if (set >= SET_AMX) {
+        amx_kernels(&table);
+        amx_products(&table.bf16);
+    }
 }
 
 int kernels_select(const char *which) {
@@ -74,7 +124,7 @@ int kernels_select(const char *which) {
         fill((KernelSet)set);
         return OK;
     }
-    FAIL(ERR_USAGE, "unknown kernels '%s'; expected auto, reference, openblas, avx2 or avx512", which);
+    FAIL(ERR_USAGE, "unknown kernels '%s'; expected auto, reference, openblas, avx2, avx512, avx512bf16 or amx", which);
 }
 
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {
@@ -91,6 +141,15 @@ int head_block_tokens(int n_tokens, int vocab) {
     if (tokens > HEAD_BLOCK_MAX) tokens = HEAD_BLOCK_MAX;
     if (tokens < LEAST) tokens = LEAST;
     return tokens < n_tokens ? tokens : n_tokens;
+}
+
+size_t norm_scratch(int n_tokens, int width) {
+    (void)n_tokens;
+    return (size_t)threads_count() * (size_t)width;
+}
+
+size_t head_scratch_bf16(int n_tokens, int width, int vocab) {
+    return head_scratch(n_tokens, width, vocab);
 }
 
 size_t head_scratch(int n_tokens, int width, int vocab) {

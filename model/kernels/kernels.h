@@ -20,8 +20,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "model/kernels/bf16.h"
+
 /* One flat run of tokens: segment s owns rows segment_start[s] … segment_start[s+1]-1; n_segments + 1 entries. */
-typedef struct {
+typedef struct Segments {
     int n_segments;
     const int32_t *segment_start;
 } Segments;
@@ -37,7 +39,7 @@ typedef struct {
 
 /* One AdamW step (Loshchilov and Hutter 2019, algorithm 2, as in PyTorch: decay multiplies the weight by 1 - lr·wd
  * before the update; update = m̂ / (sqrt(v̂) + eps)). grad_scale multiplies the gradient first (clipping). */
-typedef struct {
+typedef struct AdamwStep {
     double learning_rate, beta1, beta2, epsilon, weight_decay; /* fp64: 1 - beta2 loses digits in fp32 */
     double bias_correction1, bias_correction2;                 /* 1 - beta^step */
     double grad_scale;
@@ -45,7 +47,7 @@ typedef struct {
 
 /* Per-token results of the head. Arrays of T; entropy, top1 and mean_logit may be NULL. A skipped token gets 0 (top1:
  * -1), and its target is not looked at. NaN or +infinity among the logits gives lse and logprob NaN. */
-typedef struct {
+typedef struct HeadResults {
     float *logprob; /* log softmax(logits)[target] */
     float *lse;     /* log-sum-exp of the logits */
     float *entropy; /* nats */
@@ -54,7 +56,7 @@ typedef struct {
 } HeadResults;
 
 typedef struct {
-    const char *name; /* "reference", "openblas", "avx2", "avx512": the last one that contributed a row */
+    const char *name; /* "reference", "openblas", "avx2", "avx512", "avx512bf16", "amx": the last that gave a row */
 
     /* C[M,N] = alpha·op(A)·op(B) + beta·C, row-major (OpenBLAS; the reference is a triple loop with fp64 sums). */
     void (*gemm)(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
@@ -108,8 +110,16 @@ typedef struct {
     /* Sum of squares in fp64: fixed chunks of 65,536 elements, each summed alone, chunk sums added in index order: the
      * same for any number of threads. Infinity or NaN in, the same out. */
     double (*sum_of_squares)(const float *x, size_t n);
-    /* y += x; y = a + b (y may be a or b) */
+    /* y = a + b (y may be a or b) */
     void (*add)(float *y, const float *a, const float *b, size_t n);
+    /* sum = x + delta (sum may be x), y = its RMSNorm; and backward: as bf16.h says of its own, all in fp32. */
+    void (*add_rmsnorm_forward)(float *sum, float *y, float *rstd, const float *x, const float *delta, const float *w,
+                                int n_tokens, int width, float eps);
+    void (*add_rmsnorm_backward)(float *dx, bool accumulate, float *ddelta, float *dw, const float *dsum,
+                                 const float *dy, const float *sum, const float *w, const float *rstd, int n_tokens,
+                                 int width, float *scratch);
+
+    Bf16Kernels bf16;
 } Kernels;
 
 const Kernels *kernels(void);

@@ -44,4 +44,11 @@ void reference_adamw(float *param, float *m, float *v, const float *grad, size_t
 double reference_sum_of_squares(const float *x, size_t n);
 void reference_add(float *y, const float *a, const float *b, size_t n);
 
+/* The rows of bf16.h. */
+void reference_bf16_products(Bf16Kernels *table);
+void reference_bf16_rows(Bf16Kernels *table); /* norms, rotary, SwiGLU */
+void reference_bf16_attention(Bf16Kernels *table);
+void reference_bf16_head(Bf16Kernels *table);
+void reference_bf16_adamw(Bf16Kernels *table);
+
 #endif

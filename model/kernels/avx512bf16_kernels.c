@@ -1,0 +1,15 @@
+/* What AVX512-BF16 adds to the avx512 rows: the bf16 kernels that use its products. The Makefile gives this file its instruction
+ * set; on another architecture it is empty. */
+#include "model/kernels/fast.h"
+
+#if defined(__AVX512BF16__)
+bool avx512bf16_kernels(Kernels *table) {
+    table->name = "avx512bf16";
+    return true;
+}
+#else
+bool avx512bf16_kernels(Kernels *table) {
+    (void)table;
+    return false;
+}
+#endif
