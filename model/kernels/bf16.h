@@ -1,7 +1,7 @@
 /* The kernels of `precision: bf16`: activations, and the operands of every product, are bfloat16; every sum, norm,
  * softmax, log-sum-exp and weight gradient, and the residual stream, are fp32. They are rows of the same table
- * (kernels()->bf16.name), with the same rules as kernels.h: nothing allocates or fails, references beside the fast ones,
- * bitwise repeatable for one table and one number of threads, NULL for an output that is not wanted.
+ * (kernels()->bf16.name), with the same rules as kernels.h: nothing allocates or fails, references beside the fast
+ * ones, bitwise repeatable for one table and one number of threads, NULL for an output that is not wanted.
  *
  * Rounding to bf16 is to nearest even; NaN stays NaN. Gradients of bf16 activations are bf16 (they are the operands of
  * the next product). Where `accumulate` is true a bf16 output is read, added to in fp32 and rounded again.
@@ -35,8 +35,8 @@ enum { PANEL_LANES = 16, PANEL_DEPTH = 32, PANEL_MAX_VIEWS = 3 };
 typedef struct {
     Dtype dtype; /* DTYPE_F32, DTYPE_BF16 or DTYPE_F16 */
     int n_views, cols;
-    const void *view[PANEL_MAX_VIEWS];      /* [view_rows, cols] each */
-    int first_row[PANEL_MAX_VIEWS + 1];     /* of each view; the last entry is the number of rows */
+    const void *view[PANEL_MAX_VIEWS];  /* [view_rows, cols] each */
+    int first_row[PANEL_MAX_VIEWS + 1]; /* of each view; the last entry is the number of rows */
 } RowMajor;
 
 /* One of a weight's two uses: packed beforehand, or packed from `rows` a few panels at a time in cache as they are
@@ -79,20 +79,35 @@ typedef struct {
     size_t q_stride, kv_stride;
 } AttentionInputsBf16;
 
+/* Serial products of blocks that are in cache, for kernels that share out the work themselves (the head). */
+typedef struct {
+    /* c[m, lanes] = (or +=) a[m, depth]·B, fp32; panel p of B begins at packed + p·panel_stride. depth: any; pairs
+     * beyond it up to a multiple of 32 are zero in B. What a holds beyond its rows' depth is not used. */
+    void (*multiply)(float *c, size_t c_stride, bool accumulate, const bf16 *a, size_t a_stride, int m,
+                     const bf16 *packed, size_t panel_stride, int lanes, int depth);
+    /* c[rows, cols] += aᵀ·b over n_tokens rows of a[n_tokens, rows] and b[n_tokens, cols]; `scratch` has
+     * product_block_scratch(n_tokens, rows, cols) floats. */
+    void (*multiply_transposed)(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
+                                size_t b_stride, int n_tokens, int rows, int cols, float *scratch);
+} ProductBlocks;
+
 /* AdamW on W[rows, cols], its new packings written in the same pass. */
 typedef struct {
     float *param, *grad;
     void *m, *v;
     Dtype moments; /* DTYPE_F32, or DTYPE_BF16 (rounded to nearest) */
     int rows, cols;
-    bool zero_grad;          /* the gradient is left zero, in the same pass */
+    bool zero_grad;           /* the gradient is left zero, in the same pass */
     bf16 *forward, *backward; /* packings to write, or NULL */
 } AdamwMatrix;
 
 typedef struct {
-    /* Writes lanes [first, end) of a packing, padding included: first is a multiple of 16, end too or is b->lanes. `to`
-     * is where the whole packing begins. */
-    void (*pack)(bf16 *to, const Panels *b, int first, int end);
+    /* Packs lanes [first_lane, end_lane) × depths [first_depth, end_depth) of b->rows: `to` is where the first panel's
+     * first pair goes, panels are panel_stride elements apart. first_lane is a multiple of 16, first_depth of 32; the
+     * ends too, or they are b's, and then the padding is written as well. Serial. */
+    void (*pack)(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane, int first_depth,
+                 int end_depth);
+    const ProductBlocks *blocks;
     void (*product)(const Product *product);
     /* dw[rows, cols] += dyᵀ·x over n_tokens rows, fp32. */
     void (*product_weight)(float *dw, size_t dw_stride, const bf16 *dy, size_t dy_stride, const bf16 *x,
@@ -103,9 +118,9 @@ typedef struct {
     /* sum = x + delta (sum may be x), then y and rstd of sum. One pass over memory. */
     void (*add_rmsnorm_forward)(float *sum, bf16 *y, float *rstd, const float *x, const bf16 *delta, const float *w,
                                 int n_tokens, int width, float eps);
-    /* dx = dsum (NULL: 0) + the norm's gradient, fp32 (dx may be dsum); ddelta: the same in bf16, or NULL; dw (added to)
-     * or NULL. accumulate: dx is also added to what it holds (then it is not dsum). One pass over memory; `scratch` has
-     * norm_scratch() floats. */
+    /* dx = dsum (NULL: 0) + the norm's gradient, fp32 (dx may be dsum); ddelta: the same in bf16, or NULL; dw (added
+     * to) or NULL. accumulate: dx is also added to what it holds (then it is not dsum). One pass over memory; `scratch`
+     * has norm_scratch() floats. */
     void (*add_rmsnorm_backward)(float *dx, bool accumulate, bf16 *ddelta, float *dw, const float *dsum, const bf16 *dy,
                                  const float *sum, const float *w, const float *rstd, int n_tokens, int width,
                                  float *scratch);
@@ -141,6 +156,7 @@ typedef struct {
 } Bf16Kernels;
 
 /* Floats of scratch for any table and the current number of threads. */
+size_t product_block_scratch(int n_tokens, int rows, int cols);
 size_t norm_scratch(int n_tokens, int width);
 size_t head_scratch_bf16(int n_tokens, int width, int vocab);
 

@@ -143,6 +143,12 @@ int head_block_tokens(int n_tokens, int vocab) {
     return tokens < n_tokens ? tokens : n_tokens;
 }
 
+/* Both operands, as pairs of tokens (and whole tiles of them). */
+size_t product_block_scratch(int n_tokens, int rows, int cols) {
+    size_t tokens = ((size_t)n_tokens + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
+    return tokens * ((size_t)rows + (size_t)cols + 2 * PANEL_DEPTH) / 2;
+}
+
 size_t norm_scratch(int n_tokens, int width) {
     (void)n_tokens;
     return (size_t)threads_count() * (size_t)width;
