@@ -97,10 +97,6 @@ static int check_model(const Config *config) {
 }
 
 int config_check(const Config *config) {
-    char precision[16];
-    option_choice_name(&option_table[OPTION_precision], config->precision, precision, sizeof precision);
-    if (strcmp(precision, "bf16") == 0)
-        return config_fail(config, OPTION_precision, "bf16 is not in this version of cria; write fp32 or auto");
     TRY(check_length(config));
     TRY(check_sizes(config));
     TRY(check_model(config));

@@ -10,14 +10,26 @@
 
 typedef struct {
     float *values;
+    bf16 *frozen; /* where there are no fp32 values */
     PhiloxKey key;
     float std;
 } Fill;
 
+enum { GRAIN = 4096 }; /* a multiple of Philox's four numbers a block */
+
 static void fill_range(void *context, size_t begin, size_t end, int thread) {
     const Fill *fill = context;
     (void)thread;
-    philox_fill_normal(fill->values + begin, begin, end - begin, fill->key, 0.0f, fill->std);
+    if (fill->values) {
+        philox_fill_normal(fill->values + begin, begin, end - begin, fill->key, 0.0f, fill->std);
+        return;
+    }
+    for (size_t at = begin; at < end; at += GRAIN) {
+        float numbers[GRAIN];
+        size_t n = end - at < GRAIN ? end - at : GRAIN;
+        philox_fill_normal(numbers, at, n, fill->key, 0.0f, fill->std);
+        for (size_t i = 0; i < n; i++) fill->frozen[at + i] = f32_to_bf16(numbers[i]);
+    }
 }
 
 static PhiloxKey parameter_key(uint64_t seed, const char *name) {
@@ -26,7 +38,6 @@ static PhiloxKey parameter_key(uint64_t seed, const char *name) {
 }
 
 int llama_init(Llama *model, LlamaInit init) {
-    enum { GRAIN = 4096 }; /* a multiple of Philox's four numbers a block */
     float residual = init.std / sqrtf(2.0f * (float)model->shape.n_layers);
     if (!(init.std >= 0)) FAIL(ERR_USAGE, "model.init_std is %g; it must not be negative", (double)init.std);
     for (int i = 0; i < model->n_weights; i++) {
@@ -39,11 +50,14 @@ int llama_init(Llama *model, LlamaInit init) {
         bool on_residual = strstr(weight->views[0].name, "o_proj") || strstr(weight->views[0].name, "down_proj");
         for (int v = 0; v < weight->n_views; v++) {
             const WeightView *view = &weight->views[v];
-            Fill fill = {.values = weight->value + (size_t)view->first_row * (size_t)weight->cols,
+            size_t at = (size_t)view->first_row * (size_t)weight->cols;
+            Fill fill = {.values = weight->value ? weight->value + at : NULL,
+                         .frozen = weight->value ? NULL : (bf16 *)(uintptr_t)weight->stored.view[0] + at,
                          .key = parameter_key(init.seed, view->name),
                          .std = on_residual && init.residual == INIT_SCALED ? residual : init.std};
             parallel_for((size_t)view->rows * (size_t)weight->cols, GRAIN, fill_range, &fill);
         }
     }
+    llama_pack(model);
     return OK;
 }

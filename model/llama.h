@@ -23,11 +23,15 @@ typedef struct {
     RotaryTable rotary;
     Arena arena; /* names and structs */
     float *values, *grads;
-    size_t value_bytes, grad_bytes; /* grads: 0 when not training */
+    bf16 *packings, *frozen;                                     /* frozen: the row-major matrices of a frozen model */
+    size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
 } Llama;
 
 typedef struct {
     bool training;   /* allocate gradients */
+    Dtype precision; /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
+    bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
+                        are fp32 and, with `training`, trained */
     int n_positions; /* rows of the rotary table; 0: shape.max_context */
     bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes. With `training`
                         tapes can be recorded and planned; value_bytes, grad_bytes say what would be allocated */
@@ -51,17 +55,21 @@ typedef struct {
 /* Element e of the parameter named N is a function of (seed, N, e) alone: the same for any layout. */
 int llama_init(Llama *model, LlamaInit init);
 
-/* A head tied to the embedding has its own gradient; this adds it to the embedding's and clears it. Once a step, before
- * the norm. */
+/* Writes the packings from the fp32 values, where there are any: after whoever changed the values but the optimizer. */
+void llama_pack(Llama *model);
+
+/* Where the head is tied to the embedding, adds what came through the embedding to the gradient and clears it. Once a
+ * step, before the norm. */
 void llama_merge_tied_gradients(Llama *model);
 
-/* The gradients of all untied weights as one array (with zeros between weights, for alignment). */
+/* The gradients as one array (with zeros between weights, for alignment). */
 void llama_gradients(const Llama *model, float **gradients, size_t *n);
 
 /* ---- named arrays (parameters.c) ---- */
 
 /* Reads every parameter by its Hugging Face name. A missing one, one of another shape, and one the model does not have
- * (other than the tables that old files carry) are errors that name it. */
+ * (other than the tables that old files carry) are errors that name it. The matrices of a frozen model are used where
+ * the file has them mapped in 16 bits: then the file must stay open as long as the model. */
 int llama_load(Llama *model, const NamedFile *file);
 /* The same errors, from names and shapes alone: nothing is read. */
 int llama_check_file(const Llama *model, const NamedFile *file);
@@ -79,13 +87,22 @@ int llama_untied_weights(const Llama *model); /* how many weights are not tied t
 
 typedef struct KvCache KvCache;
 
+/* What backward computes again instead of reading it from memory (Chen et al. 2016): nothing; the outputs of norms and
+ * of SwiGLU (cheap: no products); or everything inside each layer. */
+typedef enum { RECOMPUTE_NONE, RECOMPUTE_NORMS, RECOMPUTE_LAYER, RECOMPUTE_KINDS } Recompute;
+
 typedef struct {
-    bool recompute;       /* drop each layer's inner activations and compute them again in backward */
+    Recompute recompute;
     const KvCache *cache; /* generation: attention reads and extends this cache */
 } LlamaRecord;
 
-/* One transformer block on x [T, D]. `cache` may be NULL. */
-Tensor *llama_layer(Tape *tape, Tensor *x, Llama *model, int layer, const KvCache *cache);
+/* The residual stream: its value is x + delta (a block's output, not yet added; NULL: nothing). */
+typedef struct {
+    Tensor *x, *delta;
+} Stream;
+
+/* One transformer block. */
+Stream llama_layer(Tape *tape, Stream stream, Llama *model, int layer, LlamaRecord record);
 
 /* Embedding, every layer, the last norm: the hidden states [T, D] that the head reads. */
 Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record);

@@ -80,6 +80,19 @@ static int read_array(const NamedArray *wanted, const NamedFile *file) {
     return named_read_f32(file, found, 0, named_elements(found), (float *)(uintptr_t)wanted->data);
 }
 
+/* All of an array's elements, rounded to bf16. */
+static int named_read_bf16(const NamedFile *file, const NamedArray *array, bf16 *out) {
+    enum { SLICE = 4096 };
+    float slice[SLICE];
+    size_t elements = named_elements(array);
+    for (size_t first = 0; first < elements; first += SLICE) {
+        size_t n = elements - first < SLICE ? elements - first : SLICE;
+        TRY(named_read_f32(file, array, first, n, slice));
+        for (size_t i = 0; i < n; i++) out[first + i] = f32_to_bf16(slice[i]);
+    }
+    return OK;
+}
+
 int llama_load_storage(const Llama *model, float *const *storage, const char *prefix, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
@@ -124,14 +137,57 @@ done:
     return rc;
 }
 
+/* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
+ * they are converted into the model's own storage. `wanted` has an array for each view. */
+static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file) {
+    const NamedArray *found[WEIGHT_MAX_VIEWS] = {NULL};
+    bool mapped = true;
+    for (int v = 0; v < weight->n_views; v++) {
+        TRY(find_array(&found[v], &wanted[v], file));
+        bool narrow = found[v]->dtype == DTYPE_BF16 || found[v]->dtype == DTYPE_F16;
+        mapped = mapped && found[v]->data && narrow && (v == 0 || found[v]->dtype == found[v - 1]->dtype);
+    }
+    RowMajor stored = {
+        .dtype = mapped ? found[0]->dtype : DTYPE_BF16, .n_views = mapped ? weight->n_views : 1, .cols = weight->cols};
+    for (int v = 0; v < weight->n_views; v++) {
+        size_t at = (size_t)weight->views[v].first_row * (size_t)weight->cols;
+        if (mapped) {
+            stored.view[v] = found[v]->data;
+            stored.first_row[v] = weight->views[v].first_row;
+            stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;
+        } else {
+            TRY(named_read_bf16(file, found[v], storage + at));
+        }
+    }
+    if (!mapped) {
+        stored.view[0] = storage;
+        stored.first_row[1] = weight->rows;
+    }
+    weight->stored = stored;
+    return OK;
+}
+
+static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
+    for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
+    return OK;
+}
+
 int llama_load(Llama *model, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
-    size_t n;
+    size_t n, next = 0;
     TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
     TRY_TO(done, check_names(model, arrays, n, file));
-    for (size_t i = 0; i < n; i++) TRY_TO(done, read_array(&arrays[i], file));
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        if (weight->tied) continue;
+        TRY_TO(done, load_weight(weight, &arrays[next], file));
+        next += (size_t)weight->n_views;
+    }
+    if (model->head.tied) model->head.stored = model->head.tied->stored;
+    llama_pack(model);
 done:
     arena_free(&arena);
     return rc;

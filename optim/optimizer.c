@@ -144,6 +144,18 @@ double optimizer_clip_scale(double clip, double norm) {
     return scale > 1 ? 1 : scale; /* in this order a NaN stays one, as in PyTorch */
 }
 
+static void update_matrix(const OptimParameter *parameter, AdamwStep step) {
+    AdamwMatrix matrix = {.param = parameter->value,
+                          .grad = parameter->grad,
+                          .m = parameter->m,
+                          .v = parameter->v,
+                          .rows = parameter->rows,
+                          .cols = parameter->cols,
+                          .forward = parameter->forward,
+                          .backward = parameter->backward};
+    kernels()->bf16.adamw(&matrix, step);
+}
+
 void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     const OptimOptions *options = &optimizer->options;
     double t = (double)++optimizer->updates;
@@ -159,7 +171,10 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     for (size_t i = 0; i < optimizer->n; i++) {
         const OptimParameter *parameter = &optimizer->parameters[i];
         step.weight_decay = parameter->decay ? options->weight_decay : 0;
-        kernels()->adamw(parameter->value, parameter->m, parameter->v, parameter->grad, parameter->n, step);
+        if (parameter->forward || parameter->backward)
+            update_matrix(parameter, step);
+        else
+            kernels()->adamw(parameter->value, parameter->m, parameter->v, parameter->grad, parameter->n, step);
     }
 }
 

@@ -6,11 +6,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "model/core/dtype.h"
+
 typedef struct {
     float *value, *grad;
     size_t n;
     bool decay;
-    float *m, *v; /* moments: set by optimizer_new, owned by it */
+    int rows, cols;           /* of a matrix with packings */
+    bf16 *forward, *backward; /* its packings (model/kernels/bf16.h), rewritten by every update; or NULL */
+    float *m, *v;             /* moments: set by optimizer_new, owned by it */
 } OptimParameter;
 
 typedef struct {
@@ -39,8 +43,10 @@ double optimizer_grad_norm(const Optimizer *optimizer);
 /* What gradients are multiplied by to clip them, as torch.nn.utils.clip_grad_norm_: min(1, clip / (norm + 1e-6)); 1
  * where clip is 0. */
 double optimizer_clip_scale(double clip, double norm);
-/* One update at this learning rate: clips by `norm` (from above), decays, updates. Gradients are left as they are. */
+/* One update at this learning rate: clips by `norm` (from above), decays, updates. Gradients are zero afterwards: the
+ * same pass over memory clears them. */
 void optimizer_step(Optimizer *optimizer, double learning_rate, double norm);
+/* Before gradients are added up: clears them, unless an update just has. */
 void optimizer_zero_grad(Optimizer *optimizer);
 
 /* Learning-rate schedules. With s the number of the update (0-based), W warmup, T total, D decay, r final_ratio:

@@ -74,7 +74,7 @@ static inline void golden_batch(Golden *golden, int k) {
 }
 
 /* `wrong`, unless NULL, changes the shape first. */
-static inline void golden_open_as(Golden *golden, const char *name, void (*wrong)(LlamaShape *)) {
+static inline void golden_open_as(Golden *golden, const char *name, void (*wrong)(LlamaShape *), Dtype precision) {
     char path[256];
     HfConfig config;
     NamedFile *parameters = NULL;
@@ -84,7 +84,7 @@ static inline void golden_open_as(Golden *golden, const char *name, void (*wrong
     LlamaShape shape = llama_shape_from_hf(&config);
     if (wrong) wrong(&shape);
     CHECK_OK(llama_shape_check(&shape));
-    CHECK_OK(llama_new(&golden->model, &shape, (LlamaOptions){.training = true}));
+    CHECK_OK(llama_new(&golden->model, &shape, (LlamaOptions){.training = true, .precision = precision}));
     CHECK_OK(named_open(&parameters, path));
     CHECK_OK(llama_load(golden->model, parameters));
     named_close(parameters);
@@ -94,7 +94,7 @@ static inline void golden_open_as(Golden *golden, const char *name, void (*wrong
 }
 
 static inline void golden_open(Golden *golden, const char *name) {
-    golden_open_as(golden, name, NULL);
+    golden_open_as(golden, name, NULL, DTYPE_F32);
 }
 
 static inline void golden_close(Golden *golden) {
@@ -112,8 +112,9 @@ static inline double run_weight(const Run *run) {
 /* ---- running a model ---- */
 
 typedef struct {
-    bool seeded;    /* the gradient flows in behind the head; else the head knows it beforehand */
-    bool recompute; /* of each layer */
+    bool seeded; /* the gradient flows in behind the head; else the head knows it beforehand */
+    Recompute recompute;
+    Dtype precision; /* of the tape's activations */
 } EngineOptions;
 
 typedef struct {
@@ -126,7 +127,7 @@ typedef struct {
 
 static inline void engine_open(Engine *engine, Llama *model, int capacity, EngineOptions options) {
     *engine = (Engine){.model = model, .values = calloc((size_t)capacity, sizeof(float))};
-    engine->tape = tape_new(&(TapeOptions){.capacity = capacity, .training = true});
+    engine->tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = options.precision, .training = true});
     ck_assert(engine->tape && engine->values);
     engine->gradient = tape_input(engine->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
     HeadOptions head = {.mask = options.seeded ? engine->gradient : NULL,

@@ -14,6 +14,7 @@
         }                                                                   \
     }
 ELEMENTWISE(add, a + b)
+ELEMENTWISE(residual, a + b)
 ELEMENTWISE(mul, a *b)
 ELEMENTWISE(min, fmin(a, b))
 ELEMENTWISE(scale, p->c->number[0] * a + p->c->number[1])
@@ -50,18 +51,29 @@ static inline void formula_rmsnorm(const Problem *p, double *y) {
     }
 }
 
+/* number[1]: the factor with which the sum joins the output */
+static inline void formula_add_rmsnorm(const Problem *p, double *y) {
+    size_t width = (size_t)p->c->weight_cols;
+    double sum[64];
+    for (size_t row = 0; row < p->n_y; row += width) {
+        for (size_t i = 0; i < width; i++) sum[i] = p->x[0][row + i] + p->x[1][row + i];
+        double rms = sqrt(dot(sum, sum, (int)width) / (double)width + p->c->number[0]);
+        for (size_t i = 0; i < width; i++) y[row + i] = sum[i] / rms * p->w[i] + p->c->number[1] * sum[i];
+    }
+}
+
 /* shape: heads rotated, head width. Elements i and i + HD/2 of a head turn by position·theta^(-2i/HD). */
 static const double rotary_theta = 10000;
 
-static inline void formula_rotary(const Problem *p, double *y) {
-    int width = p->c->inputs[0].width, n_heads = p->c->shape[0], head = p->c->shape[1], half = head / 2;
-    memcpy(y, p->x[0], p->n_y * sizeof *y);
+static inline void formula_qkv(const Problem *p, double *y) {
+    int width = p->c->out_width, n_heads = p->c->shape[0], head = p->c->shape[1], half = head / 2;
+    formula_linear(p, y);
     for (int t = 0; t < p->batch.n_tokens; t++)
         for (int h = 0; h < n_heads; h++)
             for (int i = 0; i < half; i++) {
                 size_t at = (size_t)(t * width + h * head + i);
                 double angle = p->batch.positions[t] * pow(rotary_theta, -2.0 * i / head);
-                double a = p->x[0][at], b = p->x[0][at + (size_t)half];
+                double a = y[at], b = y[at + (size_t)half];
                 y[at] = a * cos(angle) - b * sin(angle);
                 y[at + (size_t)half] = b * cos(angle) + a * sin(angle);
             }

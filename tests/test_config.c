@@ -332,7 +332,6 @@ START_TEST(rules_between_keys_are_checked) {
         {"train: {steps: 1, tokens: 5}", "already given by train.steps"},
         {"train: {context: 8192}", "a micro-batch must hold one sequence"},
         {"train: {context: 64, tokens_per_batch: 32}", "a.yaml:1:40: train.tokens_per_batch"},
-        {"precision: bf16", "a.yaml:1:12: precision: bf16"},
         {"model: {base: a, preset: b}", "already gives the shape"},
         {"model: {n_heads: 8, n_kv_heads: 3}", "3 does not divide"},
         {"model: {max_context: 8}", "train.context"},

@@ -28,14 +28,14 @@ START_TEST(loss_and_gradients_equal_those_of_transformers) {
         Worst gradient = {0}, loss = {0};
         if (!golden_select(golden_kernels[k])) continue;
         for (int c = 0; c < N_GOLDEN; c++)
-            for (int way = 0; way < 4; way++) {
+            for (int way = 0; way < 2 * RECOMPUTE_KINDS; way++) {
                 Golden golden;
                 Engine engine;
                 size_t n;
                 golden_open(&golden, golden_cases[c]);
                 const Run *run = &golden.batches[0];
                 engine_open(&engine, golden.model, run->n_tokens + 5 * way,
-                            (EngineOptions){.seeded = way & 1, .recompute = way & 2});
+                            (EngineOptions){.seeded = way & 1, .recompute = (Recompute)(way / 2)});
                 double found = engine_run(&engine, run, run_weight(run));
                 const double *expected = golden_array(&golden, "loss", DTYPE_F64, &n);
                 worst_of(&loss, fabs(found - *expected), golden_kernels[k], golden_cases[c], "");
@@ -78,7 +78,7 @@ START_TEST(a_slightly_wrong_model_is_noticed) {
         Golden golden;
         Engine engine;
         Worst gradient = {0};
-        golden_open_as(&golden, controls[i].name, controls[i].wrong);
+        golden_open_as(&golden, controls[i].name, controls[i].wrong, DTYPE_F32);
         engine_open(&engine, golden.model, 128, (EngineOptions){0});
         engine_run(&engine, &golden.batches[0], run_weight(&golden.batches[0]));
         compare_gradients(&golden, controls[i].what, controls[i].name, &gradient);

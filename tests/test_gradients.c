@@ -57,13 +57,25 @@ static Tensor *record_rmsnorm(Problem *p, Tape *tape, Tensor *const *in, Weight 
     return op_rmsnorm(tape, in[0], weight, (float)p->c->number[0]);
 }
 
-static Tensor *record_rotary(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
+static Tensor *record_qkv(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
     int half = p->c->shape[1] / 2;
     float *table = array((size_t)(2 * CAPACITY * half), sizeof *table), *sines = table + CAPACITY * half;
-    (void)weight;
     p->owned[0] = table;
     rotary_tables(table, sines, CAPACITY, 2 * half, (float)rotary_theta, (RotaryScaling){0});
-    return op_rotary(tape, in[0], p->c->shape[0], (RotaryTable){table, sines, CAPACITY, 2 * half});
+    return op_qkv(tape, in[0], weight, p->c->shape[0], (RotaryTable){table, sines, CAPACITY, 2 * half});
+}
+
+static Tensor *record_residual(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
+    (void)p;
+    (void)weight;
+    return op_residual(tape, in[0], in[1]);
+}
+
+/* The sum joins the output where it has a factor; else nothing but the norm reads it. */
+static Tensor *record_add_rmsnorm(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
+    Normed out = op_add_rmsnorm(tape, in[0], in[1], weight, (float)p->c->number[0]);
+    if (p->c->number[1] == 0) return out.y;
+    return op_add(tape, op_scale(tape, out.sum, (float)p->c->number[1], 0), out.y);
 }
 
 static AttentionShape attention_shape(const Case *c) {
@@ -122,7 +134,12 @@ static Tensor *record_gather(Problem *p, Tape *tape, Tensor *const *in, Weight *
     .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = (n), FUNCTIONS(linear)
 #define RMSNORM(kind, width) \
     SAME(rmsnorm, #kind " " #width, kind, width), .weight_rows = 1, .weight_cols = (width), .number = {1e-5}
-#define ROTARY(heads, hd, total) SAME(rotary, #heads " heads of " #hd, TOKENS, total), .shape = {(heads), (hd)}
+#define ADD_RMSNORM(kind, width, factor)                                                                            \
+    PAIR(add_rmsnorm, #kind " " #width ", factor " #factor, kind, width), .weight_rows = 1, .weight_cols = (width), \
+                                                                          .number = {1e-5, (factor)}
+#define QKV(heads, hd, k, total)                                                                                     \
+    .op = "qkv", .what = #heads " heads of " #hd, .n_inputs = 1, .inputs = INPUT(TOKENS, k), .weight_rows = (total), \
+    .weight_cols = (k), .out_rows = ROWS_TOKENS, .out_width = (total), .shape = {(heads), (hd)}, FUNCTIONS(qkv)
 #define ATTENTION(h, kv, hd, scale)                                                                       \
     .what = #h "/" #kv " heads of " #hd, .n_inputs = 1, .inputs = INPUT(TOKENS, ((h) + 2 * (kv)) * (hd)), \
     .out_rows = ROWS_TOKENS, .out_width = (h) * (hd), .number = {(scale)}, .shape = {(h), (kv), (hd)},    \
@@ -156,8 +173,12 @@ static const Case cases[] = {
     {RMSNORM(TOKENS, 37)},
     {RMSNORM(SEGMENTS, 3)},
     {RMSNORM(TOKENS, 16)},
-    {ROTARY(3, 6, 31)},
-    {ROTARY(2, 34, 68)},
+    {PAIR(residual, "", TOKENS, 19)},
+    {ADD_RMSNORM(TOKENS, 37, 0)},
+    {ADD_RMSNORM(TOKENS, 16, 0.5)},
+    {ADD_RMSNORM(SEGMENTS, 3, 2)},
+    {QKV(3, 6, 13, 31)},
+    {QKV(2, 34, 20, 68)},
     {.op = "attention", .record = record_attention, ATTENTION(4, 2, 6, 0)},
     {.op = "attention", .record = record_attention, ATTENTION(3, 3, 17, 0)},
     {.op = "attention", .record = record_attention, ATTENTION(5, 1, 8, 0.7)},

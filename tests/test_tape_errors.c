@@ -1,5 +1,6 @@
 /* What a tape refuses: every mistake of recording gives its text from tape_plan, every wrong batch its text from
  * tape_bind, every replay out of order its own; nothing crashes. */
+#include "model/autodiff/node.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 #include "model/ops/ops.h"
@@ -61,11 +62,47 @@ static void odd_swiglu(Tape *tape, Tensor *x) {
     (void)x;
     op_swiglu(tape, input(tape, ROWS_TOKENS, 5, DTYPE_F32));
 }
-static void odd_rotary(Tape *tape, Tensor *x) {
-    op_rotary(tape, x, 2, (RotaryTable){values, values, 4, 3});
+static void odd_qkv(Tape *tape, Tensor *x) {
+    static Weight w;
+    w = matrix(9, WIDTH);
+    op_qkv(tape, x, &w, 2, (RotaryTable){values, values, 4, 3});
 }
-static void wide_rotary(Tape *tape, Tensor *x) {
-    op_rotary(tape, x, 2000000000, (RotaryTable){values, values, 4, 2000000000});
+static void wide_qkv(Tape *tape, Tensor *x) {
+    static Weight w;
+    w = matrix(9, WIDTH);
+    op_qkv(tape, x, &w, 2000000000, (RotaryTable){values, values, 4, 2000000000});
+}
+static void wrong_qkv(Tape *tape, Tensor *x) {
+    static Weight w;
+    w = matrix(9, WIDTH - 1);
+    op_qkv(tape, x, &w, 1, (RotaryTable){values, values, 4, 2});
+}
+static void wrong_residual(Tape *tape, Tensor *x) {
+    op_residual(tape, x, input(tape, ROWS_TOKENS, 5, DTYPE_F32));
+}
+static void wrong_add_rmsnorm(Tape *tape, Tensor *x) {
+    static Weight gain;
+    gain = matrix(1, WIDTH);
+    op_add_rmsnorm(tape, x, input(tape, ROWS_TOKENS, 5, DTYPE_F32), &gain, 1e-5f);
+}
+/* On a tape of bf16 activations. */
+static void wide_activation(Tape *tape, Tensor *x) {
+    static Weight w;
+    w = matrix(WIDTH, WIDTH);
+    tape->options.dtype = DTYPE_BF16;
+    op_linear(tape, x, &w);
+}
+static Tensor *activation(Tape *tape, Tensor *x) {
+    static Weight gain;
+    gain = matrix(1, WIDTH);
+    tape->options.dtype = DTYPE_BF16;
+    return op_rmsnorm(tape, x, &gain, 1e-5f);
+}
+static void narrow_loss(Tape *tape, Tensor *x) {
+    op_exp(tape, activation(tape, x));
+}
+static void narrow_seed(Tape *tape, Tensor *x) {
+    tape_seed(tape, activation(tape, x), input(tape, ROWS_TOKENS, WIDTH, DTYPE_F32));
 }
 static void wrong_attention(Tape *tape, Tensor *x) {
     op_attention(tape, x, (AttentionShape){.n_heads = 2, .n_kv_heads = 2, .head_dim = 2});
@@ -165,8 +202,14 @@ START_TEST(every_mistake_of_recording_is_told_by_the_plan) {
         {wrong_head, "is 9×5 and its input has width 6"},
         {head_of_segments, "head:"},
         {odd_swiglu, "odd width 5"},
-        {odd_rotary, "must be even"},
-        {wide_rotary, "rotary: 2000000000 heads"},
+        {odd_qkv, "must be even"},
+        {wide_qkv, "qkv: 2000000000 heads"},
+        {wrong_qkv, "is 9×5 and its input has width 6"},
+        {wrong_residual, "has width 6 and what is added 5"},
+        {wrong_add_rmsnorm, "inputs have width 6 and 5"},
+        {wide_activation, "linear: its input 0 is fp32; it must be bf16"},
+        {narrow_loss, "exp: its input 0 is bf16; it must be fp32"},
+        {narrow_seed, "a seed goes to an fp32 tensor"},
         {wrong_attention, "do not make one row of width 6"},
         {indivisible_attention, "0 key/value heads"},
         {huge_attention, "2000000000 heads"},
@@ -175,7 +218,7 @@ START_TEST(every_mistake_of_recording_is_told_by_the_plan) {
         {unequal_operands, "they have widths 6 and 7"},
         {unequal_rows, "operands must be fp32 of one shape"},
         {missing_operand, "min: input 1 is missing"},
-        {integers, "mean: its input is int32"},
+        {integers, "mean: its input 0 is int32"},
         {half_floats, "fp32 or int32, not bf16"},
         {differentiable_integers, "not differentiable"},
         {no_width, "width is 0"},
@@ -219,10 +262,10 @@ END_TEST
 
 /* ---- batches ---- */
 
-/* Embedding, rotary and head on one tape, so that tokens, positions, targets and segments are all read. */
+/* Embedding, QKV and head on one tape, so that tokens, positions, targets and segments are all read. */
 typedef struct {
     Tape *tape;
-    Weight embedding, head;
+    Weight embedding, qkv, head;
     BatchArrays arrays;
     TapeBatch batch;
     float known[CAPACITY];
@@ -238,7 +281,10 @@ static Model *model_new(void) {
     m->embedding.value = m->head.value = random_floats(VOCABULARY * WIDTH, -1, 1, 1);
     m->batch = make_batch(&m->arrays, 3, lengths, 1);
     m->gradient = tape_input(m->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
-    Tensor *x = op_rotary(m->tape, op_embedding(m->tape, &m->embedding), 1, (RotaryTable){values, values, 4, 6});
+    m->qkv = matrix(6, WIDTH);
+    m->qkv.value = random_floats((size_t)6 * WIDTH, -1, 1, 2);
+    m->qkv.grad = array((size_t)6 * WIDTH, sizeof(float));
+    Tensor *x = op_qkv(m->tape, op_embedding(m->tape, &m->embedding), &m->qkv, 1, (RotaryTable){values, values, 4, 6});
     x = op_attention(m->tape, x, (AttentionShape){.n_heads = 1, .n_kv_heads = 1, .head_dim = 2});
     static float narrow[VOCABULARY * 2], narrow_gradient[VOCABULARY * 2];
     m->head.value = narrow;
@@ -252,6 +298,8 @@ static void model_free(Model *m) {
     tape_free(m->tape);
     free(m->embedding.value);
     free(m->embedding.grad);
+    free(m->qkv.value);
+    free(m->qkv.grad);
     free(m);
 }
 
@@ -399,7 +447,8 @@ START_TEST(flops_and_profile_count_the_live_rows) {
     CHECK_OK(tape_bind(m->tape, 0, &m->batch));
     tape_bind_input(0, m->gradient, m->known);
     double pairs = 6 + 3, attention = 4 * pairs * 2, head = 2.0 * 5 * VOCABULARY * 2;
-    ck_assert_double_eq(tape_forward_flops(m->tape, 0), attention + head);
+    double qkv = 2.0 * 5 * 6 * WIDTH;
+    ck_assert_double_eq(tape_forward_flops(m->tape, 0), qkv + attention + head);
     tape_profile(m->tape, true);
     CHECK_OK(tape_forward(m->tape, 0));
     CHECK_OK(tape_backward(m->tape, 0));

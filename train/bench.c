@@ -116,7 +116,9 @@ static int make_model(Run *run, Config *config) {
     int rc = setup_shape(&shape, config, tokenizer);
     tokenizer_free(tokenizer);
     TRY(rc);
-    TRY(llama_new(&run->model, &shape, (LlamaOptions){.training = true, .n_positions = (int)config->train_context}));
+    LlamaOptions how = {
+        .training = true, .precision = setup_precision(config), .n_positions = (int)config->train_context};
+    TRY(llama_new(&run->model, &shape, how));
     return llama_init(run->model, setup_init(config));
 }
 

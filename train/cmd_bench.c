@@ -16,6 +16,7 @@
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/progress.h"
+#include "train/setup.h"
 
 /* ---- printing ---- */
 
@@ -126,6 +127,7 @@ int command_bench(int argc, char **argv) {
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     TRY_TO(done, config_check(config));
+    setup_resolve_precision(config);
     threads_init((int)config->train_threads);
     TRY_TO(done, bench_run(&result, config, &options));
     if (json)

@@ -12,6 +12,7 @@
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/plan.h"
+#include "train/setup.h"
 
 typedef struct {
     int64_t ranks, here;
@@ -177,6 +178,7 @@ int command_plan(int argc, char **argv) {
                     .sections = "output seed precision model tokenizer data optim train parallel"};
     rc = cli_parse(&cli, &spec, argc, spelled_argv);
     if (rc == OK && !cli.helped) rc = config_check(config);
+    setup_resolve_precision(config);
     if (rc == OK && !cli.helped) rc = mesh_init(&mesh, &argc, &argv);
     if (rc == OK && !cli.helped) {
         threads_init(config->train_threads > 0 ? (int)config->train_threads : mesh_default_threads(mesh));

@@ -397,10 +397,11 @@ static int record(Loop *loop, Tape **tape, bool training) {
     const LoopOptions *options = &loop->options;
     *tape = tape_new(&(TapeOptions){.capacity = options->tokens_per_microbatch,
                                     .segments = options->max_segments,
+                                    .dtype = options->precision,
                                     .training = training,
                                     .memory = loop->memory});
     if (!*tape) FAIL(ERR_FAILED, "out of memory");
-    LlamaRecord how = {.recompute = training && options->recompute};
+    LlamaRecord how = {.recompute = training ? options->recompute : RECOMPUTE_NONE};
     TRY(loop->parts.objective->record(loop->parts.objective, *tape, loop->parts.model, how, training));
     return tape_plan(*tape);
 }

@@ -19,7 +19,8 @@ typedef struct {
     int64_t log_every;
     int tokens_per_microbatch;
     int max_segments; /* of a micro-batch */
-    bool recompute;
+    Recompute recompute;
+    Dtype precision; /* of activations */
     Schedule schedule;
     double peak_flops; /* of this rank's machine, for the share of peak; 0: not measured */
 } LoopOptions;

@@ -155,8 +155,10 @@ static int check_model(const LlamaShape *shape, const NamedFile *named) {
 
 static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
-    LlamaOptions how = {
-        .training = options->training, .n_positions = options->n_positions, .names_only = options->keep_open};
+    LlamaOptions how = {.training = options->training,
+                        .precision = options->precision,
+                        .n_positions = options->n_positions,
+                        .names_only = options->keep_open};
     int rc = check_model(&shape, named);
     if (rc == OK) rc = llama_new(&file->model, &shape, how);
     if (rc == OK && !options->keep_open) rc = llama_load(file->model, named);

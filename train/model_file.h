@@ -28,6 +28,7 @@ typedef struct {
     const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */
     bool need_tokenizer;   /* an error where there is none */
     bool training;         /* allocate gradients */
+    Dtype precision;       /* as LlamaOptions has it */
     int n_positions;       /* rotary table rows; 0: the model's context */
     bool shape_only;       /* do not read parameters (model stays NULL) */
     bool keep_open;        /* check the parameters' names and shapes, but read none: the model has names only, and the

@@ -85,11 +85,11 @@ static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
 /* ---- the parts ---- */
 
 /* The activations of a run so configured: both tapes are recorded and planned, as the loop does it. */
-static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, bool recompute) {
+static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute, Dtype precision) {
     Objective *objective;
     Loop *loop = NULL;
     TRY(nll_objective_new(&objective, (int)microbatch));
-    LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute};
+    LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = precision};
     int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
     if (rc == OK) *bytes = loop_tape_bytes(loop) + (uint64_t)microbatch * sizeof(float); /* the objective's gradient */
     loop_free(loop);
@@ -128,14 +128,17 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
     uint64_t sampling = 0;
-    TRY(llama_new(&model, &plan->shape,
-                  (LlamaOptions){.training = true, .names_only = true, .n_positions = n_positions}));
-    plan->bytes[PLAN_PARAMETERS] = model->value_bytes;
+    TRY(llama_new(
+        &model, &plan->shape,
+        (LlamaOptions){
+            .training = true, .precision = setup_precision(config), .names_only = true, .n_positions = n_positions}));
+    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes;
     plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
     TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
-        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, kind == RECOMPUTE_LAYER));
+        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind,
+                                      setup_precision(config)));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
     TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
     uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
@@ -195,7 +198,7 @@ static uint64_t larger(uint64_t a, uint64_t b) {
     return a > b ? a : b;
 }
 
-uint64_t plan_total_with(const MemoryPlan *plan, int recompute) {
+uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute) {
     return larger(training_total(plan, plan->activations[recompute]), plan->tokenising);
 }
 
@@ -217,6 +220,8 @@ static uint64_t find_available(const Config *config, int ranks_here) {
 
 /* ---- what would fit ---- */
 
+static const char *const recompute_names[RECOMPUTE_KINDS] = {"none", "norms", "layer"};
+
 /* Micro-batches halved down to the context, each without and with recomputation: the first that fits. */
 static int find_advice(MemoryPlan *plan, const Config *config) {
     int rc = OK;
@@ -235,14 +240,14 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
         if (microbatch < config->train_context) microbatch = config->train_context;
         for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
             uint64_t activations;
-            TRY_TO(done, activation_bytes(&activations, model, microbatch, kind == RECOMPUTE_LAYER));
+            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, setup_precision(config)));
             if (fixed + activations < least) least = fixed + activations;
             if (fixed + activations > plan->available) continue;
             char smaller[64] = "";
             if (microbatch < config->train_tokens_per_microbatch)
                 snprintf(smaller, sizeof smaller, "train.tokens_per_microbatch=%lld ", (long long)microbatch);
             snprintf(plan->advice, sizeof plan->advice, "it fits with %strain.recompute=%s: %s", smaller,
-                     kind == RECOMPUTE_LAYER ? "layer" : "none", text_bytes(bytes, fixed + activations));
+                     recompute_names[kind], text_bytes(bytes, fixed + activations));
             goto done;
         }
         if (microbatch <= config->train_context) break;
@@ -259,7 +264,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     int rc = OK;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
-    plan->recompute = config->train_recompute;
+    plan->recompute = (Recompute)config->train_recompute;
     plan->microbatch = loader_largest_microbatch(
         config->train_tokens_per_batch, (int)config->train_tokens_per_microbatch, (int)config->train_context, ranks);
     uint64_t before = resident_now();

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "configs/config.h"
-#include "model/shape.h"
+#include "model/llama.h"
 
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
@@ -27,12 +27,10 @@ typedef enum {
     PLAN_PARTS
 } PlanPart;
 
-enum { RECOMPUTE_NONE, RECOMPUTE_LAYER, RECOMPUTE_KINDS }; /* in the order of train.recompute's choices */
-
 typedef struct {
     LlamaShape shape;
     int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */
-    int recompute;                  /* as configured */
+    Recompute recompute;            /* as configured */
     int64_t microbatch;             /* tokens of the largest one */
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
@@ -52,7 +50,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);
-uint64_t plan_total_with(const MemoryPlan *plan, int recompute); /* as plan->total, had it been configured so */
+uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */
 
 /* ERR_REFUSED where the plan does not fit, saying what would. */
 int memory_plan_check(const MemoryPlan *plan);

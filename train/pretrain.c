@@ -120,6 +120,7 @@ static bool has_own_tokenizer(const Config *config) {
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     ModelFileOptions options = {.training = true,
+                                .precision = setup_precision(config),
                                 .need_tokenizer = true,
                                 .tokenizer = has_own_tokenizer(config) ? NULL : config->tokenizer_path};
     TRY(model_file_open(&run->base, config->model_base, options));
@@ -159,7 +160,9 @@ static int make_model(Run *run) {
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
     TRY(llama_new(&run->model, &shape,
-                  (LlamaOptions){.training = true, .n_positions = (int)run->config->train_context}));
+                  (LlamaOptions){.training = true,
+                                 .precision = setup_precision(run->config),
+                                 .n_positions = (int)run->config->train_context}));
     return initialise(run);
 }
 
@@ -221,6 +224,7 @@ static int reload_model_base(Run *run) {
     for (int i = 0; i < run->model->n_weights; i++)
         memcpy(run->model->weights[i]->value, again.model->weights[i]->value,
                weight_elements(run->model->weights[i]) * sizeof(float));
+    llama_pack(run->model);
     model_file_close(&again);
     return OK;
 }
@@ -379,12 +383,6 @@ static int train(Run *run) {
     return rc;
 }
 
-/* The saved config says what was computed. */
-static void resolve_precision(Config *config) {
-    enum { AUTO, FP32 };
-    if (config->precision == AUTO) config->precision = FP32;
-}
-
 /* What --help begins with. */
 static int about(Text *out) {
     text_puts(out, "Trains a Llama from text. The same command on the same output resumes.\nPresets:");
@@ -409,7 +407,7 @@ int command_pretrain(int argc, char **argv) {
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     TRY_TO(done, config_check(run.config));
-    resolve_precision(run.config);
+    setup_resolve_precision(run.config);
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));

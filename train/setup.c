@@ -7,6 +7,7 @@
 #include "data/estimate.h"
 #include "model/core/error.h"
 #include "model/core/text.h"
+#include "model/kernels/kernels.h"
 
 /* ---- the model's shape ---- */
 
@@ -114,6 +115,17 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 
 /* ---- the optimizer and the run ---- */
 
+/* in the order of precision's choices */
+enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_BF16 };
+
+void setup_resolve_precision(Config *config) {
+    if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
+}
+
+Dtype setup_precision(const Config *config) {
+    return config->precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
+
 LlamaInit setup_init(const Config *config) {
     return (LlamaInit){.seed = (uint64_t)config->seed,
                        .std = (float)config->model_init_std,
@@ -135,10 +147,15 @@ int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *con
     ARENA_TRY(parameters, arena, model->n_weights);
     for (int i = 0; i < model->n_weights; i++) {
         const Weight *weight = model->weights[i];
-        if (weight->tied) continue;
-        parameters[n] = (OptimParameter){
-            .value = weight->value, .grad = weight->grad, .n = weight_elements(weight), .decay = weight->decay};
-        n++;
+        if (weight->tied || !weight->trainable) continue;
+        parameters[n++] = (OptimParameter){.value = weight->value,
+                                           .grad = weight->grad,
+                                           .n = weight_elements(weight),
+                                           .decay = weight->decay,
+                                           .rows = weight->rows,
+                                           .cols = weight->cols,
+                                           .forward = weight->forward,
+                                           .backward = weight->backward};
     }
     return optimizer_new(optimizer, parameters, n, optim_options(config));
 }
@@ -159,7 +176,6 @@ static int64_t steps_or_share(double value, int64_t steps) {
 }
 
 LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
-    enum { RECOMPUTE_LAYER = 1 };
     return (LoopOptions){.steps = steps,
                          .validate_every = config->train_validate_every,
                          .validation_tokens = config->train_validation_tokens,
@@ -170,7 +186,8 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                          .tokens_per_microbatch = loader_largest_microbatch(config->train_tokens_per_batch,
                                                                             (int)config->train_tokens_per_microbatch,
                                                                             (int)config->train_context, n_ranks),
-                         .recompute = config->train_recompute == RECOMPUTE_LAYER,
+                         .recompute = (Recompute)config->train_recompute,
+                         .precision = setup_precision(config),
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,
                                       .peak = config->optim_lr,
                                       .final_ratio = config->optim_final_lr_ratio,

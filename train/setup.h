@@ -19,6 +19,10 @@ int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
  * not say. */
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks);
 
+/* `auto` becomes what this CPU's kernels are best at, so that the saved config says what was computed. */
+void setup_resolve_precision(Config *config);
+Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
+
 LlamaInit setup_init(const Config *config);
 
 /* An optimizer over all of the model's untied parameters; its list is made in the arena. */

@@ -37,9 +37,9 @@ typedef struct {
     const TapeBatch *batch;
     void *in[OP_MAX_INPUTS];
     void *out[OP_MAX_OUTPUTS];
-    float *in_grad[OP_MAX_INPUTS];   /* NULL: not wanted */
-    bool accumulate[OP_MAX_INPUTS];  /* in_grad is added to, not overwritten */
-    float *out_grad[OP_MAX_OUTPUTS]; /* NULL: nothing flows in there. May be the same array as the in_grad named by
+    void *in_grad[OP_MAX_INPUTS];   /* NULL: not wanted */
+    bool accumulate[OP_MAX_INPUTS]; /* in_grad is added to, not overwritten */
+    void *out_grad[OP_MAX_OUTPUTS]; /* NULL: nothing flows in there. May be the same array as the in_grad named by
                                         the spec's grad_in_place. */
     float *scratch;
     bool training;
@@ -48,10 +48,11 @@ typedef struct {
 /* Bits of OpSpec.saves_…: which values the backward functions read. */
 #define SAVES_IN(i) (1u << (i))
 #define SAVES_OUT(i) (1u << (8 + (i)))
-enum { SAVES_NOTHING = 0, NOT_IN_PLACE = -1 };
+enum { SAVES_NOTHING = 0, NOT_IN_PLACE = -1, NO_ACTIVATION = -1 };
 
 struct OpSpec {
     const char *name;
+    int activation; /* this input has the tape's dtype, and every other is fp32; NO_ACTIVATION: all are fp32 */
     void (*forward)(OpCall *call);
     void (*backward_inputs)(OpCall *call);                     /* NULL: no input is differentiable */
     void (*backward_weights)(OpCall *call);                    /* NULL: has no weights */
@@ -67,6 +68,8 @@ int batch_rows(const TapeBatch *batch, RowsKind rows);
 
 /* ---- for op constructors ---- */
 
+/* The dtype of activations, for outputs. */
+Dtype tape_dtype(const Tape *tape);
 /* Starts a node with copies of its attributes; NULL after an error (recorded in the tape) or when an input is NULL. */
 Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inputs, Weight *weight,
                 const void *attributes, size_t attributes_size);

@@ -62,6 +62,8 @@ Tape *tape_new(const TapeOptions *options) {
         tape_free(tape);
         return NULL;
     }
+    if (options->dtype != DTYPE_F32 && options->dtype != DTYPE_BF16)
+        tape_fail(tape, "a tape's activations are fp32 or bf16, not %s", dtype_name(options->dtype));
     if (options->capacity <= 0)
         tape_fail(tape, "a tape's capacity is %d tokens; it must be positive", options->capacity);
     return tape;
@@ -128,6 +130,16 @@ Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool diffe
     return tensor->bound ? tensor : tape_fail(tape, "out of memory while recording");
 }
 
+Dtype tape_dtype(const Tape *tape) {
+    return tape->options.dtype;
+}
+
+/* An activation where one is expected; elsewhere fp32, or (beyond the first input) the op's own affair. */
+static bool dtype_serves(const Tape *tape, const OpSpec *spec, int i, Dtype dtype) {
+    if (spec->activation == i) return dtype == tape->options.dtype;
+    return dtype == DTYPE_F32 || (i > 0 && dtype != DTYPE_BF16);
+}
+
 Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inputs, Weight *weight,
                 const void *attributes, size_t attributes_size) {
     if (tape->failed) return NULL;
@@ -148,8 +160,9 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
                    .attributes = copy};
     for (int i = 0; i < n_inputs; i++) {
         if (!inputs[i]) return tape_fail(tape, "%s: input %d is missing", spec->name, i);
-        if (i == 0 && inputs[i]->dtype != DTYPE_F32)
-            return tape_fail(tape, "%s: its input is %s; it must be fp32", spec->name, dtype_name(inputs[i]->dtype));
+        if (!dtype_serves(tape, spec, i, inputs[i]->dtype))
+            return tape_fail(tape, "%s: its input %d is %s; it must be %s", spec->name, i, dtype_name(inputs[i]->dtype),
+                             dtype_name(spec->activation == i ? tape->options.dtype : DTYPE_F32));
         node->inputs[i] = inputs[i];
         node->backward_inputs |= inputs[i]->needs_grad && spec->backward_inputs;
     }
@@ -163,7 +176,8 @@ Tensor *tape_output(Tape *tape, Node *node, RowsKind rows, int width, Dtype dtyp
     if (!tensor) return NULL;
     tensor->producer = tape->n_nodes - 1;
     tensor->region = node->region;
-    tensor->needs_grad = dtype == DTYPE_F32 && (node->backward_inputs || node->backward_weights);
+    tensor->needs_grad =
+        (dtype == DTYPE_F32 || dtype == DTYPE_BF16) && (node->backward_inputs || node->backward_weights);
     node->outputs[node->n_outputs++] = tensor;
     return tensor;
 }
@@ -175,6 +189,9 @@ void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient) {
         tape_fail(tape, "a seed was given after tape_plan");
     else if (!node || tensor->seed)
         tape_fail(tape, "a seed goes to an operation's output, and at most one to each");
+    else if (tensor->dtype != DTYPE_F32)
+        tape_fail(tape, "%s: a seed goes to an fp32 tensor, and this one is %s", node->spec->name,
+                  dtype_name(tensor->dtype));
     else if (!gradient->input || gradient->dtype != DTYPE_F32 || gradient->rows != tensor->rows ||
              gradient->width != tensor->width)
         tape_fail(tape, "a seed must be an fp32 input of its tensor's shape");

@@ -8,6 +8,9 @@
  * capacity at every replay, or there is one row. A plan can have several buffers (micro-batches in flight), and several
  * tapes can share one TapeMemory (a validation pass reuses the training step's).
  *
+ * Activations (what products read and make) have the tape's dtype; the residual stream, losses and everything recorded
+ * for them are fp32 whatever it is. A gradient has its tensor's dtype.
+ *
  * A gradient enters where tape_seed says, as a tensor of dL/d(value) known before backward (objectives scale it by
  * 1/Σw), or inside the head (see op_head). Gradients of weights are added to weight->grad.
  */
@@ -36,6 +39,7 @@ typedef struct {
     int capacity;          /* tokens of a batch, at most */
     int segments, samples; /* at most; 0: as many as tokens */
     int buffers;           /* micro-batches in flight; 0 means 1 */
+    Dtype dtype;           /* of activations: DTYPE_F32, or DTYPE_BF16 (model/kernels/bf16.h says what stays fp32) */
     bool training;         /* a backward pass will follow the forward pass */
     TapeMemory *memory;    /* NULL: memory of its own */
     /* Called during backward when a weight's gradient of this micro-batch is complete: once for each weight that any
@@ -55,7 +59,7 @@ void tape_free(Tape *tape);
 Tensor *tape_input(Tape *tape, RowsKind rows, int width, Dtype dtype, bool differentiable);
 
 /* dL/d(tensor) is what `gradient` (an fp32 input of the same shape) holds at backward; it may be bound after forward.
- * The tensor is an op's output and has no differentiable consumer besides (seed op_scale(tensor, 1, 0) instead).
+ * The tensor is fp32, an op's output and has no differentiable consumer besides (seed op_scale(tensor, 1, 0) instead).
  * Without effect where nothing behind the tensor is trained. */
 void tape_seed(Tape *tape, Tensor *tensor, Tensor *gradient);
 

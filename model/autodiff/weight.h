@@ -1,12 +1,18 @@
-/* A parameter matrix: storage plus a view. The storage is one row-major fp32 array; the views name the row ranges that
+/* A parameter matrix: storage plus a view. The storage is one row-major fp32 array, and for bf16 products the two
+ * packings of model/kernels/bf16.h beside it; or, of a frozen weight, row-major values in 16 bits where they are (a
+ * mapped file), packed as they are used. The views name the row ranges that
  * Hugging Face keeps as matrices of their own (a fused QKV has three), so that files and initialisation never see the
- * fusion. A tied weight shares its values with another but has its own gradient accumulator: the two are added once, at
- * the end of a step, so a pipeline that keeps embedding and head on different ranks computes the same bits. */
+ * fusion. A tied weight shares its values with another. What comes from its two uses is summed apart and added once, at the end
+ * of a step, so a pipeline that keeps embedding and head on different ranks computes the same bits: the head adds to
+ * `grad`, the embedding to `row_grad`, of which few rows are ever touched. */
 #ifndef CRIA_AUTODIFF_WEIGHT_H
 #define CRIA_AUTODIFF_WEIGHT_H
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "model/kernels/bf16.h"
 
 enum { WEIGHT_MAX_VIEWS = 3 };
 
@@ -18,8 +24,13 @@ typedef struct {
 typedef struct Weight {
     int rows, cols; /* a norm's gain is one row, and n_dims is 1 */
     int n_dims;
-    float *value;        /* [rows, cols]; not owned */
+    float *value;        /* [rows, cols]; not owned. NULL where only `stored` has the values */
+    RowMajor stored;     /* the same values as products read them where there are no packings; not owned */
+    bf16 *forward;       /* packing for x·Wᵀ, or NULL; not owned */
+    bf16 *backward;      /* packing for dy·W, or NULL; not owned */
     float *grad;         /* the same shape, added to by backward passes; NULL when frozen */
+    float *row_grad;     /* a tied embedding: what op_embedding adds to instead, zero but for rows that are touched */
+    uint8_t *touched;    /* [rows] 1 where row_grad was added to; NULL where there is none */
     bool trainable;      /* false: frozen, no gradient work is done */
     bool decay;          /* weight decay applies (not on norms) */
     struct Weight *tied; /* the weight whose values this one shares, or NULL */
@@ -29,6 +40,18 @@ typedef struct Weight {
 
 static inline size_t weight_elements(const Weight *weight) {
     return (size_t)weight->rows * (size_t)weight->cols;
+}
+
+/* The weight's two uses in bf16 products. */
+static inline Panels weight_forward(const Weight *weight) {
+    return (Panels){.lanes = weight->rows, .depth = weight->cols, .packed = weight->forward, .rows = &weight->stored};
+}
+static inline Panels weight_backward(const Weight *weight) {
+    return (Panels){.lanes = weight->cols,
+                    .depth = weight->rows,
+                    .packed = weight->backward,
+                    .rows = &weight->stored,
+                    .transposed = true};
 }
 
 #endif

@@ -26,7 +26,7 @@
         .swiglu_forward = reference_swiglu_forward, .swiglu_backward = reference_swiglu_backward,                     \
         .head_forward = reference_head_forward, .head_backward = reference_head_backward,                             \
         .head_forward_backward = reference_head_forward_backward, .adamw = reference_adamw,                           \
-        .sum_of_squares = reference_sum_of_squares, .add = reference_add,                                             \
+        .sum_of_squares = reference_sum_of_squares, .add = reference_add, .add_rmsnorm_forward = reference_add_rmsnorm_forward, .add_rmsnorm_backward = reference_add_rmsnorm_backward,                                            \
     }
 
 static const Kernels reference_table = REFERENCE_ROWS;
@@ -125,6 +125,10 @@ int kernels_select(const char *which) {
         return OK;
     }
     FAIL(ERR_USAGE, "unknown kernels '%s'; expected auto, reference, openblas, avx2, avx512, avx512bf16 or amx", which);
+}
+
+bool kernels_have_bf16(void) {
+    return strcmp(table.name, set_names[SET_AVX512BF16]) == 0 || strcmp(table.name, set_names[SET_AMX]) == 0;
 }
 
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {

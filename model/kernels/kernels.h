@@ -129,6 +129,9 @@ const Kernels *kernels(void);
  * CPU cannot run. After threads_init. */
 int kernels_select(const char *which);
 
+/* Whether the selected table multiplies bf16 numbers by instructions made for it. */
+bool kernels_have_bf16(void);
+
 /* Floats of scratch for the kernels above, for any table and the current number of threads. */
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim);
 size_t head_scratch(int n_tokens, int width, int vocab);

@@ -53,3 +53,29 @@ void reference_rmsnorm_backward_weight(float *dw, const float *dy, const float *
         dw[i] = (float)(dw[i] + sum);
     }
 }
+
+void reference_add_rmsnorm_forward(float *sum, float *y, float *rstd, const float *x, const float *delta,
+                                   const float *w, int n_tokens, int width, float eps) {
+    reference_add(sum, x, delta, (size_t)n_tokens * (size_t)width);
+    reference_rmsnorm_forward(y, rstd, sum, w, n_tokens, width, eps);
+}
+
+void reference_add_rmsnorm_backward(float *dx, bool accumulate, float *ddelta, float *dw, const float *dsum,
+                                    const float *dy, const float *sum, const float *w, const float *rstd, int n_tokens,
+                                    int width, float *scratch) {
+    (void)scratch;
+    if (dw) reference_rmsnorm_backward_weight(dw, dy, sum, rstd, n_tokens, width);
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int t = 0; t < n_tokens; t++) {
+        size_t row = (size_t)t * (size_t)width;
+        double r = rstd[t], dot = 0;
+        for (int i = 0; i < width; i++) dot += (double)dy[row + (size_t)i] * w[i] * sum[row + (size_t)i];
+        double shrink = dot * r * r * r / width;
+        for (int i = 0; i < width; i++) {
+            size_t at = row + (size_t)i;
+            double d = (dsum ? dsum[at] : 0) + r * w[i] * dy[at] - shrink * sum[at];
+            if (ddelta) ddelta[at] = (float)d;
+            if (dx) dx[at] = (float)(accumulate ? dx[at] + d : d);
+        }
+    }
+}

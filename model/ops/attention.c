@@ -26,25 +26,52 @@ Tensor *op_attention(Tape *tape, Tensor *qkv, AttentionShape shape) {
     if (!node) return NULL;
     if (!attention_fits(tape, qkv, shape)) return NULL;
     tape_require_segments(tape);
-    Tensor *out = tape_output(tape, node, ROWS_TOKENS, shape.n_heads * shape.head_dim, DTYPE_F32);
-    tape_output(tape, node, ROWS_TOKENS, shape.n_heads, DTYPE_F32);
+    Tensor *out = tape_output(tape, node, ROWS_TOKENS, shape.n_heads * shape.head_dim, qkv->dtype);
+    Tensor *lse = tape_output(tape, node, ROWS_TOKENS, shape.n_heads, DTYPE_F32);
+    if (lse) lse->needs_grad = false;
     return out;
+}
+
+/* Where keys and values begin in a row, in elements. */
+static size_t keys_at(const AttentionShape *shape) {
+    return (size_t)shape->n_heads * (size_t)shape->head_dim;
+}
+static size_t values_at(const AttentionShape *shape) {
+    return keys_at(shape) + (size_t)shape->n_kv_heads * (size_t)shape->head_dim;
 }
 
 static AttentionInputs inputs(const OpCall *call) {
     const AttentionShape *shape = call->node->attributes;
     const float *qkv = call->in[0];
     size_t stride = (size_t)call->node->inputs[0]->width;
-    const float *keys = qkv + (size_t)shape->n_heads * (size_t)shape->head_dim;
     return (AttentionInputs){.n_heads = shape->n_heads,
                              .n_kv_heads = shape->n_kv_heads,
                              .head_dim = shape->head_dim,
                              .scale = shape->scale,
                              .q = qkv,
-                             .k = keys,
-                             .v = keys + (size_t)shape->n_kv_heads * (size_t)shape->head_dim,
+                             .k = qkv + keys_at(shape),
+                             .v = qkv + values_at(shape),
                              .q_stride = stride,
                              .kv_stride = stride};
+}
+
+static AttentionInputsBf16 narrow_inputs(const OpCall *call) {
+    const AttentionShape *shape = call->node->attributes;
+    const bf16 *qkv = call->in[0];
+    size_t stride = (size_t)call->node->inputs[0]->width;
+    return (AttentionInputsBf16){.n_heads = shape->n_heads,
+                                 .n_kv_heads = shape->n_kv_heads,
+                                 .head_dim = shape->head_dim,
+                                 .scale = shape->scale,
+                                 .q = qkv,
+                                 .k = qkv + keys_at(shape),
+                                 .v = qkv + values_at(shape),
+                                 .q_stride = stride,
+                                 .kv_stride = stride};
+}
+
+static bool narrow(const OpCall *call) {
+    return call->node->inputs[0]->dtype == DTYPE_BF16;
 }
 
 static Segments segments(const OpCall *call) {
@@ -52,15 +79,30 @@ static Segments segments(const OpCall *call) {
 }
 
 void op_attention_forward(OpCall *call) {
-    AttentionInputs in = inputs(call);
-    kernels()->attention_forward(call->out[0], call->out[1], &in, segments(call));
+    if (narrow(call)) {
+        AttentionInputsBf16 in = narrow_inputs(call);
+        kernels()->bf16.attention_forward(call->out[0], call->out[1], &in, segments(call));
+    } else {
+        AttentionInputs in = inputs(call);
+        kernels()->attention_forward(call->out[0], call->out[1], &in, segments(call));
+    }
 }
 
 void op_attention_backward_inputs(OpCall *call) {
-    AttentionInputs in = inputs(call);
-    float *dq = call->in_grad[0], *dk = dq + (in.k - in.q), *dv = dq + (in.v - in.q);
-    kernels()->attention_backward(dq, dk, dv, call->accumulate[0], call->out_grad[0], call->out[0], call->out[1], &in,
-                                  segments(call), call->scratch);
+    const AttentionShape *shape = call->node->attributes;
+    if (narrow(call)) {
+        AttentionInputsBf16 in = narrow_inputs(call);
+        bf16 *dqkv = call->in_grad[0];
+        kernels()->bf16.attention_backward(dqkv, dqkv + keys_at(shape), dqkv + values_at(shape), call->accumulate[0],
+                                           call->out_grad[0], call->out[0], call->out[1], &in, segments(call),
+                                           call->scratch);
+    } else {
+        AttentionInputs in = inputs(call);
+        float *dqkv = call->in_grad[0];
+        kernels()->attention_backward(dqkv, dqkv + keys_at(shape), dqkv + values_at(shape), call->accumulate[0],
+                                      call->out_grad[0], call->out[0], call->out[1], &in, segments(call),
+                                      call->scratch);
+    }
 }
 
 size_t op_attention_scratch(const Node *node, int capacity) {

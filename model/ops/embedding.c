@@ -1,4 +1,5 @@
-/* y[t] = weight[tokens[t]]; dweight[tokens[t]] += dy[t], in order of t for each row: threads own columns. */
+/* The residual stream's beginning, fp32 whatever the tape's dtype: y[t] = weight[tokens[t]]; dweight[tokens[t]] +=
+ * dy[t], in order of t for each row: threads own columns. */
 #include <string.h>
 
 #include "model/core/threads.h"
@@ -16,23 +17,33 @@ void op_embedding_forward(OpCall *call) {
     const Weight *weight = call->node->weight;
     size_t width = (size_t)weight->cols;
     float *y = call->out[0];
-    for (int t = 0; t < call->batch->n_tokens; t++)
-        memcpy(y + (size_t)t * width, weight->value + (size_t)call->batch->tokens[t] * width, width * sizeof *y);
+    for (int t = 0; t < call->batch->n_tokens; t++, y += width) {
+        size_t row = (size_t)call->batch->tokens[t];
+        if (weight->value)
+            memcpy(y, weight->value + row * width, width * sizeof *y);
+        else /* frozen, one view; of a dtype that can be read */
+            (void)dtype_read_f32(y,
+                                 (const char *)weight->stored.view[0] + row * width * dtype_size(weight->stored.dtype),
+                                 weight->stored.dtype, width);
+    }
 }
 
 static void scatter_columns(void *context, size_t begin, size_t end, int thread) {
     const OpCall *call = context;
     Weight *weight = call->node->weight;
     size_t width = (size_t)weight->cols;
+    float *gradient = weight->row_grad ? weight->row_grad : weight->grad;
     (void)thread;
     for (int t = 0; t < call->batch->n_tokens; t++) {
-        const float *dy = call->out_grad[0] + (size_t)t * width;
-        float *dw = weight->grad + (size_t)call->batch->tokens[t] * width;
+        const float *dy = (const float *)call->out_grad[0] + (size_t)t * width;
+        float *dw = gradient + (size_t)call->batch->tokens[t] * width;
         for (size_t j = begin; j < end; j++) dw[j] += dy[j];
     }
 }
 
 void op_embedding_backward_weights(OpCall *call) {
     enum { GRAIN = 16 }; /* a cache line */
+    uint8_t *touched = call->node->weight->touched;
+    for (int t = 0; touched && t < call->batch->n_tokens; t++) touched[call->batch->tokens[t]] = 1;
     parallel_for((size_t)call->node->weight->cols, GRAIN, scatter_columns, call);
 }

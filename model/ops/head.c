@@ -50,7 +50,7 @@ HeadOutputs op_head(Tape *tape, Tensor *hidden, Weight *weight, HeadOptions opti
     HeadOutputs out = {.logprob = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32),
                        .lse = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32)};
     bool leaves_dhidden = node->starts_backward && node->backward_inputs;
-    tape_output(tape, node, leaves_dhidden ? ROWS_TOKENS : ROWS_ONE, leaves_dhidden ? hidden->width : 1, DTYPE_F32);
+    tape_output(tape, node, leaves_dhidden ? ROWS_TOKENS : ROWS_ONE, leaves_dhidden ? hidden->width : 1, hidden->dtype);
     if (options.entropy) out.entropy = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
     if (options.mean_logit) out.mean_logit = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_F32);
     if (options.top1) out.top1 = tape_output(tape, node, ROWS_TOKENS, 1, DTYPE_I32);
@@ -67,32 +67,73 @@ static HeadResults results(const OpCall *call) {
                          .top1 = a->top1 == NO_OUTPUT ? NULL : call->out[a->top1]};
 }
 
+static bool narrow(const OpCall *call) {
+    return call->node->inputs[0]->dtype == DTYPE_BF16;
+}
+
+static void forward_backward(OpCall *call) {
+    const HeadAttributes *a = call->node->attributes;
+    const Weight *w = call->node->weight;
+    int n_tokens = call->batch->n_tokens;
+    const int32_t *targets = call->batch->targets;
+    void *dhidden = call->node->backward_inputs ? call->out[DHIDDEN] : NULL;
+    float *dw = call->node->backward_weights ? w->grad : NULL;
+    if (narrow(call))
+        kernels()->bf16.head_forward_backward(results(call), dhidden, dw, call->in[1], call->in[0], weight_forward(w),
+                                              weight_backward(w), targets, n_tokens, a->logit_scale, call->scratch);
+    else
+        kernels()->head_forward_backward(results(call), dhidden, dw, call->in[1], call->in[0], w->value, targets,
+                                         n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+}
+
 void op_head_forward(OpCall *call) {
     const HeadAttributes *a = call->node->attributes;
     const Weight *w = call->node->weight;
     int n_tokens = call->batch->n_tokens;
     if (call->node->starts_backward)
-        kernels()->head_forward_backward(results(call), call->node->backward_inputs ? call->out[DHIDDEN] : NULL,
-                                         call->node->backward_weights ? w->grad : NULL, call->in[1], call->in[0],
-                                         w->value, call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale,
-                                         call->scratch);
+        forward_backward(call);
+    else if (narrow(call))
+        kernels()->bf16.head_forward(results(call), call->in[0], weight_forward(w), call->batch->targets, call->in[1],
+                                     n_tokens, a->logit_scale, call->scratch);
     else
         kernels()->head_forward(results(call), call->in[0], w->value, call->batch->targets, call->in[1], n_tokens,
                                 w->cols, w->rows, a->logit_scale, call->scratch);
 }
 
-static void backward(OpCall *call, float *dhidden, float *dw) {
+/* Floats that the kernels take of the scratch. */
+static size_t kernel_scratch(const Node *node, int n_tokens) {
+    const Weight *w = node->weight;
+    return node->inputs[0]->dtype == DTYPE_BF16 ? head_scratch_bf16(n_tokens, w->cols, w->rows)
+                                                : head_scratch(n_tokens, w->cols, w->rows);
+}
+
+static void backward(OpCall *call, void *dhidden, float *dw) {
     const HeadAttributes *a = call->node->attributes;
     const Weight *w = call->node->weight;
     const float *dlogprob = call->out_grad[LOGPROB], *mask = call->in[1];
     int n_tokens = call->batch->n_tokens;
     if (mask) {
-        float *masked = call->scratch + head_scratch(n_tokens, w->cols, w->rows);
+        float *masked = call->scratch + kernel_scratch(call->node, n_tokens);
         for (int t = 0; t < n_tokens; t++) masked[t] = mask[t] == 0 ? 0 : dlogprob[t];
         dlogprob = masked;
     }
-    kernels()->head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], w->value, call->out[LSE],
-                             call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+    if (narrow(call))
+        kernels()->bf16.head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], weight_forward(w),
+                                      weight_backward(w), call->out[LSE], call->batch->targets, n_tokens,
+                                      a->logit_scale, call->scratch);
+    else
+        kernels()->head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], w->value, call->out[LSE],
+                                 call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+}
+
+/* dx += dhidden */
+static void add_dhidden(const OpCall *call, size_t n) {
+    const bf16 *dhidden = call->out[DHIDDEN];
+    bf16 *dx = call->in_grad[0];
+    if (!narrow(call))
+        kernels()->add(call->in_grad[0], call->in_grad[0], call->out[DHIDDEN], n);
+    else
+        for (size_t i = 0; i < n; i++) dx[i] = f32_to_bf16(bf16_to_f32(dx[i]) + bf16_to_f32(dhidden[i]));
 }
 
 /* Where both gradients are wanted, op_head_backward_weights has taken them from one set of logits. */
@@ -101,22 +142,21 @@ void op_head_backward_inputs(OpCall *call) {
         if (!call->node->backward_weights) backward(call, call->in_grad[0], NULL);
         return;
     }
-    float *dx = call->in_grad[0];
-    const float *dhidden = call->out[DHIDDEN];
     size_t n = (size_t)call->batch->n_tokens * (size_t)call->node->weight->cols;
     if (call->accumulate[0])
-        kernels()->add(dx, dx, dhidden, n);
+        add_dhidden(call, n);
     else
-        memcpy(dx, dhidden, n * sizeof *dx);
+        memcpy(call->in_grad[0], call->out[DHIDDEN], n * dtype_size(call->node->inputs[0]->dtype));
 }
 
 void op_head_backward_weights(OpCall *call) {
-    if (!call->node->starts_backward) backward(call, call->in_grad[0], call->node->weight->grad);
+    if (!call->node->starts_backward)
+        backward(call, call->node->backward_inputs ? call->in_grad[0] : NULL, call->node->weight->grad);
 }
 
 size_t op_head_scratch(const Node *node, int capacity) {
     bool masked = node->n_inputs == 2 && !node->starts_backward;
-    return head_scratch(capacity, node->weight->cols, node->weight->rows) + (masked ? (size_t)capacity : 0);
+    return kernel_scratch(node, capacity) + (masked ? (size_t)capacity : 0);
 }
 
 /* Counted over the tokens that are scored at all; the mask's zeros are not known here. */

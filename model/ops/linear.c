@@ -1,37 +1,80 @@
-/* y = x·Wᵀ, W[N, K] as Hugging Face stores it; dx = dy·W, dW += dyᵀ·x. */
-#include "model/kernels/kernels.h"
-#include "model/ops/ops.h"
-#include "model/ops/registry.h"
+/* y = x·Wᵀ, W[N, K] as Hugging Face stores it; dx = dy·W, dW += dyᵀ·x. In bf16 the operands are bf16 (the weight
+ * through its packings) and sums are fp32; dW is fp32. */
+#include "model/ops/linear.h"
+
+bool linear_fits(Tape *tape, const char *op, const Tensor *x, const Weight *weight) {
+    if (x->width == weight->cols) return true;
+    tape_fail(tape, "%s: %s is %d×%d and its input has width %d", op, weight->views[0].name, weight->rows, weight->cols,
+              x->width);
+    return false;
+}
 
 Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight) {
     Node *node = tape_node(tape, &op_specs[OP_linear], 1, &x, weight, NULL, 0);
-    if (!node) return NULL;
-    if (x->width != weight->cols)
-        return tape_fail(tape, "linear: %s is %d×%d and its input has width %d", weight->views[0].name, weight->rows,
-                         weight->cols, x->width);
-    return tape_output(tape, node, x->rows, weight->rows, DTYPE_F32);
+    if (!node || !linear_fits(tape, "linear", x, weight)) return NULL;
+    return tape_output(tape, node, x->rows, weight->rows, x->dtype);
+}
+
+void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, int rows, LinearFinish finish,
+                    void *context) {
+    size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
+    if (dtype == DTYPE_BF16) {
+        kernels()->bf16.product(&(Product){.m = rows,
+                                           .a = x,
+                                           .a_stride = k,
+                                           .b = weight_forward(weight),
+                                           .c = y,
+                                           .c_stride = n,
+                                           .c_dtype = DTYPE_BF16,
+                                           .finish = finish,
+                                           .context = context});
+        return;
+    }
+    kernels()->gemm(false, true, rows, weight->rows, weight->cols, 1.0f, x, k, weight->value, k, 0.0f, y, n);
+    if (finish) finish(context, 0, rows);
+}
+
+void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows) {
+    size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
+    if (dtype == DTYPE_BF16)
+        kernels()->bf16.product(&(Product){.m = rows,
+                                           .a = dy,
+                                           .a_stride = n,
+                                           .b = weight_backward(weight),
+                                           .c = dx,
+                                           .c_stride = k,
+                                           .c_dtype = DTYPE_BF16,
+                                           .accumulate = accumulate});
+    else
+        kernels()->gemm(false, false, rows, weight->cols, weight->rows, 1.0f, dy, n, weight->value, k,
+                        accumulate ? 1.0f : 0.0f, dx, k);
+}
+
+void linear_product_weights(const Weight *weight, const void *dy, const void *x, Dtype dtype, int rows) {
+    size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
+    if (dtype == DTYPE_BF16)
+        kernels()->bf16.product_weight(weight->grad, k, dy, n, x, k, rows, weight->rows, weight->cols);
+    else
+        kernels()->gemm(true, false, weight->rows, weight->cols, rows, 1.0f, dy, n, x, k, 1.0f, weight->grad, k);
+}
+
+static int rows_of(const OpCall *call) {
+    return batch_rows(call->batch, call->node->inputs[0]->rows);
 }
 
 void op_linear_forward(OpCall *call) {
-    const Weight *w = call->node->weight;
-    int rows = batch_rows(call->batch, call->node->inputs[0]->rows);
-    size_t n = (size_t)w->rows, k = (size_t)w->cols;
-    kernels()->gemm(false, true, rows, w->rows, w->cols, 1.0f, call->in[0], k, w->value, k, 0.0f, call->out[0], n);
+    linear_product(call->out[0], call->in[0], call->node->weight, call->node->inputs[0]->dtype, rows_of(call), NULL,
+                   NULL);
 }
 
 void op_linear_backward_inputs(OpCall *call) {
-    const Weight *w = call->node->weight;
-    int rows = batch_rows(call->batch, call->node->inputs[0]->rows);
-    size_t n = (size_t)w->rows, k = (size_t)w->cols;
-    kernels()->gemm(false, false, rows, w->cols, w->rows, 1.0f, call->out_grad[0], n, w->value, k,
-                    call->accumulate[0] ? 1.0f : 0.0f, call->in_grad[0], k);
+    linear_product_inputs(call->in_grad[0], call->accumulate[0], call->out_grad[0], call->node->weight,
+                          call->node->inputs[0]->dtype, rows_of(call));
 }
 
 void op_linear_backward_weights(OpCall *call) {
-    const Weight *w = call->node->weight;
-    int rows = batch_rows(call->batch, call->node->inputs[0]->rows);
-    size_t n = (size_t)w->rows, k = (size_t)w->cols;
-    kernels()->gemm(true, false, w->rows, w->cols, rows, 1.0f, call->out_grad[0], n, call->in[0], k, 1.0f, w->grad, k);
+    linear_product_weights(call->node->weight, call->out_grad[0], call->in[0], call->node->inputs[0]->dtype,
+                           rows_of(call));
 }
 
 double op_linear_flops(const Node *node, const TapeBatch *batch) {

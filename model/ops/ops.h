@@ -1,5 +1,6 @@
 /* The operations a tape can record: constructors check shapes, and return NULL after an error (kept for tape_plan).
- * Every one has a file of its own and a row in ops.def. Shapes: T tokens, S segments, D, F, V widths; "rows" is T, S,
+ * Every one has a file of its own and a row in ops.def. "Activations" have the tape's dtype; everything else is fp32.
+ * Shapes: T tokens, S segments, D, F, V widths; "rows" is T, S,
  * samples or one, whatever the input has. */
 #ifndef CRIA_OPS_OPS_H
 #define CRIA_OPS_OPS_H
@@ -11,19 +12,30 @@
 /* Row tokens[t] of weight [V, D] -> [T, D]. */
 Tensor *op_embedding(Tape *tape, Weight *weight);
 
-/* x[rows, K] · weight[N, K]ᵀ -> [rows, N]. */
+/* x[rows, K] · weight[N, K]ᵀ -> [rows, N], activations both. */
 Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight);
 
-/* x / sqrt(mean(x²) + epsilon) · gain (Zhang and Sennrich 2019). */
+/* x / sqrt(mean(x²) + epsilon) · gain (Zhang and Sennrich 2019): fp32 in, an activation out. */
 Tensor *op_rmsnorm(Tape *tape, Tensor *x, Weight *gain, float epsilon);
+
+/* The residual connection, x + delta: fp32 + an activation -> fp32. */
+Tensor *op_residual(Tape *tape, Tensor *x, Tensor *delta);
+
+/* The residual connection and the next norm in one: sum = x + delta (fp32), y = op_rmsnorm(sum). delta and y are
+ * activations. */
+typedef struct {
+    Tensor *sum, *y;
+} Normed;
+Normed op_add_rmsnorm(Tape *tape, Tensor *x, Tensor *delta, Weight *gain, float epsilon);
 
 /* cos and sin of position × frequency, [n_positions, head_dim/2] each; not owned. */
 typedef struct {
     const float *cos_table, *sin_table;
     int n_positions, head_dim;
 } RotaryTable;
-/* Rotates the first n_heads heads of every row of x (queries and keys lie before values in a QKV row). */
-Tensor *op_rotary(Tape *tape, Tensor *x, int n_heads, RotaryTable table);
+/* op_linear whose rows are queries | keys | values, with rotary position embedding on their first n_heads heads (those
+ * of queries and keys). */
+Tensor *op_qkv(Tape *tape, Tensor *x, Weight *weight, int n_heads, RotaryTable table);
 
 typedef struct {
     int n_heads, n_kv_heads, head_dim;

@@ -13,8 +13,8 @@
 #define DECLARE_NO_FLOPS(name)
 #define DECLARE_SCRATCH(name) size_t op_##name##_scratch(const Node *node, int capacity);
 #define DECLARE_NO_SCRATCH(name)
-#define OP(name, backward, flops, scratch, ...) \
-    void op_##name##_forward(OpCall *call);     \
+#define OP(name, activation, backward, flops, scratch, ...) \
+    void op_##name##_forward(OpCall *call);                 \
     DECLARE_##backward(name) DECLARE_##flops(name) DECLARE_##scratch(name)
 #include "model/ops/ops.def"
 #undef OP

@@ -1,0 +1,271 @@
+/* Where a model's parameters live: names and shapes, fp32 values and gradients, the packings of bf16 products, the
+ * 16-bit matrices of a frozen model, rotary tables. Each kind is one run of pages. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/threads.h"
+#include "model/kernels/kernels.h"
+#include "model/llama.h"
+
+/* ---- names and shapes ---- */
+
+/* Names a weight and gives it its shape; views are "prefix + suffix", `rows` each. */
+static int describe(Llama *model, Weight *weight, int cols, int n_views, const char *const *suffixes, const int *rows,
+                    int layer) {
+    weight->cols = cols;
+    weight->n_dims = rows[0] == 1 && cols == model->shape.dim ? 1 : 2;
+    weight->decay = weight->n_dims == 2;
+    weight->n_views = n_views;
+    for (int v = 0; v < n_views; v++) {
+        char name[128];
+        if (layer >= 0)
+            snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, suffixes[v]);
+        else
+            snprintf(name, sizeof name, "%s.weight", suffixes[v]);
+        weight->views[v] = (WeightView){arena_strdup(&model->arena, name), weight->rows, rows[v]};
+        if (!weight->views[v].name) FAIL(ERR_FAILED, "out of memory");
+        weight->rows += rows[v];
+    }
+    model->weights[model->n_weights++] = weight;
+    return OK;
+}
+
+static int describe_one(Llama *model, Weight *weight, int rows, int cols, const char *suffix, int layer) {
+    return describe(model, weight, cols, 1, &suffix, &rows, layer);
+}
+
+static int describe_layer(Llama *model, int index) {
+    static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
+    static const char *const gate_up[] = {"mlp.gate_proj", "mlp.up_proj"};
+    const LlamaShape *shape = &model->shape;
+    LlamaLayer *layer = &model->layers[index];
+    int query = shape->n_heads * shape->head_dim, key = shape->n_kv_heads * shape->head_dim;
+    TRY(describe_one(model, &layer->attention_norm, 1, shape->dim, "input_layernorm", index));
+    TRY(describe(model, &layer->qkv, shape->dim, 3, qkv, (int[]){query, key, key}, index));
+    TRY(describe_one(model, &layer->attention_out, shape->dim, query, "self_attn.o_proj", index));
+    TRY(describe_one(model, &layer->ffn_norm, 1, shape->dim, "post_attention_layernorm", index));
+    TRY(describe(model, &layer->gate_up, shape->dim, 2, gate_up, (int[]){shape->ffn_dim, shape->ffn_dim}, index));
+    TRY(describe_one(model, &layer->down, shape->dim, shape->ffn_dim, "mlp.down_proj", index));
+    return OK;
+}
+
+static int describe_all(Llama *model) {
+    const LlamaShape *shape = &model->shape;
+    ARENA_TRY(model->layers, &model->arena, shape->n_layers);
+    ARENA_TRY(model->weights, &model->arena, 6 * shape->n_layers + 3);
+    TRY(describe_one(model, &model->embedding, shape->vocab_size, shape->dim, "model.embed_tokens", -1));
+    for (int layer = 0; layer < shape->n_layers; layer++) TRY(describe_layer(model, layer));
+    TRY(describe_one(model, &model->norm, 1, shape->dim, "model.norm", -1));
+    TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
+    if (shape->tied) model->head.tied = &model->embedding;
+    return OK;
+}
+
+/* ---- storage ---- */
+
+/* Every array starts on a cache line. */
+static size_t value_bytes(const Weight *weight) {
+    return arena_round_up(weight_elements(weight) * sizeof(float));
+}
+static size_t frozen_bytes(const Weight *weight) {
+    return arena_round_up(weight_elements(weight) * sizeof(bf16));
+}
+static size_t forward_bytes(const Weight *weight) {
+    return arena_round_up(panels_elements(weight->rows, weight->cols) * sizeof(bf16));
+}
+static size_t backward_bytes(const Weight *weight) {
+    return arena_round_up(panels_elements(weight->cols, weight->rows) * sizeof(bf16));
+}
+
+static bool is_frozen(const Weight *weight, LlamaOptions options) {
+    return options.frozen && weight->n_dims == 2;
+}
+
+/* Matrices that take part in products: all but the embedding. */
+static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding;
+}
+
+/* How much storage the model takes. */
+static void measure(Llama *model, LlamaOptions options) {
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        weight->trainable = options.training && !is_frozen(weight, options);
+        if (!weight->tied && is_frozen(weight, options)) model->frozen_bytes += frozen_bytes(weight);
+        if (!weight->tied && !is_frozen(weight, options)) model->value_bytes += value_bytes(weight);
+        if (weight->trainable) model->grad_bytes += value_bytes(weight); /* a tied head's is for the rows looked up */
+        if (weight->trainable && weight->tied) model->grad_bytes += arena_round_up((size_t)weight->rows);
+        if (is_packed(model, weight, options))
+            model->packing_bytes += forward_bytes(weight) + (options.training ? backward_bytes(weight) : 0);
+    }
+}
+
+/* Where a weight's values lie, as products read them. */
+static RowMajor row_major(const Weight *weight, const void *rows, Dtype dtype) {
+    return (RowMajor){
+        .dtype = dtype, .n_views = 1, .cols = weight->cols, .view = {rows}, .first_row = {0, weight->rows}};
+}
+
+static void place_packings(Llama *model, LlamaOptions options) {
+    bf16 *next = model->packings;
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        if (!is_packed(model, weight, options)) continue;
+        weight->forward = next;
+        next += forward_bytes(weight) / sizeof *next;
+        if (options.training) weight->backward = next;
+        if (options.training) next += backward_bytes(weight) / sizeof *next;
+        if (weight->tied) weight->tied->forward = weight->forward; /* the optimizer's pass over the values finds them */
+        if (weight->tied) weight->tied->backward = weight->backward;
+    }
+}
+
+static void place_values(Llama *model, LlamaOptions options) {
+    size_t value = 0, grad = 0, frozen = 0;
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        float *gradient = weight->trainable ? model->grads + grad / sizeof(float) : NULL;
+        if (weight->trainable) grad += value_bytes(weight);
+        weight->grad = weight->tied ? weight->tied->grad : gradient;
+        if (weight->tied) {
+            weight->value = weight->tied->value;
+            weight->stored = weight->tied->stored;
+            if (gradient) { /* the last in order: the marks lie behind it */
+                weight->tied->row_grad = gradient;
+                weight->tied->touched = (uint8_t *)(void *)(model->grads + grad / sizeof(float));
+            }
+        } else if (is_frozen(weight, options)) {
+            weight->stored = row_major(weight, model->frozen + frozen / sizeof(bf16), DTYPE_BF16);
+            frozen += frozen_bytes(weight);
+        } else {
+            weight->value = model->values + value / sizeof(float);
+            weight->stored = row_major(weight, weight->value, DTYPE_F32);
+            value += value_bytes(weight);
+        }
+    }
+}
+
+/* Pages, or NULL and no error where nothing is wanted. */
+static int allocate_pages(void *pages, size_t bytes, const char *what) {
+    void *got = bytes ? pages_alloc(bytes) : NULL;
+    memcpy(pages, &got, sizeof got);
+    if (bytes && !got) FAIL(ERR_FAILED, "out of memory: the model needs %zu bytes for %s", bytes, what);
+    return OK;
+}
+
+static int allocate(Llama *model, LlamaOptions options) {
+    TRY(allocate_pages(&model->values, model->value_bytes, "parameters"));
+    TRY(allocate_pages(&model->grads, model->grad_bytes, "gradients"));
+    TRY(allocate_pages(&model->packings, model->packing_bytes, "packed parameters"));
+    TRY(allocate_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
+    place_values(model, options);
+    place_packings(model, options);
+    return OK;
+}
+
+/* ---- packings ---- */
+
+typedef struct {
+    bf16 *to;
+    Panels panels;
+} Packing;
+
+static void pack_range(void *context, size_t begin, size_t end, int thread) {
+    const Packing *packing = context;
+    size_t stride = panels_elements(PANEL_LANES, packing->panels.depth);
+    (void)thread;
+    kernels()->bf16.pack(packing->to + begin / PANEL_LANES * stride, stride, &packing->panels, (int)begin, (int)end, 0,
+                         packing->panels.depth);
+}
+
+static void pack(bf16 *to, Panels panels) {
+    Packing packing = {to, panels};
+    packing.panels.packed = NULL;
+    if (to) parallel_for((size_t)panels.lanes, PANEL_LANES, pack_range, &packing);
+}
+
+void llama_pack(Llama *model) {
+    for (int i = 0; i < model->n_weights; i++) {
+        const Weight *weight = model->weights[i];
+        if (weight == &model->embedding) continue; /* what it has is its tied head's */
+        pack(weight->forward, weight_forward(weight));
+        pack(weight->backward, weight_backward(weight));
+    }
+}
+
+/* ---- the model ---- */
+
+size_t llama_table_bytes(const LlamaShape *shape, int n_positions) {
+    return (size_t)n_positions * (size_t)shape->head_dim * sizeof(float);
+}
+
+static int make_rotary(Llama *model, LlamaOptions options) {
+    const LlamaShape *shape = &model->shape;
+    int n_positions = options.n_positions > 0 ? options.n_positions : shape->max_context;
+    model->rotary = (RotaryTable){NULL, NULL, n_positions, shape->head_dim};
+    if (options.names_only) return OK;
+    float *tables;
+    ARENA_TRY(tables, &model->arena, (size_t)n_positions * (size_t)shape->head_dim);
+    float *sines = tables + (size_t)n_positions * (size_t)(shape->head_dim / 2);
+    rotary_tables(tables, sines, n_positions, shape->head_dim, shape->rope_theta, shape->rope_scaling);
+    model->rotary = (RotaryTable){tables, sines, n_positions, shape->head_dim};
+    return OK;
+}
+
+int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
+    int rc = OK;
+    Llama *model = calloc(1, sizeof *model);
+    *out = NULL;
+    if (!model) FAIL(ERR_FAILED, "out of memory");
+    model->shape = *shape;
+    TRY_TO(failed, llama_shape_check(&model->shape));
+    TRY_TO(failed, describe_all(model));
+    measure(model, options);
+    if (!options.names_only) TRY_TO(failed, allocate(model, options));
+    TRY_TO(failed, make_rotary(model, options));
+    *out = model;
+    return OK;
+failed:
+    llama_free(model);
+    return rc;
+}
+
+void llama_free(Llama *model) {
+    if (!model) return;
+    pages_free(model->values, model->value_bytes); /* NULL where there are names only */
+    pages_free(model->grads, model->grad_bytes);
+    pages_free(model->packings, model->packing_bytes);
+    pages_free(model->frozen, model->frozen_bytes);
+    arena_free(&model->arena);
+    free(model);
+}
+
+size_t llama_bytes(const Llama *model) {
+    return model->value_bytes + model->grad_bytes + model->packing_bytes + model->frozen_bytes + model->arena.total;
+}
+
+static void merge_rows(void *context, size_t begin, size_t end, int thread) {
+    Weight *weight = context;
+    size_t width = (size_t)weight->cols;
+    (void)thread;
+    for (size_t row = begin; row < end; row++) {
+        float *from = weight->row_grad + row * width, *to = weight->grad + row * width;
+        if (!weight->touched[row]) continue;
+        for (size_t i = 0; i < width; i++) to[i] += from[i];
+        memset(from, 0, width * sizeof *from);
+        weight->touched[row] = 0;
+    }
+}
+
+void llama_merge_tied_gradients(Llama *model) {
+    enum { GRAIN = 64 };
+    if (model->embedding.row_grad) parallel_for((size_t)model->embedding.rows, GRAIN, merge_rows, &model->embedding);
+}
+
+void llama_gradients(const Llama *model, float **gradients, size_t *n) {
+    *gradients = model->grads;
+    *n = (model->embedding.row_grad ? (size_t)(model->embedding.row_grad - model->grads)
+                                    : model->grad_bytes / sizeof(float));
+}
