@@ -8,6 +8,7 @@
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 #include "model/llama.h"
+#include "model/storage.h"
 
 /* ---- names and shapes ---- */
 
@@ -65,18 +66,8 @@ static int describe_all(Llama *model) {
 
 /* ---- storage ---- */
 
-/* Every array starts on a cache line. */
-static size_t value_bytes(const Weight *weight) {
-    return arena_round_up(weight_elements(weight) * sizeof(float));
-}
 static size_t frozen_bytes(const Weight *weight) {
     return arena_round_up(weight_elements(weight) * sizeof(bf16));
-}
-static size_t forward_bytes(const Weight *weight) {
-    return arena_round_up(panels_elements(weight->rows, weight->cols) * sizeof(bf16));
-}
-static size_t backward_bytes(const Weight *weight) {
-    return arena_round_up(panels_elements(weight->cols, weight->rows) * sizeof(bf16));
 }
 
 static bool is_frozen(const Weight *weight, LlamaOptions options) {
@@ -94,16 +85,18 @@ static void measure(Llama *model, LlamaOptions options) {
         Weight *weight = model->weights[i];
         weight->trainable = options.training && !is_frozen(weight, options);
         if (!weight->tied && is_frozen(weight, options)) model->frozen_bytes += frozen_bytes(weight);
-        if (!weight->tied && !is_frozen(weight, options)) model->value_bytes += value_bytes(weight);
-        if (weight->trainable) model->grad_bytes += value_bytes(weight); /* a tied head's is for the rows looked up */
+        if (!weight->tied && !is_frozen(weight, options)) model->value_bytes += weight_value_bytes(weight);
+        if (weight->trainable)
+            model->grad_bytes += weight_value_bytes(weight); /* a tied head's is for the rows looked up */
         if (weight->trainable && weight->tied) model->grad_bytes += arena_round_up((size_t)weight->rows);
         if (is_packed(model, weight, options))
-            model->packing_bytes += forward_bytes(weight) + (options.training ? backward_bytes(weight) : 0);
+            model->packing_bytes +=
+                weight_forward_bytes(weight) + (options.training ? weight_backward_bytes(weight) : 0);
     }
 }
 
 /* Where a weight's values lie, as products read them. */
-static RowMajor row_major(const Weight *weight, const void *rows, Dtype dtype) {
+RowMajor weight_row_major(const Weight *weight, const void *rows, Dtype dtype) {
     return (RowMajor){
         .dtype = dtype, .n_views = 1, .cols = weight->cols, .view = {rows}, .first_row = {0, weight->rows}};
 }
@@ -114,9 +107,9 @@ static void place_packings(Llama *model, LlamaOptions options) {
         Weight *weight = model->weights[i];
         if (!is_packed(model, weight, options)) continue;
         weight->forward = next;
-        next += forward_bytes(weight) / sizeof *next;
+        next += weight_forward_bytes(weight) / sizeof *next;
         if (options.training) weight->backward = next;
-        if (options.training) next += backward_bytes(weight) / sizeof *next;
+        if (options.training) next += weight_backward_bytes(weight) / sizeof *next;
         if (weight->tied) weight->tied->forward = weight->forward; /* the optimizer's pass over the values finds them */
         if (weight->tied) weight->tied->backward = weight->backward;
     }
@@ -127,7 +120,7 @@ static void place_values(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
         float *gradient = weight->trainable ? model->grads + grad / sizeof(float) : NULL;
-        if (weight->trainable) grad += value_bytes(weight);
+        if (weight->trainable) grad += weight_value_bytes(weight);
         weight->grad = weight->tied ? weight->tied->grad : gradient;
         if (weight->tied) {
             weight->value = weight->tied->value;
@@ -137,18 +130,18 @@ static void place_values(Llama *model, LlamaOptions options) {
                 weight->tied->touched = (uint8_t *)(void *)(model->grads + grad / sizeof(float));
             }
         } else if (is_frozen(weight, options)) {
-            weight->stored = row_major(weight, model->frozen + frozen / sizeof(bf16), DTYPE_BF16);
+            weight->stored = weight_row_major(weight, model->frozen + frozen / sizeof(bf16), DTYPE_BF16);
             frozen += frozen_bytes(weight);
         } else {
             weight->value = model->values + value / sizeof(float);
-            weight->stored = row_major(weight, weight->value, DTYPE_F32);
-            value += value_bytes(weight);
+            weight->stored = weight_row_major(weight, weight->value, DTYPE_F32);
+            value += weight_value_bytes(weight);
         }
     }
 }
 
 /* Pages, or NULL and no error where nothing is wanted. */
-static int allocate_pages(void *pages, size_t bytes, const char *what) {
+int weight_pages(void *pages, size_t bytes, const char *what) {
     void *got = bytes ? pages_alloc(bytes) : NULL;
     memcpy(pages, &got, sizeof got);
     if (bytes && !got) FAIL(ERR_FAILED, "out of memory: the model needs %zu bytes for %s", bytes, what);
@@ -156,10 +149,10 @@ static int allocate_pages(void *pages, size_t bytes, const char *what) {
 }
 
 static int allocate(Llama *model, LlamaOptions options) {
-    TRY(allocate_pages(&model->values, model->value_bytes, "parameters"));
-    TRY(allocate_pages(&model->grads, model->grad_bytes, "gradients"));
-    TRY(allocate_pages(&model->packings, model->packing_bytes, "packed parameters"));
-    TRY(allocate_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
+    TRY(weight_pages(&model->values, model->value_bytes, "parameters"));
+    TRY(weight_pages(&model->grads, model->grad_bytes, "gradients"));
+    TRY(weight_pages(&model->packings, model->packing_bytes, "packed parameters"));
+    TRY(weight_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
     place_values(model, options);
     place_packings(model, options);
     return OK;
@@ -186,13 +179,15 @@ static void pack(bf16 *to, Panels panels) {
     if (to) parallel_for((size_t)panels.lanes, PANEL_LANES, pack_range, &packing);
 }
 
+void weight_pack(const Weight *weight) {
+    pack(weight->forward, weight_forward(weight));
+    pack(weight->backward, weight_backward(weight));
+}
+
 void llama_pack(Llama *model) {
-    for (int i = 0; i < model->n_weights; i++) {
-        const Weight *weight = model->weights[i];
-        if (weight == &model->embedding) continue; /* what it has is its tied head's */
-        pack(weight->forward, weight_forward(weight));
-        pack(weight->backward, weight_backward(weight));
-    }
+    for (int i = 0; i < model->n_weights; i++)
+        if (model->weights[i] != &model->embedding) /* what it has is its tied head's */
+            weight_pack(model->weights[i]);
 }
 
 /* ---- the model ---- */

@@ -166,7 +166,8 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
         node->inputs[i] = inputs[i];
         node->backward_inputs |= inputs[i]->needs_grad && spec->backward_inputs;
     }
-    node->backward_weights = tape->options.training && weight && weight->trainable && spec->backward_weights;
+    node->backward_weights =
+        tape->options.training && weight && (weight->trainable || weight->adapter) && spec->backward_weights;
     tape->nodes[tape->n_nodes++] = node;
     return node;
 }
@@ -378,7 +379,7 @@ static int check_bound(const Tape *tape, int buffer) {
             if (node->inputs[i]->input && !node->inputs[i]->bound[buffer])
                 FAIL(ERR_FAILED, "%s: tape input %d is not bound in buffer %d", node->spec->name, node->inputs[i]->id,
                      buffer);
-        if (node->backward_weights && !node->weight->grad)
+        if (node->backward_weights && node->weight->trainable && !node->weight->grad)
             FAIL(ERR_FAILED, "%s: its weight %s is trainable and has no gradient array", node->spec->name,
                  node->weight->views[0].name);
     }

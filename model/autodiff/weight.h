@@ -2,9 +2,9 @@
  * packings of model/kernels/bf16.h beside it; or, of a frozen weight, row-major values in 16 bits where they are (a
  * mapped file), packed as they are used. The views name the row ranges that
  * Hugging Face keeps as matrices of their own (a fused QKV has three), so that files and initialisation never see the
- * fusion. A tied weight shares its values with another. What comes from its two uses is summed apart and added once, at the end
- * of a step, so a pipeline that keeps embedding and head on different ranks computes the same bits: the head adds to
- * `grad`, the embedding to `row_grad`, of which few rows are ever touched. */
+ * fusion. A tied weight shares its values with another. What comes from its two uses is summed apart and added once, at
+ * the end of a step, so a pipeline that keeps embedding and head on different ranks computes the same bits: the head
+ * adds to `grad`, the embedding to `row_grad`, of which few rows are ever touched. */
 #ifndef CRIA_AUTODIFF_WEIGHT_H
 #define CRIA_AUTODIFF_WEIGHT_H
 
@@ -34,9 +34,22 @@ typedef struct Weight {
     bool trainable;      /* false: frozen, no gradient work is done */
     bool decay;          /* weight decay applies (not on norms) */
     struct Weight *tied; /* the weight whose values this one shares, or NULL */
+    struct Adapter *adapter; /* what is added to it (below), or NULL; not owned */
     int n_views;
     WeightView views[WEIGHT_MAX_VIEWS];
 } Weight;
+
+/* A low-rank addition to some of a weight's views (LoRA: Hu et al. 2022): y += scale·(x·Aᵀ)·Bᵀ, and the same for their
+ * gradients. One A for all of them, since they read the same x. */
+typedef struct Adapter {
+    int rank, n; /* n: adapted views */
+    float scale; /* alpha/rank; rsLoRA: alpha/sqrt(rank) (Kalajdzievski 2023) */
+    Weight a;    /* [n·rank, cols]: one view of `rank` rows for each adapted view */
+    struct {
+        int first_row; /* of the weight's rows: where the adapted view begins */
+        Weight b;      /* [the view's rows, rank] */
+    } views[WEIGHT_MAX_VIEWS];
+} Adapter;
 
 static inline size_t weight_elements(const Weight *weight) {
     return (size_t)weight->rows * (size_t)weight->cols;

@@ -12,7 +12,15 @@ bool linear_fits(Tape *tape, const char *op, const Tensor *x, const Weight *weig
 Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight) {
     Node *node = tape_node(tape, &op_specs[OP_linear], 1, &x, weight, NULL, 0);
     if (!node || !linear_fits(tape, "linear", x, weight)) return NULL;
-    return tape_output(tape, node, x->rows, weight->rows, x->dtype);
+    return linear_output(tape, node, weight);
+}
+
+Tensor *linear_output(Tape *tape, Node *node, const Weight *weight) {
+    const Tensor *x = node->inputs[0];
+    Tensor *y = tape_output(tape, node, x->rows, weight->rows, x->dtype);
+    Tensor *u = weight->adapter ? tape_output(tape, node, x->rows, adapter_width(weight), x->dtype) : NULL;
+    if (u) u->needs_grad = false;
+    return y;
 }
 
 void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, int rows, LinearFinish finish,
@@ -63,20 +71,46 @@ static int rows_of(const OpCall *call) {
 }
 
 void op_linear_forward(OpCall *call) {
-    linear_product(call->out[0], call->in[0], call->node->weight, call->node->inputs[0]->dtype, rows_of(call), NULL,
-                   NULL);
+    const Weight *w = call->node->weight;
+    Dtype dtype = call->node->inputs[0]->dtype;
+    linear_product(call->out[0], call->in[0], w, dtype, rows_of(call), NULL, NULL);
+    if (w->adapter) adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows_of(call), call->scratch);
 }
 
+void linear_backward(OpCall *call, const void *dz, bool inputs, bool weights, float *scratch) {
+    const Weight *w = call->node->weight;
+    Dtype dtype = call->node->inputs[0]->dtype;
+    int rows = rows_of(call);
+    void *dx = inputs ? call->in_grad[0] : NULL;
+    if (weights && w->trainable) linear_product_weights(w, dz, call->in[0], dtype, rows);
+    if (dx) linear_product_inputs(dx, call->accumulate[0], dz, w, dtype, rows);
+    if (w->adapter) adapter_backward(dx, dz, call->in[0], call->out[1], w, weights, dtype, rows, scratch);
+}
+
+/* With an adapter both parts share its inner gradient. */
 void op_linear_backward_inputs(OpCall *call) {
-    linear_product_inputs(call->in_grad[0], call->accumulate[0], call->out_grad[0], call->node->weight,
-                          call->node->inputs[0]->dtype, rows_of(call));
+    bool taken = call->node->weight->adapter && call->node->backward_weights;
+    if (!taken) linear_backward(call, call->out_grad[0], true, false, call->scratch);
 }
 
 void op_linear_backward_weights(OpCall *call) {
-    linear_product_weights(call->node->weight, call->out_grad[0], call->in[0], call->node->inputs[0]->dtype,
-                           rows_of(call));
+    bool inputs = call->node->weight->adapter && call->node->backward_inputs;
+    linear_backward(call, call->out_grad[0], inputs, true, call->scratch);
+}
+
+size_t op_linear_scratch(const Node *node, int capacity) {
+    return adapter_scratch(node->weight, capacity);
+}
+
+/* An adapter's are counted as what it does: its rank is small beside either width. */
+double linear_flops(const Weight *weight, int rows) {
+    const Adapter *adapter = weight->adapter;
+    double elements = (double)weight_elements(weight);
+    if (adapter) elements += (double)weight_elements(&adapter->a);
+    for (int v = 0; adapter && v < adapter->n; v++) elements += (double)weight_elements(&adapter->views[v].b);
+    return 2.0 * rows * elements;
 }
 
 double op_linear_flops(const Node *node, const TapeBatch *batch) {
-    return 2.0 * batch_rows(batch, node->inputs[0]->rows) * (double)weight_elements(node->weight);
+    return linear_flops(node->weight, batch_rows(batch, node->inputs[0]->rows));
 }

@@ -4,6 +4,7 @@
 #define CRIA_OPS_LINEAR_H
 
 #include "model/kernels/kernels.h"
+#include "model/ops/adapter.h"
 #include "model/ops/ops.h"
 #include "model/ops/registry.h"
 
@@ -14,6 +15,12 @@ void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, i
                     void *context);
 void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows);
 void linear_product_weights(const Weight *weight, const void *dy, const void *x, Dtype dtype, int rows);
+
+/* The outputs of a node that multiplies by `weight`: y, and the adapter's inner rows where it has one. */
+Tensor *linear_output(Tape *tape, Node *node, const Weight *weight);
+/* All of backward that is asked for, from the gradient of the product. */
+void linear_backward(OpCall *call, const void *dz, bool inputs, bool weights, float *scratch);
+double linear_flops(const Weight *weight, int rows);
 
 /* "op: W is 3×4 and its input has width 5", or true. */
 bool linear_fits(Tape *tape, const char *op, const Tensor *x, const Weight *weight);

@@ -6,6 +6,7 @@
  * are wanted. */
 #include <string.h>
 
+#include "model/core/threads.h"
 #include "model/ops/linear.h"
 
 typedef struct {
@@ -22,7 +23,7 @@ Tensor *op_qkv(Tape *tape, Tensor *x, Weight *weight, int n_heads, RotaryTable t
         return tape_fail(tape, "qkv: %d heads of width %d in rows of width %d; the head width must be even", n_heads,
                          table.head_dim, weight->rows);
     tape_limit_positions(tape, table.n_positions);
-    return tape_output(tape, node, ROWS_TOKENS, weight->rows, x->dtype);
+    return linear_output(tape, node, weight);
 }
 
 static void rotate_rows(void *context, int first, int n_rows) {
@@ -38,9 +39,23 @@ static void rotate_rows(void *context, int first, int n_rows) {
                           a->table.cos_table, a->table.sin_table, false);
 }
 
+static void rotate_range(void *context, size_t begin, size_t end, int thread) {
+    (void)thread;
+    rotate_rows(context, (int)begin, (int)(end - begin));
+}
+
 void op_qkv_forward(OpCall *call) {
-    linear_product(call->out[0], call->in[0], call->node->weight, call->node->inputs[0]->dtype, call->batch->n_tokens,
-                   rotate_rows, call);
+    enum { GRAIN = 16 };
+    const Weight *w = call->node->weight;
+    Dtype dtype = call->node->inputs[0]->dtype;
+    int rows = call->batch->n_tokens;
+    linear_product(call->out[0], call->in[0], w, dtype, rows, w->adapter ? NULL : rotate_rows, call);
+    if (!w->adapter) return;
+    adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows, call->scratch);
+    if (dtype == DTYPE_BF16)
+        parallel_for((size_t)rows, GRAIN, rotate_range, call);
+    else
+        rotate_rows(call, 0, rows); /* takes threads itself */
 }
 
 /* dz, in the scratch */
@@ -59,26 +74,29 @@ static const void *turned_back(const OpCall *call) {
     return call->scratch;
 }
 
-static void backward_inputs(OpCall *call, const void *dz) {
-    linear_product_inputs(call->in_grad[0], call->accumulate[0], dz, call->node->weight, call->node->inputs[0]->dtype,
-                          call->batch->n_tokens);
-}
-
-void op_qkv_backward_inputs(OpCall *call) {
-    if (!call->node->backward_weights) backward_inputs(call, turned_back(call));
-}
-
-void op_qkv_backward_weights(OpCall *call) {
-    const void *dz = turned_back(call);
-    linear_product_weights(call->node->weight, dz, call->in[0], call->node->inputs[0]->dtype, call->batch->n_tokens);
-    if (call->node->backward_inputs) backward_inputs(call, dz);
-}
-
-size_t op_qkv_scratch(const Node *node, int capacity) {
-    size_t n = (size_t)capacity * (size_t)node->weight->rows;
+/* Floats of dz */
+static size_t turned_floats(const Node *node, int rows) {
+    size_t n = (size_t)rows * (size_t)node->weight->rows;
     return node->inputs[0]->dtype == DTYPE_BF16 ? (n + 1) / 2 : n;
 }
 
+static void backward(OpCall *call, bool inputs, bool weights) {
+    linear_backward(call, turned_back(call), inputs, weights,
+                    call->scratch + turned_floats(call->node, call->batch->n_tokens));
+}
+
+void op_qkv_backward_inputs(OpCall *call) {
+    if (!call->node->backward_weights) backward(call, true, false);
+}
+
+void op_qkv_backward_weights(OpCall *call) {
+    backward(call, call->node->backward_inputs, true);
+}
+
+size_t op_qkv_scratch(const Node *node, int capacity) {
+    return turned_floats(node, capacity) + adapter_scratch(node->weight, capacity);
+}
+
 double op_qkv_flops(const Node *node, const TapeBatch *batch) {
-    return 2.0 * batch->n_tokens * (double)weight_elements(node->weight);
+    return linear_flops(node->weight, batch->n_tokens);
 }

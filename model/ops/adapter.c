@@ -1,0 +1,111 @@
+/* LoRA (Hu et al. 2022, equation 3) on the views of a weight. In bf16 the scale is multiplied into u and du, which are
+ * rows of rank numbers, so that the products need none. */
+#include "model/ops/adapter.h"
+
+#include "model/kernels/kernels.h"
+
+int adapter_width(const Weight *weight) {
+    return weight->adapter ? weight->adapter->n * weight->adapter->rank : 0;
+}
+
+size_t adapter_scratch(const Weight *weight, int rows) {
+    return 2 * (size_t)rows * (size_t)adapter_width(weight);
+}
+
+static void scale_narrow(bf16 *to, const bf16 *from, float scale, size_t n) {
+    for (size_t i = 0; i < n; i++) to[i] = f32_to_bf16(scale * bf16_to_f32(from[i]));
+}
+
+/* ---- bf16 ---- */
+
+/* c (+)= a·(the weight)ᵀ, or a·(the weight) where backward */
+static void product(bf16 *c, size_t c_stride, bool add, const bf16 *a, size_t a_stride, Panels b, int rows) {
+    kernels()->bf16.product(&(Product){.m = rows,
+                                       .a = a,
+                                       .a_stride = a_stride,
+                                       .b = b,
+                                       .c = c,
+                                       .c_stride = c_stride,
+                                       .c_dtype = DTYPE_BF16,
+                                       .accumulate = add});
+}
+
+static void forward_narrow(bf16 *y, bf16 *u, const bf16 *x, const Weight *weight, int rows, bf16 *scaled) {
+    const Adapter *adapter = weight->adapter;
+    size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank;
+    product(u, width, false, x, (size_t)weight->cols, weight_forward(&adapter->a), rows);
+    scale_narrow(scaled, u, adapter->scale, (size_t)rows * width);
+    for (int v = 0; v < adapter->n; v++)
+        product(y + adapter->views[v].first_row, (size_t)weight->rows, true, scaled + (size_t)v * rank, width,
+                weight_forward(&adapter->views[v].b), rows);
+}
+
+static void backward_narrow(bf16 *dx, const bf16 *dz, const bf16 *x, const bf16 *u, const Weight *weight, bool weights,
+                            int rows, bf16 *scratch) {
+    const Adapter *adapter = weight->adapter;
+    size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank, n = (size_t)rows * width;
+    size_t stride = (size_t)weight->rows, cols = (size_t)weight->cols;
+    bf16 *du = scratch, *scaled = scratch + n;
+    for (int v = 0; v < adapter->n; v++)
+        product(du + (size_t)v * rank, width, false, dz + adapter->views[v].first_row, stride,
+                weight_backward(&adapter->views[v].b), rows);
+    scale_narrow(du, du, adapter->scale, n);
+    if (dx) product(dx, cols, true, du, width, weight_backward(&adapter->a), rows);
+    if (!weights) return;
+    scale_narrow(scaled, u, adapter->scale, n);
+    kernels()->bf16.product_weight(adapter->a.grad, cols, du, width, x, cols, rows, adapter->a.rows, weight->cols);
+    for (int v = 0; v < adapter->n; v++)
+        kernels()->bf16.product_weight(adapter->views[v].b.grad, rank, dz + adapter->views[v].first_row, stride,
+                                       scaled + (size_t)v * rank, width, rows, adapter->views[v].b.rows, adapter->rank);
+}
+
+/* ---- fp32 ---- */
+
+static void forward_wide(float *y, float *u, const float *x, const Weight *weight, int rows) {
+    const Adapter *adapter = weight->adapter;
+    size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank, cols = (size_t)weight->cols;
+    kernels()->gemm(false, true, rows, adapter->a.rows, weight->cols, 1, x, cols, adapter->a.value, cols, 0, u, width);
+    for (int v = 0; v < adapter->n; v++)
+        kernels()->gemm(false, true, rows, adapter->views[v].b.rows, adapter->rank, adapter->scale,
+                        u + (size_t)v * rank, width, adapter->views[v].b.value, rank, 1,
+                        y + adapter->views[v].first_row, (size_t)weight->rows);
+}
+
+static void backward_wide(float *dx, const float *dz, const float *x, const float *u, const Weight *weight,
+                          bool weights, int rows, float *du) {
+    const Adapter *adapter = weight->adapter;
+    size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank, cols = (size_t)weight->cols;
+    size_t stride = (size_t)weight->rows;
+    for (int v = 0; v < adapter->n; v++) {
+        const Weight *b = &adapter->views[v].b;
+        const float *dz_view = dz + adapter->views[v].first_row;
+        kernels()->gemm(false, false, rows, adapter->rank, b->rows, adapter->scale, dz_view, stride, b->value, rank, 0,
+                        du + (size_t)v * rank, width);
+        if (weights)
+            kernels()->gemm(true, false, b->rows, adapter->rank, rows, adapter->scale, dz_view, stride,
+                            u + (size_t)v * rank, width, 1, b->grad, rank);
+    }
+    if (dx)
+        kernels()->gemm(false, false, rows, weight->cols, adapter->a.rows, 1, du, width, adapter->a.value, cols, 1, dx,
+                        cols);
+    if (weights)
+        kernels()->gemm(true, false, adapter->a.rows, weight->cols, rows, 1, du, width, x, cols, 1, adapter->a.grad,
+                        cols);
+}
+
+/* ---- either ---- */
+
+void adapter_forward(void *y, void *u, const void *x, const Weight *weight, Dtype dtype, int rows, float *scratch) {
+    if (dtype == DTYPE_BF16)
+        forward_narrow(y, u, x, weight, rows, (bf16 *)(void *)scratch);
+    else
+        forward_wide(y, u, x, weight, rows);
+}
+
+void adapter_backward(void *dx, const void *dz, const void *x, const void *u, const Weight *weight, bool weights,
+                      Dtype dtype, int rows, float *scratch) {
+    if (dtype == DTYPE_BF16)
+        backward_narrow(dx, dz, x, u, weight, weights, rows, (bf16 *)(void *)scratch);
+    else
+        backward_wide(dx, dz, x, u, weight, weights, rows, scratch);
+}
