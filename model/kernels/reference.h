@@ -17,6 +17,12 @@ void reference_rmsnorm_backward(float *dx, bool accumulate, const float *dy, con
 void reference_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
                                        int width);
 
+void reference_add_rmsnorm_forward(float *sum, float *y, float *rstd, const float *x, const float *delta,
+                                   const float *w, int n_tokens, int width, float eps);
+void reference_add_rmsnorm_backward(float *dx, bool accumulate, float *ddelta, float *dw, const float *dsum,
+                                    const float *dy, const float *sum, const float *w, const float *rstd, int n_tokens,
+                                    int width, float *scratch);
+
 void reference_rotary(float *x, size_t stride, int n_tokens, int n_heads, int head_dim, const int32_t *positions,
                       const float *cos_table, const float *sin_table, bool inverse);
 
