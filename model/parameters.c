@@ -48,3 +48,158 @@ int weights_arrays(Weight *const *weights, int n_weights, float *const *storage,
     *n = next;
     return OK;
 }
+
+static void describe_dims(Text *text, int n_dims, const int64_t *dims) {
+    for (int d = 0; d < n_dims; d++) text_printf(text, "%s%lld", d ? "×" : "", (long long)dims[d]);
+}
+
+static int check_dims(const NamedArray *wanted, const NamedArray *found) {
+    bool same = wanted->n_dims == found->n_dims;
+    for (int d = 0; same && d < wanted->n_dims; d++) same = wanted->dims[d] == found->dims[d];
+    if (same) return OK;
+    Text text = {0};
+    text_printf(&text, "%s is ", wanted->name);
+    describe_dims(&text, found->n_dims, found->dims);
+    text_puts(&text, " in the file; this model's shape wants ");
+    describe_dims(&text, wanted->n_dims, wanted->dims);
+    int rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "%s", text.bytes ? text.bytes : "a tensor's shape differs");
+    text_free(&text);
+    return rc;
+}
+
+static int find_array(const NamedArray **found, const NamedArray *wanted, const NamedFile *file) {
+    *found = named_find(file, wanted->name);
+    if (!*found) FAIL(ERR_REFUSED, "%s is missing from the file", wanted->name);
+    TRY(check_dims(wanted, *found));
+    return OK;
+}
+
+static int read_array(const NamedArray *wanted, const NamedFile *file) {
+    const NamedArray *found;
+    TRY(find_array(&found, wanted, file));
+    /* The arrays of llama_arrays point into storage that is the caller's to write. */
+    return named_read_f32(file, found, 0, named_elements(found), (float *)(uintptr_t)wanted->data);
+}
+
+/* All of an array's elements, rounded to bf16. */
+static int named_read_bf16(const NamedFile *file, const NamedArray *array, bf16 *out) {
+    enum { SLICE = 4096 };
+    float slice[SLICE];
+    size_t elements = named_elements(array);
+    for (size_t first = 0; first < elements; first += SLICE) {
+        size_t n = elements - first < SLICE ? elements - first : SLICE;
+        TRY(named_read_f32(file, array, first, n, slice));
+        for (size_t i = 0; i < n; i++) out[first + i] = f32_to_bf16(slice[i]);
+    }
+    return OK;
+}
+
+int llama_arrays(const Llama *model, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
+                 size_t *n) {
+    return weights_arrays(model->weights, model->n_weights, storage, prefix, arena, arrays, n);
+}
+
+int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *file) {
+    for (size_t i = 0; i < n; i++) TRY(read_array(&arrays[i], file));
+    return OK;
+}
+
+int llama_load_storage(const Llama *model, float *const *storage, const char *prefix, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    size_t n;
+    TRY_TO(done, llama_arrays(model, storage, prefix, &arena, &arrays, &n));
+    TRY_TO(done, weights_load_arrays(arrays, n, file));
+done:
+    arena_free(&arena);
+    return rc;
+}
+
+/* Names that a file may hold though the model has no such parameter. */
+static bool may_be_ignored(const Llama *model, const char *name) {
+    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") ||
+           (model->head.tied && strcmp(name, "lm_head.weight") == 0);
+}
+
+/* Every array of the file is a parameter, or known not to matter. */
+static int check_names(const Llama *model, const NamedArray *arrays, size_t n, const NamedFile *file) {
+    for (size_t f = 0; f < named_count(file); f++) {
+        const char *name = named_at(file, f)->name;
+        size_t i = 0;
+        while (i < n && strcmp(arrays[i].name, name) != 0) i++;
+        if (i == n && !may_be_ignored(model, name))
+            FAIL(ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
+    }
+    return OK;
+}
+
+int llama_check_file(const Llama *model, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    const NamedArray *found;
+    size_t n;
+    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    TRY_TO(done, check_names(model, arrays, n, file));
+    for (size_t i = 0; i < n; i++) TRY_TO(done, find_array(&found, &arrays[i], file));
+done:
+    arena_free(&arena);
+    return rc;
+}
+
+/* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
+ * they are converted into the model's own storage. `wanted` has an array for each view. */
+static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file) {
+    const NamedArray *found[WEIGHT_MAX_VIEWS] = {NULL};
+    bool mapped = true;
+    for (int v = 0; v < weight->n_views; v++) {
+        TRY(find_array(&found[v], &wanted[v], file));
+        bool narrow = found[v]->dtype == DTYPE_BF16 || found[v]->dtype == DTYPE_F16;
+        mapped = mapped && found[v]->data && narrow && (v == 0 || found[v]->dtype == found[v - 1]->dtype);
+    }
+    RowMajor stored = {
+        .dtype = mapped ? found[0]->dtype : DTYPE_BF16, .n_views = mapped ? weight->n_views : 1, .cols = weight->cols};
+    for (int v = 0; v < weight->n_views; v++) {
+        size_t at = (size_t)weight->views[v].first_row * (size_t)weight->cols;
+        if (mapped) {
+            stored.view[v] = found[v]->data;
+            stored.first_row[v] = weight->views[v].first_row;
+            stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;
+        } else {
+            TRY(named_read_bf16(file, found[v], storage + at));
+        }
+    }
+    if (!mapped) {
+        stored.view[0] = storage;
+        stored.first_row[1] = weight->rows;
+    }
+    weight->stored = stored;
+    return OK;
+}
+
+static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
+    for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
+    return OK;
+}
+
+int llama_load(Llama *model, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    size_t n, next = 0;
+    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    TRY_TO(done, check_names(model, arrays, n, file));
+    for (int i = 0; i < model->n_weights; i++) {
+        Weight *weight = model->weights[i];
+        if (weight->tied) continue;
+        TRY_TO(done, load_weight(weight, &arrays[next], file));
+        next += (size_t)weight->n_views;
+    }
+    if (model->head.tied) model->head.stored = model->head.tied->stored;
+    llama_pack(model);
+done:
+    arena_free(&arena);
+    return rc;
+}

@@ -15,6 +15,7 @@ typedef enum {
     PHILOX_SAMPLE,  /* generation */
     PHILOX_DROPOUT,
     PHILOX_TEST,
+    PHILOX_ROUNDING, /* of bf16 moments: layer = hash of the parameter's name, counter = update, row, column */
 } PhiloxPurpose;
 
 typedef struct {

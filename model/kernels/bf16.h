@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "model/core/dtype.h"
+#include "model/core/philox.h"
 
 struct HeadResults;
 struct Segments;
@@ -91,14 +92,20 @@ typedef struct {
                                 size_t b_stride, int n_tokens, int rows, int cols, float *scratch);
 } ProductBlocks;
 
-/* AdamW on W[rows, cols], its new packings written in the same pass. */
+/* AdamW on W[rows, cols], its new packings written in the same pass. With fp32 moments param, m and v get the bits that
+ * `adamw` of the same table gives them. bf16 moments are rounded stochastically (reference_bf16_adamw.c says why) with
+ * numbers that follow from (rounding, update, row of the whole parameter, column) alone. */
 typedef struct {
     float *param, *grad;
     void *m, *v;
-    Dtype moments; /* DTYPE_F32, or DTYPE_BF16 (rounded to nearest) */
+    Dtype moments; /* DTYPE_F32 or DTYPE_BF16 */
     int rows, cols;
     bool zero_grad;           /* the gradient is left zero, in the same pass */
     bf16 *forward, *backward; /* packings to write, or NULL */
+    /* For bf16 moments alone: */
+    PhiloxKey rounding; /* philox_key(seed, PHILOX_ROUNDING, …) of the parameter */
+    uint32_t update;    /* number of the update */
+    int64_t first_row;  /* row 0 is this row of the whole parameter */
 } AdamwMatrix;
 
 typedef struct {
@@ -118,16 +125,16 @@ typedef struct {
     /* sum = x + delta (sum may be x), then y and rstd of sum. One pass over memory. */
     void (*add_rmsnorm_forward)(float *sum, bf16 *y, float *rstd, const float *x, const bf16 *delta, const float *w,
                                 int n_tokens, int width, float eps);
-    /* dx = dsum (NULL: 0) + the norm's gradient, fp32 (dx may be dsum); ddelta: the same in bf16, or NULL; dw (added
-     * to) or NULL. accumulate: dx is also added to what it holds (then it is not dsum). One pass over memory; `scratch`
-     * has norm_scratch() floats. */
+    /* dx = dsum (NULL: 0) + the norm's gradient, fp32 (dx may be dsum); ddelta: the same in bf16 (it may be dy), or
+     * NULL; dw (added to) or NULL. accumulate: dx is also added to what it holds (then it is not dsum); ddelta is not.
+     * One pass over memory; `scratch` has norm_scratch() floats, used for dw. */
     void (*add_rmsnorm_backward)(float *dx, bool accumulate, bf16 *ddelta, float *dw, const float *dsum, const bf16 *dy,
                                  const float *sum, const float *w, const float *rstd, int n_tokens, int width,
                                  float *scratch);
     /* In place, as kernels.h. May be called by several threads at once on rows of their own (it takes no threads). */
     void (*rotary)(bf16 *x, size_t stride, int n_tokens, int n_heads, int head_dim, const int32_t *positions,
                    const float *cos_table, const float *sin_table, bool inverse);
-    /* y = rotated x: the same out of place, all threads; columns behind the rotated heads are copied. */
+    /* y = rotated x: the same out of place, all threads; columns [n_heads·head_dim, width) are copied. */
     void (*rotary_copy)(bf16 *y, const bf16 *x, size_t stride, size_t width, int n_tokens, int n_heads, int head_dim,
                         const int32_t *positions, const float *cos_table, const float *sin_table, bool inverse);
 

@@ -13,6 +13,9 @@ void openblas_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha,
 enum { HEAD_BLOCK_MAX = 512 };
 int head_block_tokens(int n_tokens, int vocab);
 
+/* Tokens whose part of a norm's dw is summed in fp32, one after the other; the parts are added in fp64. */
+enum { NORM_CHUNK = 32 };
+
 /* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);

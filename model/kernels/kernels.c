@@ -26,7 +26,8 @@
         .swiglu_forward = reference_swiglu_forward, .swiglu_backward = reference_swiglu_backward,                     \
         .head_forward = reference_head_forward, .head_backward = reference_head_backward,                             \
         .head_forward_backward = reference_head_forward_backward, .adamw = reference_adamw,                           \
-        .sum_of_squares = reference_sum_of_squares, .add = reference_add, .add_rmsnorm_forward = reference_add_rmsnorm_forward, .add_rmsnorm_backward = reference_add_rmsnorm_backward,                                            \
+        .sum_of_squares = reference_sum_of_squares, .add = reference_add,                                             \
+        .add_rmsnorm_forward = reference_add_rmsnorm_forward, .add_rmsnorm_backward = reference_add_rmsnorm_backward, \
     }
 
 static const Kernels reference_table = REFERENCE_ROWS;
@@ -153,9 +154,9 @@ size_t product_block_scratch(int n_tokens, int rows, int cols) {
     return tokens * ((size_t)rows + (size_t)cols + 2 * PANEL_DEPTH) / 2;
 }
 
+/* A partial dw for every chunk of tokens. */
 size_t norm_scratch(int n_tokens, int width) {
-    (void)n_tokens;
-    return (size_t)threads_count() * (size_t)width;
+    return ((size_t)n_tokens + NORM_CHUNK - 1) / NORM_CHUNK * (size_t)width;
 }
 
 size_t head_scratch_bf16(int n_tokens, int width, int vocab) {

@@ -3,6 +3,9 @@
  * Backward, with g = dL/dy:
  *   dL/dx_i = r·w_i·g_i − x_i·r³/D · Σ_j g_j·w_j·x_j
  *   dL/dw_i = Σ_t g_ti·x_ti·r_t
+ *
+ * The fused rows: s = x + delta, y = norm(s); with h = dL/ds from the stream's other users, dL/dx = dL/ddelta = h + the
+ * norm's dL/ds.
  */
 #include <math.h>
 
@@ -64,18 +67,19 @@ void reference_add_rmsnorm_backward(float *dx, bool accumulate, float *ddelta, f
                                     const float *dy, const float *sum, const float *w, const float *rstd, int n_tokens,
                                     int width, float *scratch) {
     (void)scratch;
-    if (dw) reference_rmsnorm_backward_weight(dw, dy, sum, rstd, n_tokens, width);
+    size_t D = (size_t)width;
+    if (dw) reference_rmsnorm_backward_weight(dw, dy, sum, rstd, n_tokens, width); /* first: ddelta may be dy */
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int t = 0; t < n_tokens; t++) {
-        size_t row = (size_t)t * (size_t)width;
+        size_t row = (size_t)t * D;
         double r = rstd[t], dot = 0;
-        for (int i = 0; i < width; i++) dot += (double)dy[row + (size_t)i] * w[i] * sum[row + (size_t)i];
+        for (size_t i = row; i < row + D; i++) dot += (double)dy[i] * w[i - row] * sum[i];
         double shrink = dot * r * r * r / width;
-        for (int i = 0; i < width; i++) {
-            size_t at = row + (size_t)i;
-            double d = (dsum ? dsum[at] : 0) + r * w[i] * dy[at] - shrink * sum[at];
-            if (ddelta) ddelta[at] = (float)d;
-            if (dx) dx[at] = (float)(accumulate ? dx[at] + d : d);
+        for (size_t i = row; i < row + D; i++) {
+            double d = r * w[i - row] * dy[i] - shrink * sum[i];
+            if (dsum) d += dsum[i];
+            if (ddelta) ddelta[i] = (float)d;
+            if (dx) dx[i] = (float)(accumulate ? dx[i] + d : d);
         }
     }
 }
