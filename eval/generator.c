@@ -54,12 +54,14 @@ int generator_new(Generator **out, Llama *model, const Tokenizer *tokenizer, Gen
     g->segment_start = g->samplers + slots;
     for (int s = 0; s < options.max_batch; s++) g->sequences[s].prompt = IDLE;
     TRY_TO(failed, kv_cache_new(&g->cache, &model->shape, options.max_batch, options.max_sequence));
-    g->tape =
-        tape_new(&(TapeOptions){.capacity = g->capacity, .segments = options.max_batch, .samples = options.max_batch});
+    g->tape = tape_new(&(TapeOptions){.capacity = g->capacity,
+                                      .segments = options.max_batch,
+                                      .samples = options.max_batch,
+                                      .dtype = llama_inference_dtype(model)});
     if (!g->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
     g->last = tape_input(g->tape, ROWS_SAMPLES, 1, DTYPE_I32, false);
     Tensor *hidden = llama_hidden(g->tape, model, (LlamaRecord){.cache = g->cache});
-    g->logits = op_linear(g->tape, op_gather(g->tape, hidden, g->last), &model->head);
+    g->logits = op_logits(g->tape, op_gather(g->tape, hidden, g->last), &model->head);
     tape_keep(g->logits);
     TRY_TO(failed, tape_plan(g->tape));
     *out = g;

@@ -40,6 +40,8 @@ typedef struct {
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
 void llama_free(Llama *model);
+/* What tapes for generation are recorded in: fp32, but bf16 where the matrices are there in 16 bits only. */
+Dtype llama_inference_dtype(const Llama *model);
 size_t llama_bytes(const Llama *model);                             /* parameters, gradients and tables */
 size_t llama_table_bytes(const LlamaShape *shape, int n_positions); /* of that, the rotary tables */
 

@@ -237,6 +237,10 @@ void llama_free(Llama *model) {
     free(model);
 }
 
+Dtype llama_inference_dtype(const Llama *model) {
+    return model->frozen_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+}
+
 size_t llama_bytes(const Llama *model) {
     return model->value_bytes + model->grad_bytes + model->packing_bytes + model->frozen_bytes + model->arena.total;
 }

@@ -53,6 +53,11 @@ static Tensor *record_linear(Problem *p, Tape *tape, Tensor *const *in, Weight *
     return op_linear(tape, in[0], weight);
 }
 
+static Tensor *record_logits(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
+    (void)p;
+    return op_logits(tape, in[0], weight);
+}
+
 static Tensor *record_rmsnorm(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
     return op_rmsnorm(tape, in[0], weight, (float)p->c->number[0]);
 }
@@ -170,6 +175,16 @@ static const Case cases[] = {
     {LINEAR(TOKENS, 19, 7)},
     {LINEAR(SAMPLES, 1, 1)},
     {LINEAR(SEGMENTS, 33, 18)},
+    {.op = "logits",
+     .what = "",
+     .n_inputs = 1,
+     .inputs = INPUT(SAMPLES, 19),
+     .weight_rows = 7,
+     .weight_cols = 19,
+     .out_rows = ROWS_SAMPLES,
+     .out_width = 7,
+     .record = record_logits,
+     .formula = formula_linear},
     {RMSNORM(TOKENS, 37)},
     {RMSNORM(SEGMENTS, 3)},
     {RMSNORM(TOKENS, 16)},

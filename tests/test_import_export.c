@@ -237,19 +237,19 @@ static void check_rounded(const char *from, const char *to, Dtype dtype) {
 START_TEST(another_dtype_is_the_same_numbers_rounded_once) {
     char root[SCRATCH_NAME];
     scratch(root);
-    char *hf = make_hf(root, "hf", DTYPE_F32, false), *bf16 = in(root, "bf16"), *fp16 = in(root, "fp16");
+    char *hf = make_hf(root, "hf", DTYPE_F32, false), *narrow = in(root, "bf16"), *fp16 = in(root, "fp16");
     char *back = in(root, "back");
     HfConfig config;
-    CHECK_OK(EXPORT(hf, bf16, "--dtype", "bf16"));
-    check_rounded(hf, bf16, DTYPE_BF16);
-    CHECK_OK(hf_config_read(&config, bf16));
+    CHECK_OK(EXPORT(hf, narrow, "--dtype", "bf16"));
+    check_rounded(hf, narrow, DTYPE_BF16);
+    CHECK_OK(hf_config_read(&config, narrow));
     ck_assert_int_eq(config.dtype, DTYPE_BF16);
     CHECK_OK(EXPORT(hf, fp16, "--dtype=fp16"));
     check_rounded(hf, fp16, DTYPE_F16);
-    CHECK_OK(EXPORT(bf16, back, "--dtype", "fp32"));
-    check_rounded(back, bf16, DTYPE_BF16); /* widening lost nothing */
+    CHECK_OK(EXPORT(narrow, back, "--dtype", "fp32"));
+    check_rounded(back, narrow, DTYPE_BF16); /* widening lost nothing */
     CHECK_OK(directory_remove(root));
-    free(hf), free(bf16), free(fp16), free(back);
+    free(hf), free(narrow), free(fp16), free(back);
 }
 END_TEST
 

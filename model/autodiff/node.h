@@ -48,11 +48,12 @@ typedef struct {
 /* Bits of OpSpec.saves_…: which values the backward functions read. */
 #define SAVES_IN(i) (1u << (i))
 #define SAVES_OUT(i) (1u << (8 + (i)))
-enum { SAVES_NOTHING = 0, NOT_IN_PLACE = -1, NO_ACTIVATION = -1 };
+enum { SAVES_NOTHING = 0, NOT_IN_PLACE = -1, NO_ACTIVATION = -1, ANY_DTYPE = -2 };
 
 struct OpSpec {
     const char *name;
-    int activation; /* this input has the tape's dtype, and every other is fp32; NO_ACTIVATION: all are fp32 */
+    int activation; /* this input has the tape's dtype, and every other is fp32; NO_ACTIVATION: all are fp32;
+                       ANY_DTYPE: input 0 may be either */
     void (*forward)(OpCall *call);
     void (*backward_inputs)(OpCall *call);                     /* NULL: no input is differentiable */
     void (*backward_weights)(OpCall *call);                    /* NULL: has no weights */

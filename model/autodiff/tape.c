@@ -137,6 +137,7 @@ Dtype tape_dtype(const Tape *tape) {
 /* An activation where one is expected; elsewhere fp32, or (beyond the first input) the op's own affair. */
 static bool dtype_serves(const Tape *tape, const OpSpec *spec, int i, Dtype dtype) {
     if (spec->activation == i) return dtype == tape->options.dtype;
+    if (spec->activation == ANY_DTYPE && i == 0) return dtype == DTYPE_F32 || dtype == tape->options.dtype;
     return dtype == DTYPE_F32 || (i > 0 && dtype != DTYPE_BF16);
 }
 

@@ -23,8 +23,8 @@ Tensor *linear_output(Tape *tape, Node *node, const Weight *weight) {
     return y;
 }
 
-void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, int rows, LinearFinish finish,
-                    void *context) {
+void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows,
+                    LinearFinish finish, void *context) {
     size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
     if (dtype == DTYPE_BF16) {
         kernels()->bf16.product(&(Product){.m = rows,
@@ -33,7 +33,7 @@ void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, i
                                            .b = weight_forward(weight),
                                            .c = y,
                                            .c_stride = n,
-                                           .c_dtype = DTYPE_BF16,
+                                           .c_dtype = y_dtype,
                                            .finish = finish,
                                            .context = context});
         return;
@@ -73,7 +73,7 @@ static int rows_of(const OpCall *call) {
 void op_linear_forward(OpCall *call) {
     const Weight *w = call->node->weight;
     Dtype dtype = call->node->inputs[0]->dtype;
-    linear_product(call->out[0], call->in[0], w, dtype, rows_of(call), NULL, NULL);
+    linear_product(call->out[0], dtype, call->in[0], w, dtype, rows_of(call), NULL, NULL);
     if (w->adapter) adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows_of(call), call->scratch);
 }
 

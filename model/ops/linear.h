@@ -11,8 +11,8 @@
 /* Runs when rows of y are complete and still in cache, from several threads at once (bf16), or once (fp32). */
 typedef void (*LinearFinish)(void *context, int first_row, int n_rows);
 
-void linear_product(void *y, const void *x, const Weight *weight, Dtype dtype, int rows, LinearFinish finish,
-                    void *context);
+void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows,
+                    LinearFinish finish, void *context);
 void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows);
 void linear_product_weights(const Weight *weight, const void *dy, const void *x, Dtype dtype, int rows);
 

@@ -15,6 +15,9 @@ Tensor *op_embedding(Tape *tape, Weight *weight);
 /* x[rows, K] · weight[N, K]ᵀ -> [rows, N], activations both. */
 Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight);
 
+/* The same with an fp32 output, for sampling: inference only. */
+Tensor *op_logits(Tape *tape, Tensor *hidden, Weight *weight);
+
 /* x / sqrt(mean(x²) + epsilon) · gain (Zhang and Sennrich 2019): fp32 in, an activation out. */
 Tensor *op_rmsnorm(Tape *tape, Tensor *x, Weight *gain, float epsilon);
 
@@ -91,7 +94,7 @@ Tensor *op_segment_sum(Tape *tape, Tensor *x);  /* [T, W] -> [S, W], sums in fp6
 Tensor *op_segment_mean(Tape *tape, Tensor *x); /* an empty segment gives 0 */
 Tensor *op_sum(Tape *tape, Tensor *x);          /* [rows, W] -> [1, W] */
 Tensor *op_mean(Tape *tape, Tensor *x);
-/* Rows x[index[i]]: index is an int32 input [rows', 1] with values in x's live rows -> [rows', W]. */
+/* Rows x[index[i]], of x's dtype: index is an int32 input [rows', 1] with values in x's live rows -> [rows', W]. */
 Tensor *op_gather(Tape *tape, Tensor *x, Tensor *index);
 
 #endif

@@ -49,7 +49,7 @@ void op_qkv_forward(OpCall *call) {
     const Weight *w = call->node->weight;
     Dtype dtype = call->node->inputs[0]->dtype;
     int rows = call->batch->n_tokens;
-    linear_product(call->out[0], call->in[0], w, dtype, rows, w->adapter ? NULL : rotate_rows, call);
+    linear_product(call->out[0], dtype, call->in[0], w, dtype, rows, w->adapter ? NULL : rotate_rows, call);
     if (!w->adapter) return;
     adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows, call->scratch);
     if (dtype == DTYPE_BF16)

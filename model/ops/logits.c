@@ -1,0 +1,19 @@
+/* A linear layer whose output is fp32 whatever its input: what a sampler reads. No backward: training has the fused
+ * head (head.c). */
+#include "model/ops/linear.h"
+
+Tensor *op_logits(Tape *tape, Tensor *hidden, Weight *weight) {
+    Node *node = tape_node(tape, &op_specs[OP_logits], 1, &hidden, weight, NULL, 0);
+    if (!node || !linear_fits(tape, "logits", hidden, weight)) return NULL;
+    return tape_output(tape, node, hidden->rows, weight->rows, DTYPE_F32);
+}
+
+void op_logits_forward(OpCall *call) {
+    const Tensor *hidden = call->node->inputs[0];
+    linear_product(call->out[0], DTYPE_F32, call->in[0], call->node->weight, hidden->dtype,
+                   batch_rows(call->batch, hidden->rows), NULL, NULL);
+}
+
+double op_logits_flops(const Node *node, const TapeBatch *batch) {
+    return linear_flops(node->weight, batch_rows(batch, node->inputs[0]->rows));
+}
