@@ -76,13 +76,11 @@ int llama_load(Llama *model, const NamedFile *file);
 /* The same errors, from names and shapes alone: nothing is read. */
 int llama_check_file(const Llama *model, const NamedFile *file);
 
-/* The parameters as named fp32 arrays that point into the model, in canonical order, a tied head left out; the list is
- * allocated in `arena`. With `storage` (one array for each untied weight, shaped like it: gradients, moments) the
- * arrays point there instead, and every name gets `prefix`. Of a model with names only, they have no data. */
-int llama_arrays(const Llama *model, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
-                 size_t *n);
-/* Reads arrays so named into such storage. */
-int llama_load_storage(const Llama *model, float *const *storage, const char *prefix, const NamedFile *file);
+/* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
+ * Of a model with names only, they have no data. */
+int llama_arrays(const Llama *model, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
+/* Reads arrays so named into such storage, whatever dtype the file has. */
+int llama_load_storage(const Llama *model, WeightStorage storage, const NamedFile *file);
 int llama_untied_weights(const Llama *model); /* how many weights are not tied to another */
 
 /* ---- recording ---- */

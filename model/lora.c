@@ -180,17 +180,16 @@ void lora_init(Lora *lora, uint64_t seed) {
     lora_pack(lora);
 }
 
-int lora_arrays(const Lora *lora, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
-                size_t *n) {
-    return weights_arrays(lora->weights, lora->n_weights, storage, prefix, arena, arrays, n);
+int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n) {
+    return weights_arrays(lora->weights, lora->n_weights, storage, arena, arrays, n);
 }
 
-int lora_load_storage(const Lora *lora, float *const *storage, const char *prefix, const NamedFile *file) {
+int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n;
-    TRY_TO(done, lora_arrays(lora, storage, prefix, &arena, &arrays, &n));
+    TRY_TO(done, lora_arrays(lora, storage, &arena, &arrays, &n));
     TRY_TO(done, weights_load_arrays(arrays, n, file));
 done:
     arena_free(&arena);
@@ -198,7 +197,7 @@ done:
 }
 
 int lora_load(Lora *lora, const NamedFile *file) {
-    TRY(lora_load_storage(lora, NULL, "", file));
+    TRY(lora_load_storage(lora, (WeightStorage){0}, file));
     lora_pack(lora);
     return OK;
 }

@@ -44,10 +44,9 @@ void lora_init(Lora *lora, uint64_t seed);
 void lora_pack(Lora *lora);
 
 /* The adapters as named fp32 arrays, as llama_arrays (`storage`: one array for each of lora->weights). */
-int lora_arrays(const Lora *lora, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
-                size_t *n);
+int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
 int lora_load(Lora *lora, const NamedFile *file);
-int lora_load_storage(const Lora *lora, float *const *storage, const char *prefix, const NamedFile *file);
+int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file);
 
 /* rows [first, first + n) of the view's scale·B·A, [n, in], to be added to the matrix of that name; false where that
  * matrix has no adapter. */

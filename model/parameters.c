@@ -18,14 +18,16 @@ static size_t count_views(Weight *const *weights, int n_weights) {
     return n;
 }
 
-int weights_arrays(Weight *const *weights, int n_weights, float *const *storage, const char *prefix, Arena *arena,
-                   NamedArray **arrays, size_t *n) {
+int weights_arrays(Weight *const *weights, int n_weights, WeightStorage storage, Arena *arena, NamedArray **arrays,
+                   size_t *n) {
+    const char *prefix = storage.prefix ? storage.prefix : "";
+    Dtype dtype = storage.arrays ? storage.dtype : DTYPE_F32;
     size_t next = 0;
     ARENA_TRY(*arrays, arena, count_views(weights, n_weights));
     for (int i = 0, stored = 0; i < n_weights; i++) {
         const Weight *weight = weights[i];
         if (weight->tied) continue;
-        const float *base = storage ? storage[stored++] : weight->value;
+        const char *base = storage.arrays ? storage.arrays[stored++] : (const void *)weight->value;
         for (int v = 0; v < weight->n_views; v++) {
             const WeightView *view = &weight->views[v];
             NamedArray *array = &(*arrays)[next++];
@@ -33,10 +35,11 @@ int weights_arrays(Weight *const *weights, int n_weights, float *const *storage,
             char *name;
             ARENA_TRY(name, arena, size);
             snprintf(name, size, "%s%s", prefix, view->name);
-            *array = (NamedArray){.name = name,
-                                  .dtype = DTYPE_F32,
-                                  .n_dims = weight->n_dims,
-                                  .data = base ? base + (size_t)view->first_row * (size_t)weight->cols : NULL};
+            *array = (NamedArray){
+                .name = name,
+                .dtype = dtype,
+                .n_dims = weight->n_dims,
+                .data = base ? base + (size_t)view->first_row * (size_t)weight->cols * dtype_size(dtype) : NULL};
             if (weight->n_dims == 2) {
                 array->dims[0] = view->rows;
                 array->dims[1] = weight->cols;
@@ -74,13 +77,6 @@ static int find_array(const NamedArray **found, const NamedArray *wanted, const 
     return OK;
 }
 
-static int read_array(const NamedArray *wanted, const NamedFile *file) {
-    const NamedArray *found;
-    TRY(find_array(&found, wanted, file));
-    /* The arrays of llama_arrays point into storage that is the caller's to write. */
-    return named_read_f32(file, found, 0, named_elements(found), (float *)(uintptr_t)wanted->data);
-}
-
 /* All of an array's elements, rounded to bf16. */
 static int named_read_bf16(const NamedFile *file, const NamedArray *array, bf16 *out) {
     enum { SLICE = 4096 };
@@ -94,9 +90,17 @@ static int named_read_bf16(const NamedFile *file, const NamedArray *array, bf16 
     return OK;
 }
 
-int llama_arrays(const Llama *model, float *const *storage, const char *prefix, Arena *arena, NamedArray **arrays,
-                 size_t *n) {
-    return weights_arrays(model->weights, model->n_weights, storage, prefix, arena, arrays, n);
+static int read_array(const NamedArray *wanted, const NamedFile *file) {
+    const NamedArray *found;
+    TRY(find_array(&found, wanted, file));
+    void *to = (void *)(uintptr_t)wanted->data; /* the arrays of llama_arrays point into storage that is the caller's */
+    if (wanted->dtype == DTYPE_F32) return named_read_f32(file, found, 0, named_elements(found), to);
+    if (found->dtype == wanted->dtype) return named_read(file, found, 0, named_elements(found), to);
+    return named_read_bf16(file, found, to);
+}
+
+int llama_arrays(const Llama *model, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n) {
+    return weights_arrays(model->weights, model->n_weights, storage, arena, arrays, n);
 }
 
 int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *file) {
@@ -104,12 +108,12 @@ int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *fil
     return OK;
 }
 
-int llama_load_storage(const Llama *model, float *const *storage, const char *prefix, const NamedFile *file) {
+int llama_load_storage(const Llama *model, WeightStorage storage, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n;
-    TRY_TO(done, llama_arrays(model, storage, prefix, &arena, &arrays, &n));
+    TRY_TO(done, llama_arrays(model, storage, &arena, &arrays, &n));
     TRY_TO(done, weights_load_arrays(arrays, n, file));
 done:
     arena_free(&arena);
@@ -140,7 +144,7 @@ int llama_check_file(const Llama *model, const NamedFile *file) {
     NamedArray *arrays;
     const NamedArray *found;
     size_t n;
-    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
     TRY_TO(done, check_names(model, arrays, n, file));
     for (size_t i = 0; i < n; i++) TRY_TO(done, find_array(&found, &arrays[i], file));
 done:
@@ -189,7 +193,7 @@ int llama_load(Llama *model, const NamedFile *file) {
     Arena arena = {0};
     NamedArray *arrays;
     size_t n, next = 0;
-    TRY_TO(done, llama_arrays(model, NULL, "", &arena, &arrays, &n));
+    TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
     TRY_TO(done, check_names(model, arrays, n, file));
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];

@@ -25,8 +25,8 @@ void weight_pack(const Weight *weight);
 int weight_pages(void *pages, size_t bytes, const char *what);
 
 /* Parameters of some weights as named arrays: see llama_arrays. Tied ones are left out. */
-int weights_arrays(Weight *const *weights, int n_weights, float *const *storage, const char *prefix, Arena *arena,
-                   NamedArray **arrays, size_t *n);
+int weights_arrays(Weight *const *weights, int n_weights, WeightStorage storage, Arena *arena, NamedArray **arrays,
+                   size_t *n);
 /* Reads every array by its name and checks its shape. */
 int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *file);
 

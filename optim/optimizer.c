@@ -1,5 +1,6 @@
-/* AdamW over a list of parameters. The arithmetic of one element is the kernel's (model/kernels, row adamw); here are
- * the moments' memory, the order of the list, clipping and the count of updates.
+/* AdamW over a list of parameters. The arithmetic of one element is the kernel's (model/kernels, row bf16.adamw,
+ * whatever the moments' dtype): one pass over memory that clips, updates, writes packings and clears the gradient. Here
+ * are the moments' memory, the order of the list, clipping and the count of updates.
  *
  * All moments lie in one run of pages, m and v of each parameter one after the other, each at a cache line:
  *
@@ -10,40 +11,44 @@
  */
 #include "optim/optimizer.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/core/arena.h"
 #include "model/core/error.h"
+#include "model/core/philox.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 
 static const double CLIP_EPSILON = 1e-6; /* torch.nn.utils.clip_grad_norm_ */
 
-enum { FLOATS_PER_LINE = ARENA_ALIGNMENT / (int)sizeof(float), ZERO_GRAIN = 1 << 16 };
+enum { ZERO_GRAIN = 1 << 16 };
 
 struct Optimizer {
     OptimParameter *parameters;
     size_t n;
     OptimOptions options;
     int64_t updates;
-    float *moments;
+    char *moments;
     size_t moment_bytes;
+    bool cleared; /* the last update has left the gradients zero, and nothing was added since */
 };
 
-static size_t padded(size_t n) {
-    return (n + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
+static size_t padded(size_t n, Dtype moments) {
+    return arena_round_up(n * dtype_size(moments));
 }
 
 /* Bytes of all moments; false where they exceed what can be counted. */
-static bool moments_size(size_t *bytes, const OptimParameter *parameters, size_t n) {
-    size_t floats = 0, limit = SIZE_MAX / (4 * sizeof(float));
+static bool moments_size(size_t *bytes, const OptimParameter *parameters, size_t n, Dtype moments) {
+    size_t sum = 0, limit = SIZE_MAX / 8;
     for (size_t i = 0; i < n; i++) {
-        if (parameters[i].n > limit - FLOATS_PER_LINE || padded(parameters[i].n) > limit - floats) return false;
-        floats += padded(parameters[i].n);
+        if (parameters[i].n > limit / dtype_size(moments) - ARENA_ALIGNMENT) return false;
+        if (padded(parameters[i].n, moments) > limit - sum) return false;
+        sum += padded(parameters[i].n, moments);
     }
-    *bytes = 2 * floats * sizeof(float);
+    *bytes = 2 * sum;
     return true;
 }
 
@@ -66,12 +71,13 @@ static int check_options(const OptimOptions *options) {
 }
 
 static void place_moments(Optimizer *optimizer) {
-    float *next = optimizer->moments;
+    char *next = optimizer->moments;
     for (size_t i = 0; i < optimizer->n; i++) {
         OptimParameter *parameter = &optimizer->parameters[i];
+        size_t bytes = padded(parameter->n, optimizer->options.moments);
         parameter->m = next;
-        parameter->v = next + padded(parameter->n);
-        next += 2 * padded(parameter->n);
+        parameter->v = next + bytes;
+        next += 2 * bytes;
     }
 }
 
@@ -86,7 +92,10 @@ int optimizer_new(Optimizer **out, const OptimParameter *parameters, size_t n, O
     optimizer->parameters = calloc(n ? n : 1, sizeof *parameters);
     if (!optimizer->parameters) FAIL_TO(failed, ERR_FAILED, "optimizer: out of memory for %zu parameters", n);
     if (n) memcpy(optimizer->parameters, parameters, n * sizeof *parameters);
-    if (!moments_size(&optimizer->moment_bytes, parameters, n))
+    for (size_t i = 0; i < n; i++)
+        if (parameters[i].n > INT_MAX && parameters[i].rows <= 0)
+            FAIL_TO(failed, ERR_REFUSED, "optimizer: parameter %zu has %zu elements and no shape", i, parameters[i].n);
+    if (!moments_size(&optimizer->moment_bytes, parameters, n, options.moments))
         FAIL_TO(failed, ERR_REFUSED, "optimizer: %zu parameters have more elements than this machine can count", n);
     if (optimizer->moment_bytes) {
         optimizer->moments = pages_alloc(optimizer->moment_bytes);
@@ -109,9 +118,9 @@ void optimizer_free(Optimizer *optimizer) {
     free(optimizer);
 }
 
-size_t optimizer_bytes_for(const OptimParameter *parameters, size_t n) {
+size_t optimizer_bytes_for(const OptimParameter *parameters, size_t n, Dtype moments) {
     size_t bytes;
-    if (!moments_size(&bytes, parameters, n)) return SIZE_MAX;
+    if (!moments_size(&bytes, parameters, n, moments)) return SIZE_MAX;
     return bytes + sizeof(Optimizer) + n * sizeof *parameters;
 }
 
@@ -121,6 +130,15 @@ size_t optimizer_bytes(const Optimizer *optimizer) {
 
 OptimParameter *optimizer_parameter(Optimizer *optimizer, size_t index) {
     return index < optimizer->n ? &optimizer->parameters[index] : NULL;
+}
+
+Dtype optimizer_moments(const Optimizer *optimizer) {
+    return optimizer->options.moments;
+}
+
+void optimizer_reset(Optimizer *optimizer) {
+    if (optimizer->moments) memset(optimizer->moments, 0, optimizer->moment_bytes);
+    optimizer->updates = 0;
 }
 
 int64_t optimizer_updates(const Optimizer *optimizer) {
@@ -144,15 +162,21 @@ double optimizer_clip_scale(double clip, double norm) {
     return scale > 1 ? 1 : scale; /* in this order a NaN stays one, as in PyTorch */
 }
 
-static void update_matrix(const OptimParameter *parameter, AdamwStep step) {
+static void update(const Optimizer *optimizer, const OptimParameter *parameter, AdamwStep step) {
+    bool shaped = parameter->rows > 0;
     AdamwMatrix matrix = {.param = parameter->value,
                           .grad = parameter->grad,
                           .m = parameter->m,
                           .v = parameter->v,
-                          .rows = parameter->rows,
-                          .cols = parameter->cols,
+                          .moments = optimizer->options.moments,
+                          .rows = shaped ? parameter->rows : 1,
+                          .cols = shaped ? parameter->cols : (int)parameter->n,
+                          .zero_grad = true,
                           .forward = parameter->forward,
-                          .backward = parameter->backward};
+                          .backward = parameter->backward,
+                          .rounding = philox_key(optimizer->options.seed, PHILOX_ROUNDING, (uint32_t)parameter->name,
+                                                 (uint32_t)(parameter->name >> 32)),
+                          .update = (uint32_t)optimizer->updates};
     kernels()->bf16.adamw(&matrix, step);
 }
 
@@ -171,11 +195,9 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     for (size_t i = 0; i < optimizer->n; i++) {
         const OptimParameter *parameter = &optimizer->parameters[i];
         step.weight_decay = parameter->decay ? options->weight_decay : 0;
-        if (parameter->forward || parameter->backward)
-            update_matrix(parameter, step);
-        else
-            kernels()->adamw(parameter->value, parameter->m, parameter->v, parameter->grad, parameter->n, step);
+        update(optimizer, parameter, step);
     }
+    optimizer->cleared = true;
 }
 
 static void zero_range(void *context, size_t begin, size_t end, int thread) {
@@ -184,6 +206,8 @@ static void zero_range(void *context, size_t begin, size_t end, int thread) {
 }
 
 void optimizer_zero_grad(Optimizer *optimizer) {
-    for (size_t i = 0; i < optimizer->n; i++)
+    bool cleared = optimizer->cleared;
+    optimizer->cleared = false;
+    for (size_t i = 0; i < optimizer->n && !cleared; i++)
         parallel_for(optimizer->parameters[i].n, ZERO_GRAIN, zero_range, optimizer->parameters[i].grad);
 }

@@ -12,15 +12,18 @@ typedef struct {
     float *value, *grad;
     size_t n;
     bool decay;
-    int rows, cols;           /* of a matrix with packings */
-    bf16 *forward, *backward; /* its packings (model/kernels/bf16.h), rewritten by every update; or NULL */
-    float *m, *v;             /* moments: set by optimizer_new, owned by it */
+    int rows, cols;           /* n = rows·cols, or both 0 where the shape does not matter */
+    bf16 *forward, *backward; /* packings (model/kernels/bf16.h), rewritten by every update; or NULL */
+    uint64_t name;            /* a hash of its name: what random numbers for it follow from (bf16 moments) */
+    void *m, *v;              /* moments, of OptimOptions.moments: set by optimizer_new, owned by it */
 } OptimParameter;
 
 typedef struct {
     double learning_rate; /* the schedule's peak; a step uses what optimizer_step is given */
     double beta1, beta2, epsilon, weight_decay;
-    double clip; /* global norm; 0: none */
+    double clip;   /* global norm; 0: none */
+    Dtype moments; /* DTYPE_F32, or DTYPE_BF16: half the memory, stochastically rounded (reference_bf16_adamw.c) */
+    uint64_t seed; /* of that rounding */
 } OptimOptions;
 
 typedef struct Optimizer Optimizer;
@@ -31,9 +34,12 @@ int optimizer_new(Optimizer **optimizer, const OptimParameter *parameters, size_
 void optimizer_free(Optimizer *optimizer);
 /* What optimizer_new allocates, for the planner, before and after. */
 size_t optimizer_bytes(const Optimizer *optimizer);
-size_t optimizer_bytes_for(const OptimParameter *parameters, size_t n);
+size_t optimizer_bytes_for(const OptimParameter *parameters, size_t n, Dtype moments);
 /* Parameter `index`, for checkpoints: m and v. NULL beyond the last. */
 OptimParameter *optimizer_parameter(Optimizer *optimizer, size_t index);
+Dtype optimizer_moments(const Optimizer *optimizer);
+/* All moments zero, no update applied: as optimizer_new left it. */
+void optimizer_reset(Optimizer *optimizer);
 int64_t optimizer_updates(const Optimizer *optimizer); /* applied so far: the t of bias correction */
 void optimizer_set_updates(Optimizer *optimizer, int64_t updates);
 

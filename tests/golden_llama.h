@@ -174,11 +174,11 @@ static inline void clear_gradients(Llama *model) {
 /* The model's gradients as named arrays, a tied head merged into its embedding. */
 static inline NamedArray *named_gradients(Llama *model, Arena *arena, size_t *n) {
     llama_merge_tied_gradients(model);
-    float **storage = arena_alloc(arena, (size_t)model->n_weights * sizeof *storage);
+    void **storage = arena_alloc(arena, (size_t)model->n_weights * sizeof *storage);
     for (int i = 0, stored = 0; i < model->n_weights; i++)
         if (!model->weights[i]->tied) storage[stored++] = model->weights[i]->grad;
     NamedArray *arrays = NULL;
-    CHECK_OK(llama_arrays(model, storage, "", arena, &arrays, n));
+    CHECK_OK(llama_arrays(model, (WeightStorage){storage, DTYPE_F32, NULL}, arena, &arrays, n));
     return arrays;
 }
 

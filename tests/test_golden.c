@@ -245,7 +245,7 @@ static void train(Distance *distance, const char *table, const char *name, void 
     Recipe recipe = golden_recipe(&golden);
     if (wrong) wrong(&recipe);
     NamedArray *before = NULL, *after = NULL;
-    CHECK_OK(llama_arrays(golden.model, NULL, "", &golden.arena, &before, &n));
+    CHECK_OK(llama_arrays(golden.model, (WeightStorage){0}, &golden.arena, &before, &n));
     for (size_t i = 0; i < n; i++) {
         void *copy = arena_alloc(&golden.arena, named_bytes(&before[i]));
         before[i].data = memcpy(copy, before[i].data, named_bytes(&before[i]));
@@ -267,7 +267,7 @@ static void train(Distance *distance, const char *table, const char *name, void 
         worst_of(&distance->norm, fabs(norm / norms[step] - 1), table, name, "");
         worst_of(&distance->rate, fabs(rate / rates[step] - 1), table, name, "");
     }
-    CHECK_OK(llama_arrays(golden.model, NULL, "", &golden.arena, &after, &n));
+    CHECK_OK(llama_arrays(golden.model, (WeightStorage){0}, &golden.arena, &after, &n));
     compare_change(&golden, before, after, n, table, name, &distance->change);
     engine_close(&engine);
     optimizer_free(optimizer);

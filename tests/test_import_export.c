@@ -54,7 +54,7 @@ static Llama *odd_model(bool tied) {
 /* The model's arrays as sources of this dtype; *n of them. */
 static NamedSource *sources_of(const Llama *model, Dtype dtype, Arena *arena, size_t *n) {
     NamedArray *arrays;
-    CHECK_OK(llama_arrays(model, NULL, "", arena, &arrays, n));
+    CHECK_OK(llama_arrays(model, (WeightStorage){0}, arena, &arrays, n));
     NamedSource *sources = calloc(*n + 1, sizeof *sources);
     for (size_t i = 0; i < *n; i++) {
         sources[i] = (NamedSource){.array = arrays[i], .f32 = arrays[i].data};

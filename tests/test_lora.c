@@ -152,7 +152,7 @@ START_TEST(arrays_have_pefts_names_and_shapes) {
     size_t n;
     if (!golden_select("auto")) return;
     open_with(&golden, &lora, "gqa", DTYPE_F32, (LoraOptions){4, 8, false, 1u << LORA_V | 1u << LORA_DOWN});
-    CHECK_OK(lora_arrays(lora, NULL, "", &golden.arena, &arrays, &n));
+    CHECK_OK(lora_arrays(lora, (WeightStorage){0}, &golden.arena, &arrays, &n));
     const LlamaShape *shape = &golden.model->shape;
     ck_assert_uint_eq(n, 4 * (size_t)shape->n_layers);
     ck_assert_str_eq(arrays[0].name, "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight");

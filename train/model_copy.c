@@ -87,7 +87,7 @@ static int prepare(ModelCopy *copy, Dtype to, bool tokenizer_chosen) {
     NamedArray *arrays;
     size_t n;
     TRY(check_tokenizer(copy, tokenizer_chosen));
-    TRY(llama_arrays(copy->file.model, NULL, "", &copy->arena, &arrays, &n));
+    TRY(llama_arrays(copy->file.model, (WeightStorage){0}, &copy->arena, &arrays, &n));
     ARENA_TRY(copy->sources, &copy->arena, n + 1);
     for (size_t i = 0; i < n; i++) TRY(add_source(copy, arrays[i], to));
     copy->file.config.dtype = copy->sources[0].array.dtype;

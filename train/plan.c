@@ -97,13 +97,14 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     return rc;
 }
 
-static int moment_bytes(uint64_t *bytes, const Llama *model) {
+static int moment_bytes(uint64_t *bytes, const Llama *model, Dtype moments) {
     OptimParameter *parameters = calloc((size_t)model->n_weights, sizeof *parameters);
     if (!parameters) FAIL(ERR_FAILED, "out of memory");
     size_t n = 0;
     for (int i = 0; i < model->n_weights; i++)
-        if (!model->weights[i]->tied) parameters[n++].n = weight_elements(model->weights[i]);
-    *bytes = optimizer_bytes_for(parameters, n);
+        if (!model->weights[i]->tied && model->weights[i]->trainable)
+            parameters[n++].n = weight_elements(model->weights[i]);
+    *bytes = optimizer_bytes_for(parameters, n, moments);
     free(parameters);
     return OK;
 }
@@ -135,7 +136,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes;
     plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
-    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model));
+    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model, setup_moments(config)));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind,
                                       setup_precision(config)));

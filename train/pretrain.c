@@ -235,12 +235,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     bool found;
     TRY(load_newest(run, state, &found));
     if (found) return OK;
-    for (int i = 0; i < llama_untied_weights(run->model); i++) {
-        OptimParameter *parameter = optimizer_parameter(run->optimizer, (size_t)i);
-        memset(parameter->m, 0, parameter->n * sizeof *parameter->m);
-        memset(parameter->v, 0, parameter->n * sizeof *parameter->v);
-    }
-    optimizer_set_updates(run->optimizer, 0);
+    optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);

@@ -119,21 +119,25 @@ done:
 /* ---- arrays ---- */
 
 /* The first (or second) moments of every untied weight, in canonical order. */
-static int moments(const RunFiles *files, bool second, Arena *arena, float ***storage) {
+static int moments(const RunFiles *files, bool second, Arena *arena, WeightStorage *storage) {
     int n = llama_untied_weights(files->model);
-    ARENA_TRY(*storage, arena, n);
+    void **arrays;
+    ARENA_TRY(arrays, arena, n);
     for (int i = 0; i < n; i++) {
         OptimParameter *parameter = optimizer_parameter(files->optimizer, (size_t)i);
-        (*storage)[i] = second ? parameter->v : parameter->m;
+        arrays[i] = second ? parameter->v : parameter->m;
     }
+    *storage = (WeightStorage){arrays, optimizer_moments(files->optimizer), second ? "v." : "m."};
     return OK;
 }
 
-/* fp32 arrays as sources, with room for `extra` more. */
+/* Arrays as sources, with room for `extra` more. */
 static int as_sources(const NamedArray *arrays, size_t n, size_t extra, Arena *arena, NamedSource **sources) {
     ARENA_TRY(*sources, arena, n + extra);
     for (size_t i = 0; i < n; i++) {
-        (*sources)[i] = (NamedSource){.array = arrays[i], .f32 = arrays[i].data};
+        (*sources)[i] = (NamedSource){.array = arrays[i]};
+        if (arrays[i].dtype != DTYPE_F32) continue;
+        (*sources)[i].f32 = arrays[i].data;
         (*sources)[i].array.data = NULL;
     }
     return OK;
@@ -159,7 +163,7 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
     NamedSource *sources;
     NamedText *texts;
     size_t n, n_texts;
-    TRY(llama_arrays(files->model, NULL, "", arena, &arrays, &n));
+    TRY(llama_arrays(files->model, (WeightStorage){0}, arena, &arrays, &n));
     HfConfig config = model_file_config(&files->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
@@ -174,12 +178,12 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
 static int add_optimizer(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
     NamedArray *first, *second, *all;
     NamedSource *sources;
-    float **storage;
+    WeightStorage storage;
     size_t n;
     TRY(moments(files, false, arena, &storage));
-    TRY(llama_arrays(files->model, storage, "m.", arena, &first, &n));
+    TRY(llama_arrays(files->model, storage, arena, &first, &n));
     TRY(moments(files, true, arena, &storage));
-    TRY(llama_arrays(files->model, storage, "v.", arena, &second, &n));
+    TRY(llama_arrays(files->model, storage, arena, &second, &n));
     ARENA_TRY(all, arena, 2 * n);
     memcpy(all, first, n * sizeof *all);
     memcpy(all + n, second, n * sizeof *all);
@@ -225,9 +229,9 @@ static int load_moments(const RunFiles *files, const char *folder, Arena *arena)
     TRY(checkpoint_open_arrays(&file, folder, optimizer_file));
     int rc = OK;
     for (int second = 0; second < 2 && rc == OK; second++) {
-        float **storage;
+        WeightStorage storage;
         rc = moments(files, second, arena, &storage);
-        if (rc == OK) rc = llama_load_storage(files->model, storage, second ? "v." : "m.", file);
+        if (rc == OK) rc = llama_load_storage(files->model, storage, file);
     }
     named_close(file);
     return rc;

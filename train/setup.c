@@ -6,6 +6,7 @@
 
 #include "data/estimate.h"
 #include "model/core/error.h"
+#include "model/core/philox.h"
 #include "model/core/text.h"
 #include "model/kernels/kernels.h"
 
@@ -132,13 +133,20 @@ LlamaInit setup_init(const Config *config) {
                        .residual = (enum InitResidual)config->model_init_residual};
 }
 
+Dtype setup_moments(const Config *config) {
+    enum { MOMENTS_FP32, MOMENTS_BF16 };
+    return config->optim_moments == MOMENTS_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
+
 static OptimOptions optim_options(const Config *config) {
     return (OptimOptions){.learning_rate = config->optim_lr,
                           .beta1 = config->optim_beta1,
                           .beta2 = config->optim_beta2,
                           .epsilon = config->optim_eps,
                           .weight_decay = config->optim_weight_decay,
-                          .clip = config->optim_clip};
+                          .clip = config->optim_clip,
+                          .moments = setup_moments(config),
+                          .seed = (uint64_t)config->seed};
 }
 
 int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena) {
@@ -148,14 +156,16 @@ int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *con
     for (int i = 0; i < model->n_weights; i++) {
         const Weight *weight = model->weights[i];
         if (weight->tied || !weight->trainable) continue;
-        parameters[n++] = (OptimParameter){.value = weight->value,
-                                           .grad = weight->grad,
-                                           .n = weight_elements(weight),
-                                           .decay = weight->decay,
-                                           .rows = weight->rows,
-                                           .cols = weight->cols,
-                                           .forward = weight->forward,
-                                           .backward = weight->backward};
+        parameters[n++] =
+            (OptimParameter){.value = weight->value,
+                             .grad = weight->grad,
+                             .n = weight_elements(weight),
+                             .decay = weight->decay,
+                             .rows = weight->rows,
+                             .cols = weight->cols,
+                             .forward = weight->forward,
+                             .backward = weight->backward,
+                             .name = hash_bytes(weight->views[0].name, strlen(weight->views[0].name), HASH_START)};
     }
     return optimizer_new(optimizer, parameters, n, optim_options(config));
 }

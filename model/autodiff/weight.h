@@ -51,6 +51,14 @@ typedef struct Adapter {
     } views[WEIGHT_MAX_VIEWS];
 } Adapter;
 
+/* One array for each untied weight, shaped like it: gradients, moments; their names are the weights' behind `prefix`.
+ * {0}: the parameters themselves. */
+typedef struct {
+    void *const *arrays; /* NULL: the weights' fp32 values */
+    Dtype dtype;         /* of `arrays`: DTYPE_F32 or DTYPE_BF16 */
+    const char *prefix;  /* NULL: none */
+} WeightStorage;
+
 static inline size_t weight_elements(const Weight *weight) {
     return (size_t)weight->rows * (size_t)weight->cols;
 }
