@@ -92,11 +92,11 @@ int optimizer_new(Optimizer **out, const OptimParameter *parameters, size_t n, O
     optimizer->parameters = calloc(n ? n : 1, sizeof *parameters);
     if (!optimizer->parameters) FAIL_TO(failed, ERR_FAILED, "optimizer: out of memory for %zu parameters", n);
     if (n) memcpy(optimizer->parameters, parameters, n * sizeof *parameters);
+    if (!moments_size(&optimizer->moment_bytes, parameters, n, options.moments))
+        FAIL_TO(failed, ERR_REFUSED, "optimizer: %zu parameters have more elements than this machine can count", n);
     for (size_t i = 0; i < n; i++)
         if (parameters[i].n > INT_MAX && parameters[i].rows <= 0)
             FAIL_TO(failed, ERR_REFUSED, "optimizer: parameter %zu has %zu elements and no shape", i, parameters[i].n);
-    if (!moments_size(&optimizer->moment_bytes, parameters, n, options.moments))
-        FAIL_TO(failed, ERR_REFUSED, "optimizer: %zu parameters have more elements than this machine can count", n);
     if (optimizer->moment_bytes) {
         optimizer->moments = pages_alloc(optimizer->moment_bytes);
         if (!optimizer->moments)

@@ -31,11 +31,7 @@
     }
 
 static const Kernels reference_table = REFERENCE_ROWS;
-static Kernels table = REFERENCE_ROWS;
-
-const Kernels *kernels(void) {
-    return &table;
-}
+static Kernels table; /* no name: nothing is selected yet */
 
 typedef enum {
     SET_REFERENCE,
@@ -108,6 +104,12 @@ static void fill(KernelSet set) {
         amx_kernels(&table);
         amx_products(&table.bf16);
     }
+}
+
+/* The reference, where nobody has selected. */
+const Kernels *kernels(void) {
+    if (!table.name) fill(SET_REFERENCE);
+    return &table;
 }
 
 int kernels_select(const char *which) {
