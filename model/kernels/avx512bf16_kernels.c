@@ -1,9 +1,13 @@
-/* What AVX512-BF16 adds to the avx512 rows: the bf16 kernels that use its products. The Makefile gives this file its instruction
- * set; on another architecture it is empty. */
+/* What AVX512-BF16 adds to the avx512 rows: the bf16 kernels that use its products. The Makefile gives this file its
+ * instruction set; on another architecture it is empty. */
 #include "model/kernels/fast.h"
 
 #if defined(__AVX512BF16__)
+#include "model/kernels/pair_attention_backward.h"
+
 bool avx512bf16_kernels(Kernels *table) {
+    table->bf16.attention_forward = pair_attention_forward;
+    table->bf16.attention_backward = pair_attention_backward;
     table->name = "avx512bf16";
     return true;
 }

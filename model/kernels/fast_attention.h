@@ -18,13 +18,10 @@
 #include <string.h>
 
 #include "model/core/threads.h"
+#include "model/kernels/attention_blocks.h"
 #include "model/kernels/fast_tile.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/reference.h"
-
-enum { LANES = 64, TILE_KEYS = 64, MAX_HEAD_DIM = 256, LANE_VECTORS = LANES / VF };
-
-static const float log2_e = 0x1.715476p+0f, ln_2 = 0x1.62e430p-1f;
 
 /* Queries, keys and values of one segment and one key/value head; row 0 of k is position 0, row 0 of q is position
  * `offset` (0 unless keys come from a cache). out and lse point at query 0 and the first of the heads. */
@@ -35,30 +32,6 @@ typedef struct {
     int head_dim, offset;
     float scale;
 } AttentionRun;
-
-/* A block: `heads` heads from `head` on, `n` queries from `first` on; each head has `vectors` vectors of lanes. */
-typedef struct {
-    int head, heads, first, n, vectors;
-    size_t lanes; /* in all heads: the stride of the transposed arrays */
-} QueryBlock;
-
-/* How a group of heads is cut: as many heads as fit the lanes, then as many queries as fit beside them. */
-static int block_heads(int group) {
-    return group < LANE_VECTORS ? group : LANE_VECTORS;
-}
-static int block_queries(int group) {
-    return LANE_VECTORS / block_heads(group) * VF;
-}
-
-static QueryBlock query_block(int head, int group, int first, int n_queries) {
-    QueryBlock b = {.head = head, .first = first};
-    int limit = block_queries(group);
-    b.heads = group - head < block_heads(group) ? group - head : block_heads(group);
-    b.n = n_queries - first < limit ? n_queries - first : limit;
-    b.vectors = (b.n + VF - 1) / VF;
-    b.lanes = (size_t)(b.heads * b.vectors * VF);
-    return b;
-}
 
 /* to[HD, lanes] = scale·rows of the block; lanes without a query are 0. */
 static void block_pack(float *to, const QueryBlock *b, const float *rows, size_t stride, int head_dim, float scale) {
@@ -77,28 +50,6 @@ static void block_unpack(float *rows, size_t stride, const QueryBlock *b, const 
     for (int h = 0; h < b->heads; h++)
         transpose(rows + (size_t)b->first * stride + (size_t)((b->head + h) * head_dim), stride,
                   from + (size_t)h * head_lanes, b->lanes, head_dim, b->n, scale, add);
-}
-
-/* A tile of keys against a block. `diagonal`: some query does not see some key. */
-typedef struct {
-    int begin, n;
-    bool diagonal;
-} KeyTile;
-
-static KeyTile key_tile(const QueryBlock *b, int offset, int begin, int end) {
-    int n = end - begin < TILE_KEYS ? end - begin : TILE_KEYS;
-    return (KeyTile){begin, n, begin + n - 1 > offset + b->first};
-}
-
-/* Position, relative to the tile, of the first query of the v-th vector: lane l sees keys j <= position + l. */
-static int vector_position(const KeyTile *tile, const QueryBlock *b, int offset, int v) {
-    return offset + b->first + v % b->vectors * VF - tile->begin;
-}
-
-/* Keys of the tile that some lane of the vector sees. */
-static int visible_keys(const KeyTile *tile, int position) {
-    int n = position + VF;
-    return n < 0 ? 0 : n < tile->n ? n : tile->n;
 }
 
 /* to[keys, lanes] = rows[keys, HD]·packed[HD, lanes], as far as visible */
@@ -222,10 +173,6 @@ static AttentionRun attention_run(float *out, float *lse, const AttentionInputs 
     run.out = out ? out + (row * heads + head) * head_dim : NULL;
     run.lse = lse ? lse + row * heads + head : NULL;
     return run;
-}
-
-static int blocks_of(int n, int size) {
-    return (n + size - 1) / size;
 }
 
 static void fast_attention_forward(float *out, float *lse, const AttentionInputs *in, Segments segments) {

@@ -33,19 +33,11 @@
 static const Kernels reference_table = REFERENCE_ROWS;
 static Kernels table; /* no name: nothing is selected yet */
 
-typedef enum {
-    SET_REFERENCE,
-    SET_OPENBLAS,
-    SET_AVX2,
-    SET_AVX512,
-    SET_AVX512BF16,
-    SET_AMX,
-    SET_COUNT
-} KernelSet;
+typedef enum { SET_REFERENCE, SET_OPENBLAS, SET_AVX2, SET_AVX512, SET_AVX512BF16, SET_AMX, SET_COUNT } KernelSet;
 static const char *const set_names[SET_COUNT] = {"reference", "openblas", "avx2", "avx512", "avx512bf16", "amx"};
 
-/* Tiles need the CPU's feature bits (CPUID leaf 7: EDX bits 22 and 24) and the system's leave to use their 8 KiB of state
- * (Linux: Documentation/arch/x86/xstate.rst), which holds for this process and its later threads. */
+/* Tiles need the CPU's feature bits (CPUID leaf 7: EDX bits 22 and 24) and the system's leave to use their 8 KiB of
+ * state (Linux: Documentation/arch/x86/xstate.rst), which holds for this process and its later threads. */
 static bool amx_permitted(void) {
 #if defined(__x86_64__) && defined(__linux__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 22, AMX_TILE = 24 };
@@ -135,8 +127,11 @@ bool kernels_have_bf16(void) {
 }
 
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {
-    (void)head_dim;
-    return (size_t)n_tokens * (size_t)n_heads;
+    /* a thread's keys, padded to tiles: fp32 sums of dk and dv, and three packings in bf16 */
+    enum { TILE = 64, LANES = 16, HALVES = 7 };
+    size_t rows = ((size_t)n_tokens + TILE - 1) / TILE * TILE, width = ((size_t)head_dim + LANES - 1) / LANES * LANES;
+    (void)n_heads;
+    return (size_t)threads_count() * rows * width * HALVES / 2;
 }
 
 /* Two measured facts set the block: products with fewer than about 256 rows spend their time packing the vocabulary's

@@ -54,6 +54,10 @@ void reference_add(float *y, const float *a, const float *b, size_t n);
 void reference_bf16_products(Bf16Kernels *table);
 void reference_bf16_rows(Bf16Kernels *table); /* norms, rotary, SwiGLU */
 void reference_bf16_attention(Bf16Kernels *table);
+void reference_bf16_attention_forward(bf16 *out, float *lse, const AttentionInputsBf16 *in, Segments segments);
+void reference_bf16_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
+                                       const float *lse, const AttentionInputsBf16 *in, Segments segments,
+                                       float *scratch);
 void reference_bf16_head(Bf16Kernels *table);
 void reference_bf16_adamw(Bf16Kernels *table);
 

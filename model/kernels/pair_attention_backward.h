@@ -1,0 +1,324 @@
+/* The backward pass of tiled attention in bf16, with the blocks, tiles and packings of pair_attention.h. For each block
+ * of queries, packed as qt and gt (g = dL/do, lanes are queries) and as pairs of queries, and each tile of keys:
+ *
+ *   pt = 2^(scale·log2(e)·K·qt − L)    dst = pt·(V·gt − δ)    in registers, then rounded to bf16
+ *   dqt[HD, lanes] += Kᵀ·dst           K and dst as pairs of keys
+ *   dv[keys, HD] += pt·g               pt and g as pairs of queries
+ *   dk[keys, HD] += dst·q              the same
+ *
+ * −δ is where the sums of V·gt begin; the scale is left to the end of dq and dk. All sums are fp32.
+ *
+ * dk and dv of a segment and key/value head are summed in a thread's slot of the scratch, over the blocks of queries in
+ * order. Where there are too few such units to share out, dq is computed by blocks of queries and then dk and dv by
+ * blocks of keys: pt and dst twice, the same sums in the same order, the same bits. */
+#ifndef CRIA_KERNELS_PAIR_ATTENTION_BACKWARD_H
+#define CRIA_KERNELS_PAIR_ATTENTION_BACKWARD_H
+
+#include <omp.h>
+
+#include "model/kernels/pair_attention.h"
+
+typedef struct {
+    PairRun run; /* out: what forward gave */
+    const bf16 *dout;
+    bf16 *dq, *dk, *dv; /* at the strides of q, k, v; NULL where not wanted */
+    bool accumulate;
+} PairGradients;
+
+/* Keys [begin, end) of a run: packed, and the sums of their gradients. */
+typedef struct {
+    int begin, end;
+    float *dk, *dv;        /* [keys, padded] */
+    Pair *k, *v, *k_pairs; /* [keys, HD/2] twice, [keys / 2, padded] */
+} KeySlot;
+
+typedef struct {
+    _Alignas(64) Pair q[MAX_PAIRS * LANES], g[MAX_PAIRS * LANES];                           /* [HD/2, lanes] */
+    _Alignas(64) Pair q_pairs[LANES / 2 * MAX_HEAD_DIM], g_pairs[LANES / 2 * MAX_HEAD_DIM]; /* [lanes/2, padded] */
+    _Alignas(64) float dq[MAX_HEAD_DIM * LANES];
+    _Alignas(64) Pair p[TILE_KEYS * LANES / 2], ds[TILE_KEYS * LANES / 2]; /* pairs of queries */
+    _Alignas(64) Pair ds_keys[TILE_KEYS / 2 * LANES];                      /* pairs of keys */
+    _Alignas(64) float lse[LANES], delta[LANES];                           /* lse in powers of 2; −δ */
+} PairBackward;
+
+/* Floats of a slot for n keys */
+static size_t slot_floats(int n, int padded) {
+    enum { PER_KEY_TIMES_2 = 7 }; /* dk, dv: one each; k, v, k_pairs: a half each */
+    return (size_t)blocks_of(n, TILE_KEYS) * TILE_KEYS * (size_t)padded * PER_KEY_TIMES_2 / 2;
+}
+
+static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin, int end) {
+    int n = padded_keys(end - begin);
+    size_t sums = (size_t)n * (size_t)r->padded, row = (size_t)begin * r->kv_stride;
+    *slot = (KeySlot){.begin = begin, .end = end, .dk = memory, .dv = memory + sums};
+    slot->k = (Pair *)(void *)(memory + 2 * sums);
+    slot->v = slot->k + n * r->pairs;
+    slot->k_pairs = slot->v + n * r->pairs;
+    memset(memory, 0, 2 * sums * sizeof *memory);
+    pair_pack_rows(slot->k, r->k + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_rows(slot->v, r->v + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_row_pairs(slot->k_pairs, r->k + row, r->kv_stride, end - begin, n, r->head_dim, r->padded);
+}
+
+/* rows = (or +=) scale·sums */
+static void store_sums(bf16 *rows, size_t stride, const float *sums, int padded, int n, int width, float scale,
+                       bool add) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int i = 0; i < n; i++)
+        for (int d = 0; d < width; d += PAIR_VF) {
+            bf16 *at = rows + (size_t)i * stride + d;
+            __mmask16 mask = pair_mask(width - d);
+            __m512 x = _mm512_loadu_ps(sums + (size_t)i * (size_t)padded + d) * factor;
+            if (add) x = x + (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), 16);
+            _mm256_mask_storeu_epi16(at, mask, (__m256i)_mm512_cvtneps_pbh(x));
+        }
+}
+
+/* Packs q and g both ways, and −δ and lse per lane. Lanes without a query get an lse that makes their p 0. */
+static void pack_block(PairBackward *w, const PairGradients *g, const QueryBlock *b) {
+    const PairRun *r = &g->run;
+    const float no_query = 1e30f;
+    int head_lanes = b->vectors * PAIR_VF;
+    pair_block_lanes(w->q, b, r->q, r->q_stride, r->head_dim);
+    pair_block_lanes(w->g, b, g->dout, r->out_stride, r->head_dim);
+    for (int h = 0; h < b->heads; h++) {
+        size_t head = (size_t)((b->head + h) * r->head_dim), first = (size_t)b->first,
+               to = (size_t)(h * head_lanes / 2 * r->padded);
+        const bf16 *dout = g->dout + first * r->out_stride + head, *out = r->out + first * r->out_stride + head;
+        pair_pack_row_pairs(w->q_pairs + to, r->q + first * r->q_stride + head, r->q_stride, b->n, head_lanes,
+                            r->head_dim, r->padded);
+        pair_pack_row_pairs(w->g_pairs + to, dout, r->out_stride, b->n, head_lanes, r->head_dim, r->padded);
+        for (int i = 0; i < head_lanes; i++) {
+            bool live = i < b->n;
+            w->lse[h * head_lanes + i] =
+                live ? r->lse[(first + (size_t)i) * r->lse_stride + (size_t)(b->head + h)] * log2_e : no_query;
+            w->delta[h * head_lanes + i] =
+                live ? -pair_rows_dot(dout + (size_t)i * r->out_stride, out + (size_t)i * r->out_stride, r->pairs) : 0;
+        }
+    }
+    if (g->dq) memset(w->dq, 0, (size_t)r->head_dim * LANES * sizeof *w->dq);
+}
+
+/* p and ds of one vector and two keys, stored in pairs of queries, ds in pairs of keys as well */
+static ALWAYS_INLINE void store_pairs(PairBackward *w, int j, int v, __m512 p0, __m512 p1, __m512 ds0, __m512 ds1) {
+    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i p = (__m512i)_mm512_cvtne2ps_pbh(p1, p0), ds = (__m512i)_mm512_cvtne2ps_pbh(ds1, ds0);
+    size_t at = (size_t)(j * LANES / 2 + v * PAIR_VF / 2);
+    _mm256_store_si256((__m256i *)(void *)(w->p + at), _mm512_castsi512_si256(p));
+    _mm256_store_si256((__m256i *)(void *)(w->p + at + LANES / 2), _mm512_extracti64x4_epi64(p, 1));
+    _mm256_store_si256((__m256i *)(void *)(w->ds + at), _mm512_castsi512_si256(ds));
+    _mm256_store_si256((__m256i *)(void *)(w->ds + at + LANES / 2), _mm512_extracti64x4_epi64(ds, 1));
+    _mm512_store_si512(w->ds_keys + j / 2 * LANES + v * PAIR_VF, _mm512_permutexvar_epi16(turn, ds));
+}
+
+/* p and ds of keys [j, j + rows) and of `vectors` vectors from v on */
+static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, const bool masked, PairBackward *w,
+                                             const Pair *k, const Pair *value, int j, int v, int pairs, float scale,
+                                             int position) {
+    __m512 s[8][2], g[8][2];
+    for (int u = 0; u < vectors; u++) {
+        __m512 delta = _mm512_load_ps(w->delta + (v + u) * PAIR_VF);
+        for (int r = 0; r < rows; r++) {
+            s[r][u] = _mm512_setzero_ps();
+            g[r][u] = delta;
+        }
+    }
+    const Pair *qt = w->q + v * PAIR_VF, *gt = w->g + v * PAIR_VF;
+    k += j * pairs;
+    value += j * pairs;
+    for (int p = 0; p < pairs; p++, k++, value++, qt += LANES, gt += LANES)
+        for (int r = 0; r < rows; r++) {
+            __m512i x = _mm512_set1_epi32(k[r * pairs]), y = _mm512_set1_epi32(value[r * pairs]);
+            for (int u = 0; u < vectors; u++) {
+                s[r][u] = pair_dot(s[r][u], x, _mm512_load_si512(qt + u * PAIR_VF));
+                g[r][u] = pair_dot(g[r][u], y, _mm512_load_si512(gt + u * PAIR_VF));
+            }
+        }
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int u = 0; u < vectors; u++) {
+        __m512 lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
+        for (int r = 0; r < rows; r++) {
+            int hidden = j + r - position; /* lanes that do not see the key */
+            __mmask16 seen = masked && hidden > 0 ? (__mmask16)(hidden >= PAIR_VF ? 0 : 0xffffu << hidden) : 0xffff;
+            s[r][u] = _mm512_maskz_mov_ps(seen, pair_exp2(_mm512_fmsub_ps(s[r][u], factor, lse)));
+            g[r][u] = _mm512_maskz_mul_ps(seen, s[r][u], g[r][u]);
+        }
+        for (int r = 0; r < rows; r += 2) store_pairs(w, j + r, v + u, s[r][u], s[r + 1][u], g[r][u], g[r + 1][u]);
+    }
+}
+
+/* dk or dv += from·pairs of queries; on the diagonal, for 16 keys at a time, the vectors that see them. */
+static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *from,
+                    const Pair *rows) {
+    size_t padded = (size_t)r->padded;
+    PairProduct t = {from, rows, to, LANES / 2, 1, padded, padded};
+    if (!tile->diagonal) {
+        pair_add(t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
+        return;
+    }
+    for (int j = 0; j < tile->n; j += PAIR_VF)
+        for (int h = 0; h < b->heads; h++) {
+            int v = 0, n = padded_keys(tile->n - j < PAIR_VF ? tile->n - j : PAIR_VF);
+            while (v < b->vectors && visible_keys(tile, vector_position(tile, b, 0, v)) <= j) v++;
+            int pair = (h * b->vectors + v) * PAIR_VF / 2;
+            t.a = from + j * LANES / 2 + pair;
+            t.b = rows + (size_t)pair * padded;
+            t.c = to + (size_t)j * padded;
+            pair_add(t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
+        }
+}
+
+static void gradient_tile(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k,
+                          const Pair *value) {
+    int vectors = b->heads * b->vectors, n_keys = padded_keys(tile->n), v = 0;
+    float scale = r->scale * log2_e;
+    for (; !tile->diagonal && v + 2 <= vectors; v += 2)
+        for (int j = 0; j < n_keys; j += KEY_ROWS)
+            gradient_registers(KEY_ROWS, 2, false, w, k, value, j, v, r->pairs, scale, 0);
+    for (; v < vectors; v++) {
+        int position = vector_position(tile, b, 0, v), seen = padded_keys(visible_keys(tile, position));
+        for (int j = 0; j < seen; j += KEY_ROWS)
+            gradient_registers(KEY_ROWS, 1, true, w, k, value, j, v, r->pairs, scale,
+                               tile->diagonal ? position : TILE_KEYS);
+    }
+}
+
+static void gather(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k_pairs) {
+    PairProduct t = {k_pairs, w->ds_keys, w->dq, 1, (size_t)r->padded, LANES, LANES};
+    if (!tile->diagonal) {
+        pair_add(t, r->head_dim, (int)b->lanes, padded_keys(tile->n) / 2);
+        return;
+    }
+    for (int v = 0; v < b->heads * b->vectors; v++, t.b += PAIR_VF, t.c += PAIR_VF)
+        pair_add(t, r->head_dim, PAIR_VF, padded_keys(visible_keys(tile, vector_position(tile, b, 0, v))) / 2);
+}
+
+/* One block of queries against the keys of a slot. */
+static void backward_block(PairBackward *w, const PairGradients *g, const QueryBlock *b, const KeySlot *slot) {
+    const PairRun *r = &g->run;
+    int last = b->first + b->n, end = slot->end < last ? slot->end : last;
+    pack_block(w, g, b);
+    for (int j = slot->begin; j < end; j += TILE_KEYS) {
+        KeyTile tile = pair_tile(b, j, end);
+        int at = j - slot->begin;
+        gradient_tile(w, r, b, &tile, slot->k + at * r->pairs, slot->v + at * r->pairs);
+        if (g->dq) gather(w, r, b, &tile, slot->k_pairs + at / 2 * r->padded);
+        if (g->dv) scatter(slot->dv + at * r->padded, r, b, &tile, w->p, w->g_pairs);
+        if (g->dk) scatter(slot->dk + at * r->padded, r, b, &tile, w->ds, w->q_pairs);
+    }
+    for (int v = 0; g->dq && v < b->heads * b->vectors; v++) {
+        int first = v % b->vectors * PAIR_VF, n = b->n - first < PAIR_VF ? b->n - first : PAIR_VF;
+        bf16 *to = g->dq + (size_t)(b->first + first) * r->q_stride + (b->head + v / b->vectors) * r->head_dim;
+        pair_unpack_lanes(to, r->q_stride, w->dq + v * PAIR_VF, LANES, n, r->pairs, _mm512_set1_ps(r->scale),
+                          g->accumulate);
+    }
+}
+
+/* All queries from query `first` on (a multiple of the block) against keys [begin, end). */
+static void backward_keys(const PairGradients *g, float *memory, int first, int begin, int end) {
+    const PairRun *r = &g->run;
+    PairBackward w;
+    KeySlot slot;
+    fill_slot(&slot, memory, r, begin, end);
+    for (int i = first; i < r->n; i += block_queries(r->group))
+        for (int h = 0; h < r->group; h += block_heads(r->group)) {
+            QueryBlock b = query_block(h, r->group, i, r->n);
+            backward_block(&w, g, &b, &slot);
+        }
+    size_t row = (size_t)begin * r->kv_stride;
+    if (g->dk)
+        store_sums(g->dk + row, r->kv_stride, slot.dk, r->padded, end - begin, r->head_dim, r->scale, g->accumulate);
+    if (g->dv) store_sums(g->dv + row, r->kv_stride, slot.dv, r->padded, end - begin, r->head_dim, 1, g->accumulate);
+}
+
+/* One block of queries for dq alone. */
+static void backward_queries(const PairGradients *g, float *memory, const QueryBlock *b) {
+    PairBackward w;
+    KeySlot slot;
+    fill_slot(&slot, memory, &g->run, 0, b->first + b->n);
+    backward_block(&w, g, b, &slot);
+}
+
+typedef struct {
+    bf16 *dq, *dk, *dv;
+    const bf16 *dout, *out;
+    const float *lse;
+    const AttentionInputsBf16 *in;
+    bool accumulate;
+    float *scratch;
+    size_t slot; /* floats of a thread's */
+} PairArrays;
+
+static PairGradients pair_gradients(const PairArrays *a, Segments segments, int s, int kv) {
+    size_t row = (size_t)segments.segment_start[s], head_dim = (size_t)a->in->head_dim;
+    size_t head = (size_t)(kv * (a->in->n_heads / a->in->n_kv_heads)) * head_dim;
+    /* the run only reads out and lse here */
+    PairGradients g = {.run = pair_run((bf16 *)(uintptr_t)a->out, (float *)(uintptr_t)a->lse, a->in, segments, s, kv)};
+    g.dout = a->dout + row * g.run.out_stride + head;
+    g.dq = a->dq ? a->dq + row * a->in->q_stride + head : NULL;
+    g.dk = a->dk ? a->dk + row * a->in->kv_stride + (size_t)kv * head_dim : NULL;
+    g.dv = a->dv ? a->dv + row * a->in->kv_stride + (size_t)kv * head_dim : NULL;
+    g.accumulate = a->accumulate;
+    return g;
+}
+
+static float *thread_slot(const PairArrays *a) {
+    return a->scratch + (size_t)omp_get_thread_num() * a->slot;
+}
+
+static void pair_backward_whole(const PairArrays *a, Segments segments) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads_count())
+    for (int s = 0; s < segments.n_segments; s++)
+        for (int kv = 0; kv < a->in->n_kv_heads; kv++) {
+            PairGradients g = pair_gradients(a, segments, s, kv);
+            backward_keys(&g, thread_slot(a), 0, 0, g.run.n);
+        }
+}
+
+/* A unit is a block of queries for dq, then a block of keys for dk and dv. */
+static void pair_backward_split(const PairArrays *a, Segments segments) {
+    enum { KEYS = 4 * TILE_KEYS };
+    int group = a->in->n_heads / a->in->n_kv_heads, n_kv_heads = a->in->n_kv_heads;
+    int step = block_queries(group), head_blocks = blocks_of(group, block_heads(group));
+#pragma omp parallel num_threads(threads_count())
+    for (int s = 0; s < segments.n_segments; s++) {
+        int n = segments.segment_start[s + 1] - segments.segment_start[s];
+        int query_blocks = a->dq ? blocks_of(n, step) : 0, key_blocks = a->dk || a->dv ? blocks_of(n, KEYS) : 0;
+#pragma omp for collapse(3) schedule(dynamic, 1) nowait
+        for (int i = 0; i < query_blocks; i++)
+            for (int kv = 0; kv < n_kv_heads; kv++)
+                for (int h = 0; h < head_blocks; h++) {
+                    PairGradients g = pair_gradients(a, segments, s, kv);
+                    QueryBlock b = query_block(h * block_heads(group), group, (query_blocks - 1 - i) * step, n);
+                    g.dk = g.dv = NULL;
+                    backward_queries(&g, thread_slot(a), &b);
+                }
+#pragma omp for collapse(2) schedule(dynamic, 1) nowait
+        for (int j = 0; j < key_blocks; j++)
+            for (int kv = 0; kv < n_kv_heads; kv++) {
+                PairGradients g = pair_gradients(a, segments, s, kv);
+                g.dq = NULL;
+                int end = (j + 1) * KEYS < n ? (j + 1) * KEYS : n;
+                backward_keys(&g, thread_slot(a), j * KEYS / step * step, j * KEYS, end);
+            }
+    }
+}
+
+static void pair_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
+                                    const float *lse, const AttentionInputsBf16 *in, Segments segments,
+                                    float *scratch) {
+    if (!pair_shape(in)) {
+        reference_bf16_attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments, scratch);
+        return;
+    }
+    PairArrays a = {dq, dk, dv, dout, out, lse, in, accumulate, scratch, 0};
+    int n = segments.segment_start[segments.n_segments] - segments.segment_start[0];
+    a.slot = slot_floats(n, blocks_of(in->head_dim, PAIR_VF) * PAIR_VF);
+    if (enough_units(segments, in->n_kv_heads))
+        pair_backward_whole(&a, segments);
+    else
+        pair_backward_split(&a, segments);
+}
+
+#endif
