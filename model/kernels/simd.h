@@ -296,11 +296,14 @@ static inline void vf_put(float *p, size_t n, vf x) {
 static inline vf vf_get_bf16(const bf16 *p, size_t n) {
     return vf_widen(n >= VF ? vb_load(p) : vb_load_part(p, n));
 }
-static inline void vf_put_bf16(bf16 *p, size_t n, vf x) {
+static inline void vb_put(bf16 *p, size_t n, vb x) {
     if (n >= VF)
-        vb_store(p, vf_narrow(x));
+        vb_store(p, x);
     else
-        vb_store_part(p, n, vf_narrow(x));
+        vb_store_part(p, n, x);
+}
+static inline void vf_put_bf16(bf16 *p, size_t n, vf x) {
+    vb_put(p, n, vf_narrow(x));
 }
 /* x in the first n lanes, `otherwise` in the others */
 static inline vf vf_to_lane(vf x, int n, vf otherwise) {
