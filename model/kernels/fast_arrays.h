@@ -13,25 +13,44 @@ static inline size_t part_of(size_t n, size_t begin, size_t grain) {
     return n - begin < grain ? n - begin : grain;
 }
 
+/* The numbers of a step in all lanes. */
+typedef struct {
+    vf decay, beta1, rest1, beta2, rest2, rate, unbias, epsilon, scale;
+} AdamwVectors;
+
+static AdamwVectors adamw_vectors(AdamwStep step) {
+    return (AdamwVectors){
+        .decay = vf_set1((float)(1 - step.learning_rate * step.weight_decay)),
+        .beta1 = vf_set1((float)step.beta1),
+        .rest1 = vf_set1((float)(1 - step.beta1)),
+        .beta2 = vf_set1((float)step.beta2),
+        .rest2 = vf_set1((float)(1 - step.beta2)),
+        .rate = vf_set1((float)(step.learning_rate / step.bias_correction1)),
+        .unbias = vf_set1((float)(1 / sqrt(step.bias_correction2))),
+        .epsilon = vf_set1((float)step.epsilon),
+        .scale = vf_set1((float)step.grad_scale),
+    };
+}
+
+/* The new parameter; m and v are updated. */
+static ALWAYS_INLINE vf adamw_vector(const AdamwVectors *k, vf param, vf grad, vf *m, vf *v) {
+    vf g = grad * k->scale;
+    *m = vf_fma(k->beta1, *m, k->rest1 * g);
+    *v = vf_fma(k->beta2, *v, k->rest2 * g * g);
+    return param * k->decay - k->rate * *m / vf_fma(vf_sqrt(*v), k->unbias, k->epsilon);
+}
+
 static void fast_adamw(float *param, float *m, float *v, const float *grad, size_t n, AdamwStep step) {
-    vf decay = vf_set1((float)(1 - step.learning_rate * step.weight_decay));
-    vf beta1 = vf_set1((float)step.beta1), rest1 = vf_set1((float)(1 - step.beta1));
-    vf beta2 = vf_set1((float)step.beta2), rest2 = vf_set1((float)(1 - step.beta2));
-    vf rate = vf_set1((float)(step.learning_rate / step.bias_correction1));
-    vf unbias = vf_set1((float)(1 / sqrt(step.bias_correction2)));
-    vf epsilon = vf_set1((float)step.epsilon), scale = vf_set1((float)step.grad_scale);
+    AdamwVectors k = adamw_vectors(step);
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (size_t begin = 0; begin < n; begin += ARRAY_GRAIN) {
         size_t end = begin + part_of(n, begin, ARRAY_GRAIN);
         for (size_t i = begin; i < end; i += VF) {
             size_t rest = end - i;
-            vf g = vf_get(grad + i, rest) * scale;
-            vf m_new = vf_fma(beta1, vf_get(m + i, rest), rest1 * g);
-            vf v_new = vf_fma(beta2, vf_get(v + i, rest), rest2 * g * g);
-            vf move = rate * m_new / vf_fma(vf_sqrt(v_new), unbias, epsilon);
+            vf m_new = vf_get(m + i, rest), v_new = vf_get(v + i, rest);
+            vf_put(param + i, rest, adamw_vector(&k, vf_get(param + i, rest), vf_get(grad + i, rest), &m_new, &v_new));
             vf_put(m + i, rest, m_new);
             vf_put(v + i, rest, v_new);
-            vf_put(param + i, rest, vf_get(param + i, rest) * decay - move);
         }
     }
 }

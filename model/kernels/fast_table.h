@@ -15,6 +15,8 @@ static void fast_table(Kernels *table) {
     table->adamw = fast_adamw;
     table->sum_of_squares = fast_sum_of_squares;
     table->add = fast_add;
+    table->add_rmsnorm_forward = fast_add_rmsnorm_forward;
+    table->add_rmsnorm_backward = fast_add_rmsnorm_backward;
     fast_bf16_rows(&table->bf16);
     fast_bf16_attention(&table->bf16);
     fast_bf16_head(&table->bf16);

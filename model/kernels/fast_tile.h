@@ -5,8 +5,6 @@
 
 #include "model/kernels/simd.h"
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
 /* C[m,n] = A·B, or C + A·B where `add`. A is read one element at a time, A(i,p) = a[i·a_row + p·a_column], so either
  * order will do; B and C are row-major and are read and written a vector at a time. */
 typedef struct {

@@ -16,7 +16,7 @@ void reference_adamw(float *param, float *m, float *v, const float *grad, size_t
     float rate = (float)(step.learning_rate / step.bias_correction1);
     float unbias = (float)(1 / sqrt(step.bias_correction2));
     float epsilon = (float)step.epsilon, scale = (float)step.grad_scale;
-#pragma omp parallel for num_threads(threads_count()) schedule(static)
+#pragma omp parallel for num_threads(threads_count()) schedule(static) if (n > 4096)
     for (size_t i = 0; i < n; i++) {
         float g = grad[i] * scale;
         m[i] = beta1 * m[i] + rest1 * g;

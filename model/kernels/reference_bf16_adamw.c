@@ -3,16 +3,16 @@
  * bf16 moments. v changes by (1 − β2)·(g² − v) a step, relative to v by 2^-10 with β2 = 0.999; neighbouring bf16
  * numbers are 2^-8 to 2^-7 apart, so that rounding to nearest would put v back where it was for ever. Therefore both
  * moments are rounded up or down at random, with the probabilities that make the expected value exact: 16 random bits
- * are added below the 16 bits that stay, and what is then below is cut off. v and m follow their fp32 values without
- * bias (Gupta et al. 2015, section 3.1). The price is noise: each rounding has variance f·(1 − f)·ulp² (f: the cut-off
- * fraction of an ulp), 1/6 ulp² on average and 1/4 at most, and the recurrence keeps 1 / (1 − β²) of them, so that v's
- * relative standard deviation is at most 2^-8 / sqrt(1 − β2²): 1.3 % for β2 = 0.95 and 8.8 % for 0.999 (0.8 and 4 %
- * measured), and that of the step half of it. The update itself uses the moments before they are rounded. NaN stays
- * NaN.
+ * are added below the 16 bits that stay, and what is then below is cut off (Gupta et al. 2015, section 3.1). v and m
+ * follow their fp32 values without bias. The price is noise: each rounding has variance f·(1 − f)·ulp² <= ulp²/4 (f:
+ * the fraction of an ulp that is cut off), and the recurrence remembers 1 / (1 − β²) of them, so that the relative
+ * standard deviation of v is at most 2^-8 / sqrt(1 − β2²), 1.3 % for β2 = 0.95 and 8.7 % for 0.999 (measured on noise:
+ * 0.8 and 3.5 %), and that of the step half of it; that of m at most 0.9 % for β1 = 0.9 (0.5 %). The update itself uses
+ * the moments before they are rounded. NaN stays NaN.
  *
  * The random bits of column c of row r are one word of Philox: counter (update, r, r / 2^32, 16·(c / 64) + c % 16),
- * word c / 16 % 4 (16 generators side by side give four vectors of 16 columns in place); m takes its lower half, v
- * its upper. */
+ * word c / 16 % 4 (16 generators side by side give four vectors of 16 columns in place); m takes its lower half, v its
+ * upper. */
 #include <math.h>
 #include <string.h>
 
