@@ -1,60 +1,108 @@
-/* Products of bf16 operands with fp64 sums, from the definition; and the packing that fast products read (bf16.h). */
+/* The products of bf16.h from their definitions, with fp64 sums: the product of two bfloat16 is exact in fp64. */
+#include <string.h>
+
 #include "model/core/threads.h"
 #include "model/kernels/reference.h"
 
-/* B(lane, d) of a packing or of the rows it would be made from. */
-static float row_major_at(const RowMajor *rows, int row, int column) {
-    int v = 0;
-    while (row >= rows->first_row[v + 1]) v++;
-    size_t at = (size_t)(row - rows->first_row[v]) * (size_t)rows->cols + (size_t)column;
-    const char *base = (const char *)rows->view[v] + at * dtype_size(rows->dtype);
-    float value = 0;
-    (void)dtype_read_f32(&value, base, rows->dtype, 1);
+static float widened(bf16 bits) {
+    uint32_t word = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
     return value;
 }
 
+/* W(row, col) in bf16, whatever it is kept in. */
+static bf16 weight_at(const RowMajor *w, int row, int col) {
+    int v = 0;
+    while (v + 1 < w->n_views && row >= w->first_row[v + 1]) v++;
+    size_t at = (size_t)(row - w->first_row[v]) * (size_t)w->cols + (size_t)col;
+    const char *view = w->view[v];
+    float full;
+    uint16_t half;
+    if (w->dtype == DTYPE_F32) {
+        memcpy(&full, view + 4 * at, sizeof full);
+        return f32_to_bf16(full);
+    }
+    memcpy(&half, view + 2 * at, sizeof half);
+    return w->dtype == DTYPE_F16 ? f32_to_bf16(f16_to_f32(half)) : half;
+}
+
+static size_t round_up(int n, int to) {
+    return ((size_t)n + (size_t)to - 1) / (size_t)to * (size_t)to;
+}
+
+/* B(lane, d) */
 static bf16 panels_at(const Panels *b, int lane, int d) {
-    return f32_to_bf16(b->transposed ? row_major_at(b->rows, d, lane) : row_major_at(b->rows, lane, d));
+    if (!b->packed) return b->transposed ? weight_at(b->rows, d, lane) : weight_at(b->rows, lane, d);
+    const bf16 *panel = b->packed + (size_t)(lane / PANEL_LANES) * round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
+    return panel[(size_t)(d / 2) * 2 * PANEL_LANES + (size_t)(lane % PANEL_LANES) * 2 + (size_t)(d % 2)];
 }
 
 static void reference_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane,
                            int first_depth, int end_depth) {
-    int lanes = end_lane == b->lanes ? (end_lane + PANEL_LANES - 1) / PANEL_LANES * PANEL_LANES : end_lane;
-    int depth = end_depth == b->depth ? (end_depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH : end_depth;
-    for (int lane = first_lane; lane < lanes; lane++)
-        for (int d = first_depth; d < depth; d++) {
-            size_t panel = (size_t)(lane - first_lane) / PANEL_LANES, column = (size_t)lane % PANEL_LANES;
-            size_t pair = (size_t)(d - first_depth) / 2;
-            bf16 *element = to + panel * panel_stride + (pair * PANEL_LANES + column) * 2 + (size_t)(d & 1);
-            *element = lane < b->lanes && d < b->depth ? panels_at(b, lane, d) : 0;
+    const Panels rows = {b->lanes, b->depth, NULL, b->rows, b->transposed};
+    int lanes = (int)round_up(end_lane - first_lane, PANEL_LANES);
+    int depth = (int)round_up(end_depth - first_depth, PANEL_DEPTH);
+    for (int i = 0; i < lanes; i++)
+        for (int d = 0; d < depth; d++) {
+            bf16 *at = to + (size_t)(i / PANEL_LANES) * panel_stride + (size_t)(d / 2) * 2 * PANEL_LANES;
+            bool inside = first_lane + i < end_lane && first_depth + d < end_depth;
+            at[i % PANEL_LANES * 2 + d % 2] = inside ? panels_at(&rows, first_lane + i, first_depth + d) : 0;
         }
 }
 
-static float packed_at(const bf16 *packed, size_t panel_stride, int lane, int d) {
-    size_t panel = (size_t)lane / PANEL_LANES, column = (size_t)lane % PANEL_LANES, pair = (size_t)d / 2;
-    return bf16_to_f32(packed[panel * panel_stride + (pair * PANEL_LANES + column) * 2 + (size_t)(d & 1)]);
+static void store(void *c, Dtype dtype, size_t at, bool accumulate, double sum) {
+    if (dtype == DTYPE_BF16) {
+        bf16 *to = (bf16 *)c + at;
+        *to = f32_to_bf16((float)(accumulate ? sum + (double)widened(*to) : sum));
+    } else {
+        float *to = (float *)c + at;
+        *to = (float)(accumulate ? sum + (double)*to : sum);
+    }
 }
 
-static void reference_product(const Product *p) {
-    size_t panel_stride = panels_elements(PANEL_LANES, p->b.depth);
-#pragma omp parallel for num_threads(threads_count()) schedule(static)
-    for (int t = 0; t < p->m; t++) {
-        const bf16 *a = p->a + (size_t)t * p->a_stride;
-        for (int lane = 0; lane < p->b.lanes; lane++) {
-            double sum = 0;
-            for (int d = 0; d < p->b.depth; d++)
-                sum += (double)bf16_to_f32(a[d]) * (double)(p->b.packed ? packed_at(p->b.packed, panel_stride, lane, d)
-                                                                        : bf16_to_f32(panels_at(&p->b, lane, d)));
-            size_t at = (size_t)t * p->c_stride + (size_t)lane;
-            if (p->c_dtype == DTYPE_F32) {
-                float *c = p->c;
-                c[at] = (float)(p->accumulate ? (double)c[at] + sum : sum);
-            } else {
-                bf16 *c = p->c;
-                c[at] = f32_to_bf16((float)(p->accumulate ? (double)bf16_to_f32(c[at]) + sum : sum));
+/* Rows [row, row + n) of C, n ≤ ROWS; a lane of B is gathered DEPTHS at a time. */
+enum { ROWS = 32, DEPTHS = 1024 };
+static void product_rows(const Product *p, int row, int n) {
+    for (int lane = 0; lane < p->b.lanes; lane++) {
+        double sum[ROWS] = {0};
+        float b[DEPTHS];
+        for (int d = 0; d < p->b.depth; d += DEPTHS) {
+            int depth = p->b.depth - d < DEPTHS ? p->b.depth - d : DEPTHS;
+            for (int i = 0; i < depth; i++) b[i] = widened(panels_at(&p->b, lane, d + i));
+            for (int r = 0; r < n; r++) {
+                const bf16 *a = p->a + (size_t)(row + r) * p->a_stride + d;
+                for (int i = 0; i < depth; i++) sum[r] += (double)widened(a[i]) * (double)b[i];
             }
         }
-        if (p->finish) p->finish(p->context, t, 1);
+        for (int r = 0; r < n; r++)
+            store(p->c, p->c_dtype, (size_t)(row + r) * p->c_stride + (size_t)lane, p->accumulate, sum[r]);
+    }
+}
+
+static void product_range(void *context, size_t begin, size_t end, int thread) {
+    (void)thread;
+    const Product *p = context;
+    for (size_t row = begin; row < end; row += ROWS) {
+        int n = end - row < ROWS ? (int)(end - row) : ROWS;
+        product_rows(p, (int)row, n);
+        if (p->finish) p->finish(p->context, (int)row, n);
+    }
+}
+
+static void reference_product(const Product *product) {
+    Product copy = *product;
+    if (copy.m > 0) parallel_for((size_t)copy.m, 1, product_range, &copy);
+}
+
+/* Row r of c += aᵀ·b */
+static void transposed_row(float *c, const bf16 *a, size_t a_stride, const bf16 *b, size_t b_stride, int n_tokens,
+                           int cols) {
+    for (int col = 0; col < cols; col++) {
+        double sum = (double)c[col];
+        for (size_t t = 0; t < (size_t)n_tokens; t++)
+            sum += (double)widened(a[t * a_stride]) * (double)widened(b[t * b_stride + (size_t)col]);
+        c[col] = (float)sum;
     }
 }
 
@@ -62,26 +110,19 @@ static void reference_product_weight(float *dw, size_t dw_stride, const bf16 *dy
                                      size_t x_stride, int n_tokens, int rows, int cols) {
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c++) {
-            double sum = 0;
-            for (int t = 0; t < n_tokens; t++)
-                sum += (double)bf16_to_f32(dy[(size_t)t * dy_stride + (size_t)r]) *
-                       (double)bf16_to_f32(x[(size_t)t * x_stride + (size_t)c]);
-            float *to = dw + (size_t)r * dw_stride + (size_t)c;
-            *to = (float)((double)*to + sum);
-        }
+        transposed_row(dw + (size_t)r * dw_stride, dy + r, dy_stride, x, x_stride, n_tokens, cols);
 }
 
 static void reference_multiply(float *c, size_t c_stride, bool accumulate, const bf16 *a, size_t a_stride, int m,
                                const bf16 *packed, size_t panel_stride, int lanes, int depth) {
-    for (int t = 0; t < m; t++)
+    for (int r = 0; r < m; r++)
         for (int lane = 0; lane < lanes; lane++) {
+            const bf16 *b = packed + (size_t)(lane / PANEL_LANES) * panel_stride + lane % PANEL_LANES * 2;
             double sum = 0;
             for (int d = 0; d < depth; d++)
-                sum += (double)bf16_to_f32(a[(size_t)t * a_stride + (size_t)d]) *
-                       (double)packed_at(packed, panel_stride, lane, d);
-            float *to = c + (size_t)t * c_stride + (size_t)lane;
-            *to = (float)(accumulate ? (double)*to + sum : sum);
+                sum += (double)widened(a[(size_t)r * a_stride + (size_t)d]) *
+                       (double)widened(b[d / 2 * 2 * PANEL_LANES + d % 2]);
+            store(c, DTYPE_F32, (size_t)r * c_stride + (size_t)lane, accumulate, sum);
         }
 }
 
@@ -89,21 +130,13 @@ static void reference_multiply_transposed(float *c, size_t c_stride, const bf16 
                                           size_t b_stride, int n_tokens, int rows, int cols, float *scratch) {
     (void)scratch;
     for (int r = 0; r < rows; r++)
-        for (int k = 0; k < cols; k++) {
-            double sum = 0;
-            for (int t = 0; t < n_tokens; t++)
-                sum += (double)bf16_to_f32(a[(size_t)t * a_stride + (size_t)r]) *
-                       (double)bf16_to_f32(b[(size_t)t * b_stride + (size_t)k]);
-            float *to = c + (size_t)r * c_stride + (size_t)k;
-            *to = (float)((double)*to + sum);
-        }
+        transposed_row(c + (size_t)r * c_stride, a + r, a_stride, b, b_stride, n_tokens, cols);
 }
 
-static const ProductBlocks reference_blocks = {reference_multiply, reference_multiply_transposed};
-
 void reference_bf16_products(Bf16Kernels *table) {
+    static const ProductBlocks blocks = {reference_multiply, reference_multiply_transposed};
     table->pack = reference_pack;
+    table->blocks = &blocks;
     table->product = reference_product;
     table->product_weight = reference_product_weight;
-    table->blocks = &reference_blocks;
 }

@@ -1,0 +1,347 @@
+/* The products of bf16.h for any instruction set: blocks, threads, packing in cache. Included by a <set>_products.c
+ * behind its micro-kernel (tile.h says what that is) and these sizes:
+ *
+ *   ROW_BLOCK      rows of A that stay in L2 while all of a packed B passes by
+ *   FROZEN_ROWS    the same where B is packed on the way: as many as pay for the packing
+ *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
+ *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
+ *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
+ *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
+ *
+ * A product is the nest (Goto and van de Geijn 2008, with the roles of the two operands exchanged, since it is B that
+ * comes packed)
+ *
+ *   block of rows of A (L2) → group of panels of B → block of depths (the group's piece in L2) → tile of C
+ *
+ * where the next piece of B is prefetched into L2 during the tiles of the present one. Threads share out rows; where
+ * there are too few, or B must be packed, they share out lanes. Without `transposed`, the weight's gradient is the same
+ * nest with A = dyᵀ, packed by each thread for its rows, and B = x, packed by all threads together.
+ */
+#ifndef CRIA_KERNELS_PRODUCTS_DRIVER_H
+#define CRIA_KERNELS_PRODUCTS_DRIVER_H
+
+#include <omp.h>
+
+#include "model/core/threads.h"
+#include "model/kernels/products/pack.h"
+#include "model/kernels/products/workspace.h"
+
+enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
+
+_Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
+_Static_assert(FROZEN_ROWS >= ROW_BLOCK, "the partial sums have room for either");
+_Static_assert(FROZEN_ROWS *GROUP_LANES * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
+               "partial sums and packed panels fit the workspace");
+_Static_assert((WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_THREAD,
+               "the packed left operand fits the workspace");
+_Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
+
+static inline int round_up(int n, int to) {
+    return (n + to - 1) / to * to;
+}
+static inline int at_most(int a, int b) {
+    return a < b ? a : b;
+}
+static inline size_t c_bytes(Dtype dtype) {
+    return dtype == DTYPE_BF16 ? sizeof(bf16) : sizeof(float);
+}
+/* Lanes of the next group where `lanes` are left: panels are dealt out evenly, since narrow tiles cost more. */
+static inline int group_lanes(int lanes) {
+    int panels = (lanes + PANEL_LANES - 1) / PANEL_LANES, groups = (panels + TILE_PANELS - 1) / TILE_PANELS;
+    return at_most(lanes, (panels + groups - 1) / groups * PANEL_LANES);
+}
+
+/* Panels that will be wanted after the present ones. */
+typedef struct {
+    const bf16 *b; /* NULL: none */
+    size_t panel_stride;
+    int panels, depth;
+} Ahead;
+
+/* The i-th of n parts of them goes to L2. */
+static inline void ahead_prefetch(const Ahead *next, int i, int n) {
+    if (!next->b) return;
+    int lines = next->depth * PANEL_LANES / LINE_ELEMENTS;
+    int begin = (int)((long)lines * i / n), end = (int)((long)lines * (i + 1) / n);
+    for (int p = 0; p < next->panels; p++)
+        for (int line = begin; line < end; line++)
+            __builtin_prefetch(next->b + (size_t)p * next->panel_stride + (size_t)line * LINE_ELEMENTS, 0, 2);
+}
+
+/* All tiles of a column of `rows` rows; a_tile: elements of A between tiles. `tile` describes the first. */
+static void tiles_down(Tile tile, size_t a_tile, int rows, const Ahead *next) {
+    int n = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int i = 0; i < n; i++) {
+        tile.rows = at_most(TILE_ROWS, rows - i * TILE_ROWS);
+        ahead_prefetch(next, i, n);
+        tile_multiply(&tile);
+        tile.a += a_tile;
+        tile.c = (char *)tile.c + TILE_ROWS * tile.c_stride * c_bytes(tile.c_dtype);
+        if (tile.partial) tile.partial += TILE_ROWS * GROUP_LANES;
+    }
+}
+
+/* ---- product ---- */
+
+/* Where a thread packs and adds up: the parts of its workspace. */
+typedef struct {
+    float *partial; /* [FROZEN_ROWS, GROUP_LANES] */
+    bf16 *panels;   /* [TILE_PANELS, DEPTH_BLOCK, 16] */
+} ProductSpace;
+
+static ProductSpace product_space(const Workspace *w, int thread) {
+    char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
+    return (ProductSpace){(float *)own, (bf16 *)(own + FROZEN_ROWS * GROUP_LANES * sizeof(float))};
+}
+
+/* Depths of a block: as even as whole tiles of 32 allow. */
+static inline int depth_step(int depth) {
+    int blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
+    return blocks <= 1 ? round_up(depth, PANEL_DEPTH) : round_up((depth + blocks - 1) / blocks, PANEL_DEPTH);
+}
+
+/* B of the lanes from `lane` on and the depths [d, end), packed now if it is not yet. */
+static void tile_panels(Tile *tile, const Panels *b, const ProductSpace *space, int lane, int d, int end) {
+    if (b->packed) {
+        tile->panel_stride = (size_t)round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
+        tile->b = b->packed + (size_t)(lane / PANEL_LANES) * tile->panel_stride + (size_t)d * PANEL_LANES;
+    } else {
+        tile->panel_stride = (size_t)round_up(end - d, PANEL_DEPTH) * PANEL_LANES;
+        tile->b = space->panels;
+        panels_pack(space->panels, tile->panel_stride, b, lane, lane + tile->lanes, d, end);
+    }
+}
+
+/* What follows the depths up to `end` of the lanes up to end_lane: more depths, or the next group's first ones. */
+static Ahead panels_ahead(const Panels *b, const Tile *tile, int end, int end_lane, int step) {
+    if (!b->packed) return (Ahead){0};
+    int panels = (tile->lanes + PANEL_LANES - 1) / PANEL_LANES;
+    if (end < b->depth)
+        return (Ahead){tile->b + (size_t)round_up(tile->depth, PANEL_DEPTH) * PANEL_LANES, tile->panel_stride, panels,
+                       at_most(step, b->depth - end)};
+    if (end_lane >= b->lanes) return (Ahead){0};
+    return (Ahead){b->packed + (size_t)(end_lane / PANEL_LANES) * tile->panel_stride, tile->panel_stride,
+                   at_most(panels, (b->lanes - end_lane + PANEL_LANES - 1) / PANEL_LANES), at_most(step, b->depth)};
+}
+
+/* C of the rows [row, row + rows) and one group of lanes. A bf16 C of several blocks of depths is summed in fp32. */
+static void product_group(const Product *p, const ProductSpace *space, int row, int rows, int lane, int lanes) {
+    const size_t a_tile = TILE_ROWS * p->a_stride, size = c_bytes(p->c_dtype);
+    const int step = depth_step(p->b.depth);
+    const bool summed_apart = p->c_dtype == DTYPE_BF16 && p->b.depth > step;
+    for (int d = 0; d < p->b.depth; d += step) {
+        int end = at_most(d + step, p->b.depth);
+        Tile tile = {.lanes = lanes, .depth = end - d, .a_row = p->a_stride, .a_pair = 2};
+        tile.a = p->a + (size_t)row * p->a_stride + d;
+        tile_panels(&tile, &p->b, space, lane, d, end);
+        if (summed_apart && end < p->b.depth) {
+            tile.c = space->partial;
+            tile.c_stride = GROUP_LANES;
+            tile.c_dtype = DTYPE_F32;
+            tile.accumulate = d > 0;
+        } else {
+            tile.c = (char *)p->c + ((size_t)row * p->c_stride + (size_t)lane) * size;
+            tile.c_stride = p->c_stride;
+            tile.c_dtype = p->c_dtype;
+            tile.accumulate = p->accumulate || (d > 0 && !summed_apart);
+            if (summed_apart) tile.partial = space->partial;
+        }
+        Ahead next = panels_ahead(&p->b, &tile, end, lane + lanes, step);
+        tiles_down(tile, a_tile, rows, &next);
+    }
+}
+
+/* A rectangle of C; `finish`: its rows are whole. */
+static void product_part(const Product *p, const ProductSpace *space, size_t row, size_t end_row, size_t lane,
+                         size_t end_lane, bool finish) {
+    const int block = p->b.packed ? ROW_BLOCK : FROZEN_ROWS;
+    for (int r = (int)row; r < (int)end_row; r += block) {
+        int rows = at_most(block, (int)end_row - r);
+        for (int l = (int)lane, lanes; l < (int)end_lane; l += lanes) {
+            lanes = group_lanes((int)end_lane - l);
+            product_group(p, space, r, rows, l, lanes);
+        }
+        if (finish && p->finish) p->finish(p->context, r, rows);
+    }
+}
+
+/* Threads in a grid over C: row parts × lane parts. */
+typedef struct {
+    int rows, lanes;
+} Grid;
+
+/* Rows alone where every thread has a block of them. Else the grid whose largest part is the least work, in tiles'
+ * rows: a panel costs as much as `load` of them to be fetched (and packed). */
+static Grid grid_of(int rows, int lanes, int load, int threads) {
+    enum { ROWS_ENOUGH = 96, FETCHED = 1 };
+    if (load <= FETCHED && rows >= threads * ROWS_ENOUGH) return (Grid){threads, 1};
+    long row_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, panels = (lanes + PANEL_LANES - 1) / PANEL_LANES, least = -1;
+    Grid best = {threads, 1};
+    for (int l = 1; l <= threads; l++) {
+        if (threads % l != 0) continue;
+        int r = threads / l;
+        long cost = ((row_tiles + r - 1) / r + load) * ((panels + l - 1) / l);
+        if (least >= 0 && cost >= least) continue;
+        least = cost;
+        best = (Grid){r, l};
+    }
+    return best;
+}
+
+static void grid_part(Grid grid, int thread, int rows, int lanes, size_t range[4]) {
+    threads_range((size_t)rows, TILE_ROWS, thread / grid.lanes, grid.rows, &range[0], &range[1]);
+    threads_range((size_t)lanes, PANEL_LANES, thread % grid.lanes, grid.lanes, &range[2], &range[3]);
+}
+
+/* Threads worth starting: a fork and join costs some microseconds. */
+static int threads_for(const Workspace *w, int m, int n, int k) {
+    const double least = 1 << 19; /* multiply-adds: 5 µs of one core */
+    if (omp_in_parallel() || (double)m * n * k < least) return 1;
+    return at_most(threads_count(), w->threads);
+}
+
+static void finish_rows(const Product *p, int thread, int threads) {
+    enum { FINISH_ROWS = 32 };
+    size_t begin, end;
+    threads_range((size_t)p->m, 1, thread, threads, &begin, &end);
+    for (size_t r = begin; r < end; r += FINISH_ROWS)
+        p->finish(p->context, (int)r, at_most(FINISH_ROWS, (int)(end - r)));
+}
+
+static void driver_product(const Product *p) {
+    enum { LOAD_PACKED = 1, LOAD_FROZEN = 4 };
+    if (p->m <= 0) return;
+    const Workspace w = workspace();
+    const int threads = threads_for(&w, p->m, p->b.lanes, p->b.depth);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
+        const Grid grid = grid_of(p->m, p->b.lanes, p->b.packed ? LOAD_PACKED : LOAD_FROZEN, count);
+        const ProductSpace space = product_space(&w, thread);
+        size_t part[4];
+        grid_part(grid, thread, p->m, p->b.lanes, part);
+        product_part(p, &space, part[0], part[1], part[2], part[3], grid.lanes == 1);
+        if (grid.lanes > 1 && p->finish) {
+#pragma omp barrier
+            finish_rows(p, thread, count);
+        }
+    }
+}
+
+/* ---- the gradient of a weight ---- */
+
+/* One token block of dw += dyᵀ·x, with x packed. */
+typedef struct {
+    float *dw;
+    size_t dw_stride;
+    const bf16 *dy;
+    size_t dy_stride;
+    int tokens, cols;
+    const bf16 *right; /* panels of x, round_up(tokens, 32) deep */
+} Gradient;
+
+/* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of WEIGHT_ROWS rows is packed. */
+static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
+                          int block) {
+    const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+    for (int r = (int)row; r < (int)end_row; r += block) {
+        int rows = at_most(block, (int)end_row - r);
+        left_pack(left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
+        for (int c = (int)col, lanes; c < (int)end_col; c += lanes) {
+            lanes = group_lanes((int)end_col - c);
+            Tile tile = {.lanes = lanes, .depth = round_up(g->tokens, 2), .a = left, .accumulate = true};
+            tile.a_row = left_row(depth);
+            tile.a_pair = left_pair(depth);
+            tile.b = g->right + (size_t)(c / PANEL_LANES) * panel_stride;
+            tile.panel_stride = panel_stride;
+            tile.c = g->dw + (size_t)r * g->dw_stride + c;
+            tile.c_stride = g->dw_stride;
+            tile.c_dtype = DTYPE_F32;
+            Ahead next = {0};
+            if (c + lanes < (int)end_col)
+                next = (Ahead){tile.b + (size_t)(lanes / PANEL_LANES) * panel_stride, panel_stride,
+                               (group_lanes((int)end_col - c - lanes) + PANEL_LANES - 1) / PANEL_LANES, (int)depth};
+            tiles_down(tile, TILE_ROWS * depth, rows, &next);
+        }
+    }
+}
+
+/* This thread's share of packing x[tokens, cols]. */
+static void right_pack_part(bf16 *right, const bf16 *x, size_t x_stride, int tokens, int cols, int thread,
+                            int threads) {
+    const size_t depth = (size_t)round_up(tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+    size_t begin, end;
+    threads_range((size_t)tokens, PANEL_DEPTH, thread, threads, &begin, &end);
+    tokens_pack(right, panel_stride, x, x_stride, (int)begin, (int)end, cols);
+    if (begin < end && (int)end == tokens) tokens_pad(right, panel_stride, round_up(tokens, 2), (int)depth, cols);
+}
+
+static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, size_t dy_stride, const bf16 *x,
+                                  size_t x_stride, int n_tokens, int rows, int cols) {
+    if (n_tokens <= 0) return;
+    const Workspace w = workspace();
+    const int threads = threads_for(&w, n_tokens, rows, cols);
+    const int blocks = (n_tokens + WEIGHT_TOKENS - 1) / WEIGHT_TOKENS;
+    const int step = round_up((n_tokens + blocks - 1) / blocks, PANEL_DEPTH);
+    const int col_step = (int)(WORKSPACE_SHARED / sizeof(bf16) / (size_t)step) / GROUP_LANES * GROUP_LANES;
+    bf16 *right = (bf16 *)w.shared;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
+        bf16 *left = (bf16 *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        for (int c = 0; c < cols; c += col_step)
+            for (int t = 0; t < n_tokens; t += step) {
+                const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
+                right_pack_part(right, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
+#pragma omp barrier
+                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, width, right};
+                size_t part[4];
+                grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
+                gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
+#pragma omp barrier
+            }
+    }
+}
+
+/* ---- blocks ---- */
+
+static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf16 *a, size_t a_stride, int m,
+                            const bf16 *packed, size_t panel_stride, int lanes, int depth) {
+    const Ahead nothing = {0};
+    const int step = depth_step(depth);
+    for (int lane = 0, n; lane < lanes; lane += n) {
+        n = group_lanes(lanes - lane);
+        for (int d = 0; d < depth; d += step) {
+            Tile tile = {.lanes = n, .depth = at_most(step, depth - d), .a = a + d, .a_row = a_stride, .a_pair = 2};
+            tile.b = packed + (size_t)(lane / PANEL_LANES) * panel_stride + (size_t)d * PANEL_LANES;
+            tile.panel_stride = panel_stride;
+            tile.c = c + lane;
+            tile.c_stride = c_stride;
+            tile.c_dtype = DTYPE_F32;
+            tile.accumulate = accumulate || d > 0;
+            tiles_down(tile, TILE_ROWS * a_stride, m, &nothing);
+        }
+    }
+}
+
+static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
+                                       size_t b_stride, int n_tokens, int rows, int cols, float *scratch) {
+    if (n_tokens <= 0) return;
+    const size_t depth = (size_t)round_up(n_tokens, PANEL_DEPTH);
+    bf16 *right = (bf16 *)scratch, *left = right + (size_t)round_up(cols, PANEL_LANES) * depth;
+    right_pack_part(right, b, b_stride, n_tokens, cols, 0, 1);
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, cols, right};
+    gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
+}
+
+/* Fills the rows of the table; without memory to pack in, they stay as they are. */
+static void driver_table(Bf16Kernels *table) {
+    static const ProductBlocks blocks = {driver_multiply, driver_multiply_transposed};
+    if (!workspace_reserve()) return;
+    table->pack = panels_pack;
+    table->blocks = &blocks;
+    table->product = driver_product;
+    table->product_weight = driver_product_weight;
+}
+
+#endif

@@ -1,0 +1,213 @@
+/* Packing of the products' operands, with vectors where the set has them.
+ *
+ *   panels_pack   B from a row-major weight (bf16.h: PANELS): pairs of the reduction side by side
+ *   tokens_pack   the right operand of a weight's gradient, x[tokens, cols], as panels: lanes are columns, the
+ *                 reduction runs over tokens
+ *   slots_pack    its left operand, dy[tokens, rows], as slots of SLOT rows: slot[s][token / 2][row % SLOT][token % 2],
+ *                 what a micro-kernel reads that broadcasts pairs
+ *
+ * fp32 and fp16 are rounded to nearest even; the bits are those of the reference. */
+#ifndef CRIA_KERNELS_PRODUCTS_PACK_H
+#define CRIA_KERNELS_PRODUCTS_PACK_H
+
+#include "model/kernels/products/tile.h"
+
+enum { PAIR = 2 * PANEL_LANES }; /* elements of one pair of depths in a panel: 64 bytes */
+
+/* Row `row` of the weight, wherever it lies. */
+static inline const char *row_major_row(const RowMajor *w, int row) {
+    int v = 0;
+    while (v + 1 < w->n_views && row >= w->first_row[v + 1]) v++;
+    size_t bytes = (size_t)w->cols * dtype_size(w->dtype);
+    return (const char *)w->view[v] + (size_t)(row - w->first_row[v]) * bytes;
+}
+
+#if defined(__AVX512F__)
+
+/* n ≤ 16 elements from `first` on as bfloat16 in the lower halves of 16 lanes; zeros behind them and for NULL. */
+static TILE_INLINE __m512i load_lanes(const char *row, Dtype dtype, size_t first, int n) {
+    if (!row || n <= 0) return _mm512_setzero_si512();
+    __mmask16 mask = n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+    if (dtype == DTYPE_F32) return _mm512_srli_epi32(tile_round(_mm512_maskz_loadu_ps(mask, row + 4 * first)), 16);
+    __m256i half = _mm256_maskz_loadu_epi16(mask, row + 2 * first);
+    if (dtype == DTYPE_F16) return _mm512_srli_epi32(tile_round(_mm512_cvtph_ps(half)), 16);
+    return _mm512_cvtepu16_epi32(half);
+}
+
+static TILE_INLINE __m512i join_pairs(__m512i even, __m512i odd) {
+    return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+
+static TILE_INLINE void pack_pair(bf16 *to, const char *even, const char *odd, Dtype dtype, size_t first, int n) {
+    __m512i pair = join_pairs(load_lanes(even, dtype, first, n), load_lanes(odd, dtype, first, n));
+    _mm512_storeu_si512(to, pair);
+}
+
+/* 16 pairs of depths, n ≤ 32 of the depths there, of one row. */
+static TILE_INLINE __m512i load_depths(const char *row, Dtype dtype, size_t first, int n) {
+    if (row && dtype == DTYPE_BF16) {
+        __mmask32 mask = n >= 32 ? 0xffffffffu : (1u << n) - 1;
+        return _mm512_maskz_loadu_epi16(mask, row + 2 * first);
+    }
+    __m256i low = _mm512_cvtepi32_epi16(load_lanes(row, dtype, first, n));
+    __m256i high = _mm512_cvtepi32_epi16(load_lanes(row, dtype, first + 16, n - 16));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/* 16 rows of 16 lanes of 32 bits, turned about the diagonal. */
+static TILE_INLINE void transpose16(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) { /* columns i, i + 4, i + 8, i + 12 of rows 0…7 and 8…15 */
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype dtype, size_t first, int n) {
+    __m512i r[16];
+    for (int i = 0; i < 16; i++) r[i] = load_depths(lane[i], dtype, first, n);
+    transpose16(r);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * PAIR, r[i]);
+}
+
+#else
+
+static TILE_INLINE bf16 load_element(const char *row, Dtype dtype, size_t at) {
+    bf16 half;
+    float full;
+    if (dtype == DTYPE_F32) {
+        memcpy(&full, row + 4 * at, sizeof full);
+        return f32_to_bf16(full);
+    }
+    memcpy(&half, row + 2 * at, sizeof half);
+    return dtype == DTYPE_F16 ? f32_to_bf16(f16_to_f32(half)) : half;
+}
+
+static TILE_INLINE void pack_pair(bf16 *to, const char *even, const char *odd, Dtype dtype, size_t first, int n) {
+    for (int i = 0; i < PANEL_LANES; i++) {
+        to[2 * i] = even && i < n ? load_element(even, dtype, first + (size_t)i) : 0;
+        to[2 * i + 1] = odd && i < n ? load_element(odd, dtype, first + (size_t)i) : 0;
+    }
+}
+
+static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype dtype, size_t first, int n) {
+    for (int i = 0; i < PANEL_LANES; i++)
+        for (int d = 0; d < PANEL_DEPTH; d++)
+            to[d / 2 * PAIR + 2 * i + d % 2] = lane[i] && d < n ? load_element(lane[i], dtype, first + (size_t)d) : 0;
+}
+
+#endif
+
+/* Lane = row of the weight: squares of 16 lanes × 32 depths are turned in registers. */
+static inline void panel_pack_rows(bf16 *to, const Panels *b, int lane, int first_depth, int end_depth) {
+    const char *row[PANEL_LANES];
+    for (int i = 0; i < PANEL_LANES; i++) row[i] = lane + i < b->lanes ? row_major_row(b->rows, lane + i) : NULL;
+    for (int d = first_depth; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
+        size_t at = (size_t)d;
+        int n = end_depth - d;
+        /* a constant dtype at each call: no test of it in the loops */
+        if (b->rows->dtype == DTYPE_BF16)
+            pack_square(to, row, DTYPE_BF16, at, n);
+        else if (b->rows->dtype == DTYPE_F16)
+            pack_square(to, row, DTYPE_F16, at, n);
+        else
+            pack_square(to, row, DTYPE_F32, at, n);
+    }
+}
+
+/* Lane = column: two rows of the weight make a pair, whole rows of panels at a time. */
+static inline void panels_pack_columns(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane,
+                                       int first_depth, int end_depth) {
+    Dtype dtype = b->rows->dtype;
+    int padded = first_depth + (end_depth - first_depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
+    for (int d = first_depth; d < padded; d += 2, to += PAIR) {
+        const char *even = d < end_depth ? row_major_row(b->rows, d) : NULL;
+        const char *odd = d + 1 < end_depth ? row_major_row(b->rows, d + 1) : NULL;
+        bf16 *panel = to;
+        for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, panel += panel_stride) {
+            if (dtype == DTYPE_BF16)
+                pack_pair(panel, even, odd, DTYPE_BF16, (size_t)lane, end_lane - lane);
+            else if (dtype == DTYPE_F16)
+                pack_pair(panel, even, odd, DTYPE_F16, (size_t)lane, end_lane - lane);
+            else
+                pack_pair(panel, even, odd, DTYPE_F32, (size_t)lane, end_lane - lane);
+        }
+    }
+}
+
+/* The row `pack` of the table. */
+static void panels_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane, int first_depth,
+                        int end_depth) {
+    if (b->transposed) {
+        panels_pack_columns(to, panel_stride, b, first_lane, end_lane, first_depth, end_depth);
+        return;
+    }
+    for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, to += panel_stride)
+        panel_pack_rows(to, b, lane, first_depth, end_depth);
+}
+
+/* Tokens [first, end) of all n_tokens of x; `to` is where the panels of all of them begin. `end` is even or n_tokens,
+ * and then zeros follow it up to a multiple of 32. */
+static void tokens_pack(bf16 *to, size_t panel_stride, const bf16 *x, size_t stride, int first, int end, int cols) {
+    int padded = (end + 1) / 2 * 2;
+    for (int t = first; t < padded; t += 2) {
+        const char *even = (const char *)(x + (size_t)t * stride);
+        const char *odd = t + 1 < end ? (const char *)(x + (size_t)(t + 1) * stride) : NULL;
+        bf16 *panel = to + (size_t)t * PANEL_LANES;
+        for (int col = 0; col < cols; col += PANEL_LANES, panel += panel_stride)
+            pack_pair(panel, even, odd, DTYPE_BF16, (size_t)col, cols - col);
+    }
+}
+
+/* Zeros for the depths [first, end) of all panels. */
+static void tokens_pad(bf16 *to, size_t panel_stride, int first, int end, int cols) {
+    if (first >= end) return;
+    for (int col = 0; col < cols; col += PANEL_LANES, to += panel_stride)
+        memset(to + (size_t)first * PANEL_LANES, 0, (size_t)(end - first) * PANEL_LANES * sizeof *to);
+}
+
+#if defined(__AVX512F__)
+/* Slots of eight rows, `slot_stride` elements apart: 16 rows of a pair of tokens are two slots' worth. */
+enum { SLOT = 8 };
+static void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
+    for (int t = 0; t < n_tokens; t += 2, to += 2 * SLOT) {
+        const char *even = (const char *)(x + (size_t)t * stride);
+        const char *odd = t + 1 < n_tokens ? (const char *)(x + (size_t)(t + 1) * stride) : NULL;
+        bf16 *slot = to;
+        for (int r = 0; r < rows; r += 16, slot += 2 * slot_stride) {
+            __m512i pair = join_pairs(load_lanes(even, DTYPE_BF16, (size_t)r, rows - r),
+                                      load_lanes(odd, DTYPE_BF16, (size_t)r, rows - r));
+            _mm256_storeu_si256((__m256i *)slot, _mm512_castsi512_si256(pair));
+            if (rows - r > SLOT)
+                _mm256_storeu_si256((__m256i *)(slot + slot_stride), _mm512_extracti64x4_epi64(pair, 1));
+        }
+    }
+}
+#else
+enum { SLOT = 6 };
+static void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
+    for (int t = 0; t < n_tokens; t += 2, to += 2 * SLOT)
+        for (int r = 0; r < rows; r++) {
+            bf16 *pair = to + (size_t)(r / SLOT) * slot_stride + 2 * (r % SLOT);
+            pair[0] = x[(size_t)t * stride + (size_t)r];
+            pair[1] = t + 1 < n_tokens ? x[(size_t)(t + 1) * stride + (size_t)r] : 0;
+        }
+}
+#endif
+
+#endif
