@@ -26,21 +26,6 @@ static inline double row_dot3(const float *a, const float *b, const float *c, si
     return vd_sum(vd_add(vd_add(vd_add(vd_add(vd_zero(), sum[0]), sum[1]), sum[2]), sum[3]));
 }
 
-static void fast_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
-                                 float eps) {
-    size_t D = (size_t)width;
-#pragma omp parallel for num_threads(threads_count()) schedule(static)
-    for (int t = 0; t < n_tokens; t++) {
-        const float *x_D = x + (size_t)t * D;
-        float *y_D = y + (size_t)t * D;
-        float r = (float)(1 / sqrt(row_dot3(x_D, x_D, NULL, D) / width + (double)eps));
-        vf scale = vf_set1(r);
-        for (size_t i = 0; i < D; i += VF)
-            vf_put(y_D + i, D - i, vf_get(x_D + i, D - i) * scale * vf_get(w + i, D - i));
-        if (rstd) rstd[t] = r;
-    }
-}
-
 static void fast_rmsnorm_backward(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
                                   const float *rstd, int n_tokens, int width) {
     if (!dx) return;
@@ -219,4 +204,9 @@ static void fast_add_rmsnorm_backward(float *dx, bool accumulate, float *ddelta,
                                       int n_tokens, int width, float *scratch) {
     NormBackward b = {dx, ddelta, dsum, sum, w, rstd, dy, (size_t)width, accumulate};
     norm_rows_backward(false, b, dw, n_tokens, scratch);
+}
+
+static void fast_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
+                                 float eps) {
+    norm_rows(false, NULL, y, rstd, x, NULL, w, n_tokens, width, eps);
 }
