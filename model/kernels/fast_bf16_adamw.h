@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model/core/threads.h"
+#include "model/kernels/fast_norm_rows.h"
 #include "model/kernels/fast_philox.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/simd.h"
