@@ -6,8 +6,9 @@
 typedef struct {
     int rows, cols;
 } Size;
-static const Size sizes[] = {{1, 1},   {1, 64},   {64, 1},   {15, 31},  {16, 32},  {17, 33},   {32, 64},  {31, 100},
-                             {33, 65}, {64, 172}, {172, 64}, {48, 513}, {50, 512}, {34, 1031}, {100, 288}};
+/* The last three: several blocks in a row, and packings written past the caches. */
+static const Size sizes[] = {{1, 1},   {1, 64},   {64, 1},   {15, 31},  {16, 32},   {17, 33},  {32, 64},    {31, 100},
+                             {33, 65}, {64, 172}, {172, 64}, {48, 513}, {34, 1031}, {3, 4200}, {1000, 100}, {33, 2100}};
 enum { N_SIZES = sizeof sizes / sizeof *sizes, GUARD = 64 };
 
 static AdamwStep step_number(int t, double beta2) {
@@ -49,7 +50,7 @@ static void check_packing(const char *name, const bf16 *packed, const float *fro
 START_TEST(matrices_get_the_bits_of_arrays_and_both_packings_in_every_set_and_size) {
     for (int set = 0; set < N_SETS; set++)
         for (int s = 0; s < N_SIZES; s++)
-            for (int way = 0; way < 8; way++) { /* 1 forward, 2 backward, 4 zero_grad */
+            for (int way = s < 10 ? 0 : 7; way < 8; way++) { /* 1 forward, 2 backward, 4 zero_grad */
                 Arena arena = {0};
                 Kernels k;
                 if (!kernel_table(&k, kernel_sets[set])) continue;
@@ -168,6 +169,7 @@ START_TEST(v_does_not_stall_and_is_not_biased) {
     float stalled = 0.5f;
     for (int t = 1; t <= STEPS; t++) stalled = nearest(0.999f * stalled + 0.001f);
     ck_assert(stalled == 0.5f);
+    threads_init(1); /* thousands of small matrices: threads would mostly wait for each other */
     const double exact = 1 - 0.5 * pow(0.999, STEPS), deviation = 0x1p-9 / sqrt(1 - 0.999 * 0.999);
     for (int set = 0; set < N_SETS; set++) {
         Arena arena = {0};
@@ -200,6 +202,7 @@ END_TEST
 START_TEST(bf16_moments_follow_fp32_moments_over_a_thousand_steps) {
     enum { ROWS = 32, COLS = 128, N = ROWS * COLS, STEPS = 1000 };
     const double beta2s[] = {0.95, 0.999};
+    threads_init(1);
     for (int set = 0; set < N_SETS; set++)
         for (int b = 0; b < 2; b++) {
             Arena arena = {0};

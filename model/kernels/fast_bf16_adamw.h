@@ -1,6 +1,6 @@
 /* AdamW on a matrix in one pass over memory: formulas in reference_adamw.c and reference_bf16_adamw.c. A block of 16
- * rows × up to BLOCK_COLUMNS columns is updated row by row and left rounded to bf16 in a buffer in L1; from there both
- * packings (PANELS in bf16.h) are written a whole cache line at a time:
+ * rows × up to BLOCK_COLUMNS columns is updated row by row and left rounded to bf16 in a buffer (64 KiB of stack); from
+ * there both packings (PANELS in bf16.h) are written a whole cache line at a time:
  *
  *   forward    the 16 rows are one panel: 16 × 16 pairs of columns, transposed
  *   backward   16 columns are one panel: rows 2r and 2r + 1 interleaved, a line for each r, 8 lines in a row
@@ -9,24 +9,30 @@
 #include <string.h>
 
 #include "model/core/threads.h"
+#include "model/kernels/fast_norm_rows.h"
 #include "model/kernels/fast_philox.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/simd.h"
 
-/* A row of the buffer is a cache line longer than the block, so that its rows do not fall on the same sets. */
-enum { BLOCK_ROWS = PANEL_LANES, BLOCK_COLUMNS = 512, BLOCK_STRIDE = BLOCK_COLUMNS + 32, PAIR = 2 * PANEL_LANES };
+/* Blocks are wide because the prefetcher follows a run of addresses: with 512 columns the pass over memory took twice
+ * as long. A row of the buffer is a cache line longer than the block, so that its rows do not fall on the same sets. */
+enum { BLOCK_ROWS = PANEL_LANES, BLOCK_COLUMNS = 2048, BLOCK_STRIDE = BLOCK_COLUMNS + 32, PAIR = 2 * PANEL_LANES };
 
 /* Two rows of a panel: from[lane][2] of 16 lanes. */
 #if defined(__AVX512F__)
-static inline void line_copy(bf16 *to, __m512i line) {
-    _mm512_storeu_si512(to, line);
+enum { CAN_STREAM = 1 };
+static ALWAYS_INLINE void put_line(bool stream, bf16 *to, __m512i line) {
+    if (stream)
+        _mm512_stream_si512((__m512i *)(void *)to, line);
+    else
+        _mm512_storeu_si512(to, line);
 }
-static inline void interleave_rows(bf16 *to, const bf16 *a, const bf16 *b) {
+static ALWAYS_INLINE void interleave_rows(bool stream, bf16 *to, const bf16 *a, const bf16 *b) {
     __m512i low = _mm512_cvtepu16_epi32(vb_load(a)), high = _mm512_cvtepu16_epi32(vb_load(b));
-    line_copy(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    put_line(stream, to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 /* 16 pairs of columns of 16 rows: to[pair][row]. Four rounds, each exchanging blocks half as wide. */
-static inline void transpose_pairs(bf16 *to, const bf16 *from, size_t stride) {
+static ALWAYS_INLINE void transpose_pairs(bool stream, bf16 *to, const bf16 *from, size_t stride) {
     __m512i x[16], y[16];
     for (size_t r = 0; r < 16; r++) x[r] = _mm512_loadu_si512(from + r * stride);
     for (size_t r = 0; r < 16; r += 2) {
@@ -42,14 +48,16 @@ static inline void transpose_pairs(bf16 *to, const bf16 *from, size_t stride) {
         __m512i even0 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x88), odd0 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd);
         __m512i even1 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x88);
         __m512i odd1 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xdd);
-        line_copy(to + PAIR * c, _mm512_shuffle_i32x4(even0, even1, 0x88));
-        line_copy(to + PAIR * (4 + c), _mm512_shuffle_i32x4(odd0, odd1, 0x88));
-        line_copy(to + PAIR * (8 + c), _mm512_shuffle_i32x4(even0, even1, 0xdd));
-        line_copy(to + PAIR * (12 + c), _mm512_shuffle_i32x4(odd0, odd1, 0xdd));
+        put_line(stream, to + PAIR * c, _mm512_shuffle_i32x4(even0, even1, 0x88));
+        put_line(stream, to + PAIR * (4 + c), _mm512_shuffle_i32x4(odd0, odd1, 0x88));
+        put_line(stream, to + PAIR * (8 + c), _mm512_shuffle_i32x4(even0, even1, 0xdd));
+        put_line(stream, to + PAIR * (12 + c), _mm512_shuffle_i32x4(odd0, odd1, 0xdd));
     }
 }
 #else
-static inline void interleave_rows(bf16 *to, const bf16 *a, const bf16 *b) {
+enum { CAN_STREAM = 0 }; /* half a line at a time */
+static inline void interleave_rows(bool stream, bf16 *to, const bf16 *a, const bf16 *b) {
+    (void)stream;
     for (size_t i = 0; i < PANEL_LANES; i += 8) {
         __m128i x = vb_load(a + i), y = vb_load(b + i);
         vb_store(to + 2 * i, _mm_unpacklo_epi16(x, y));
@@ -76,7 +84,8 @@ static inline void transpose_8_pairs(bf16 *to, const bf16 *from, size_t stride) 
         _mm256_storeu_si256((__m256i *)(void *)(to + PAIR * (4 + c)), high);
     }
 }
-static inline void transpose_pairs(bf16 *to, const bf16 *from, size_t stride) {
+static inline void transpose_pairs(bool stream, bf16 *to, const bf16 *from, size_t stride) {
+    (void)stream;
     for (size_t r = 0; r < 16; r += 8)
         for (size_t c = 0; c < 32; c += 16) transpose_8_pairs(to + c / 2 * PAIR + 2 * r, from + r * stride + c, stride);
 }
@@ -112,22 +121,32 @@ static inline size_t round_up(size_t n, size_t to) {
 }
 
 /* Both packings of rows [row, row + 16) × columns [first, first + n), from the buffer, whose padding is zero. */
-static void write_panels(const AdamwMatrix *w, const bf16 *rounded, size_t row, size_t first, size_t n) {
+static ALWAYS_INLINE void write_panels(bool stream, const AdamwMatrix *w, const bf16 *rounded, size_t row, size_t first,
+                                       size_t n) {
     size_t cols = (size_t)w->cols, end = round_up((size_t)w->rows, PANEL_DEPTH);
     if (w->forward) {
         bf16 *panel = w->forward + row * round_up(cols, PANEL_DEPTH);
         for (size_t c = 0; c < n; c += PANEL_DEPTH)
-            transpose_pairs(panel + (first + c) / 2 * PAIR, rounded + c, BLOCK_STRIDE);
+            transpose_pairs(stream, panel + (first + c) / 2 * PAIR, rounded + c, BLOCK_STRIDE);
     }
     if (!w->backward) return;
+    size_t missing = row + BLOCK_ROWS >= (size_t)w->rows ? end - row - BLOCK_ROWS : 0; /* rows of padding below */
     for (size_t c = 0; c < n; c += PANEL_LANES) {
         bf16 *to = w->backward + (first + c) * end + row / 2 * PAIR;
-        for (size_t r = 0; r < BLOCK_ROWS; r += 2)
-            interleave_rows(to + r / 2 * PAIR, rounded + r * BLOCK_STRIDE + c, rounded + (r + 1) * BLOCK_STRIDE + c);
-        bool last = row + BLOCK_ROWS >= (size_t)w->rows;
-        if (last && row + BLOCK_ROWS < end)
-            memset(to + BLOCK_ROWS / 2 * PAIR, 0, BLOCK_ROWS * PANEL_LANES * sizeof *to);
+        for (size_t r = 0; r < BLOCK_ROWS; r += 2) {
+            const bf16 *pair = rounded + r * BLOCK_STRIDE + c;
+            interleave_rows(stream, to + r / 2 * PAIR, pair, pair + BLOCK_STRIDE);
+        }
+        if (missing > 0) memset(to + BLOCK_ROWS / 2 * PAIR, 0, missing * PANEL_LANES * sizeof *to);
     }
+}
+
+/* Stores that go past the caches save reading the lines they replace, a quarter of the time of the pass where it is
+ * bound by memory; small matrices are left in the caches, for the next step's products. */
+static bool streams(const AdamwMatrix *w) {
+    enum { LEAST = 1 << 16, LINE = 64 };
+    bool aligned = (uintptr_t)w->forward % LINE == 0 && (uintptr_t)w->backward % LINE == 0;
+    return CAN_STREAM && aligned && (size_t)w->rows * (size_t)w->cols >= LEAST;
 }
 
 static void update_block(const AdamwMatrix *w, const AdamwVectors *k, size_t row, size_t first, size_t n) {
@@ -144,7 +163,11 @@ static void update_block(const AdamwMatrix *w, const AdamwVectors *k, size_t row
     }
     if (!packs) return;
     for (size_t r = rows; r < BLOCK_ROWS; r++) memset(rounded + r * BLOCK_STRIDE, 0, padded * sizeof *rounded);
-    write_panels(w, rounded, row, first, n);
+    if (streams(w)) {
+        write_panels(true, w, rounded, row, first, n);
+        _mm_sfence(); /* they are not ordered with the stores that tell other threads that this one is done */
+    } else
+        write_panels(false, w, rounded, row, first, n);
 }
 
 /* Blocks, of nearly equal size and in the order of memory, are shared out to threads. */

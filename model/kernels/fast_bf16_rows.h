@@ -1,8 +1,8 @@
-/* The kernels over rows of precision bf16 over vectors; formulas in reference_bf16_rows.c. Included after fast_norm.h,
- * whose fused norm serves both precisions. */
+/* The kernels over rows of precision bf16 over vectors; formulas in reference_bf16_rows.c. */
 #include <string.h>
 
 #include "model/core/threads.h"
+#include "model/kernels/fast_norm_rows.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/simd.h"
 
@@ -59,15 +59,31 @@ static inline void rotate_heads_of_8(bf16 *y, const bf16 *x, size_t n, const flo
     }
 }
 
+/* Pairs [i, i + 8) of a head. */
+static inline void rotate_8_pairs(bf16 *y, const bf16 *x, size_t half, const float *cosine, const float *sine,
+                                  vf direction) {
+    vf a = vf_widen(vb_load8(x)), b = vf_widen(vb_load8(x + half)), c = vf_load8(cosine),
+       s = vf_load8(sine) * direction;
+    vb_store8(y, vf_narrow(a * c - b * s));
+    vb_store8(y + half, vf_narrow(b * c + a * s));
+}
+
+static ALWAYS_INLINE void rotate_pairs(bf16 *y, const bf16 *x, size_t half, const float *cosine, const float *sine,
+                                       vf direction, size_t n) {
+    vf a = vf_get_bf16(x, n), b = vf_get_bf16(x + half, n), c = vf_get(cosine, n), s = vf_get(sine, n) * direction;
+    vf_put_bf16(y, n, a * c - b * s);
+    vf_put_bf16(y + half, n, b * c + a * s);
+}
+
+/* Heads of 48 (half = 24) end with 8 pairs. */
 static inline void rotate_head(bf16 *y, const bf16 *x, size_t half, const float *cosine, const float *sine,
-                               float direction) {
-    for (size_t i = 0; i < half; i += VF) {
-        size_t n = half - i;
-        vf a = vf_get_bf16(x + i, n), b = vf_get_bf16(x + half + i, n);
-        vf c = vf_get(cosine + i, n), s = vf_get(sine + i, n) * vf_set1(direction);
-        vf_put_bf16(y + i, n, a * c - b * s);
-        vf_put_bf16(y + half + i, n, b * c + a * s);
-    }
+                               vf direction) {
+    size_t i = 0;
+    for (; i + VF <= half; i += VF) rotate_pairs(y + i, x + i, half, cosine + i, sine + i, direction, VF);
+    if (half - i == 8)
+        rotate_8_pairs(y + i, x + i, half, cosine + i, sine + i, direction);
+    else if (i < half)
+        rotate_pairs(y + i, x + i, half, cosine + i, sine + i, direction, half - i);
 }
 
 /* y may be x */
@@ -77,7 +93,8 @@ static void rotate_bf16(bf16 *y, const bf16 *x, int n_heads, size_t half, const 
         rotate_heads_of_8(y, x, (size_t)n_heads * 8, cosine, sine, direction);
         return;
     }
-    for (int h = 0; h < n_heads; h++, y += 2 * half, x += 2 * half) rotate_head(y, x, half, cosine, sine, direction);
+    for (int h = 0; h < n_heads; h++, y += 2 * half, x += 2 * half)
+        rotate_head(y, x, half, cosine, sine, vf_set1(direction));
 }
 
 static void fast_bf16_rotary(bf16 *x, size_t stride, int n_tokens, int n_heads, int head_dim, const int32_t *positions,
@@ -114,33 +131,42 @@ static ALWAYS_INLINE vf short_sigmoid(vf g, vf *rest) {
     return sigmoid;
 }
 
+static ALWAYS_INLINE void swiglu_vector(bf16 *y, const bf16 *gate, const bf16 *up, size_t n) {
+    vf g = vf_get_bf16(gate, n), rest;
+    vf_put_bf16(y, n, g * short_sigmoid(g, &rest) * vf_get_bf16(up, n));
+}
+
 static void fast_bf16_swiglu_forward(bf16 *y, const bf16 *gate_up, int n_tokens, int width) {
     size_t F = (size_t)width;
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int t = 0; t < n_tokens; t++) {
         const bf16 *gate = gate_up + 2 * (size_t)t * F, *up = gate + F;
         bf16 *y_F = y + (size_t)t * F;
-        for (size_t i = 0; i < F; i += VF) {
-            vf g = vf_get_bf16(gate + i, F - i), rest;
-            vf_put_bf16(y_F + i, F - i, g * short_sigmoid(g, &rest) * vf_get_bf16(up + i, F - i));
-        }
+        size_t i = 0;
+        for (; i + VF <= F; i += VF) swiglu_vector(y_F + i, gate + i, up + i, VF);
+        if (i < F) swiglu_vector(y_F + i, gate + i, up + i, F - i);
     }
 }
 
-static ALWAYS_INLINE void swiglu_backward_row(bool accumulate, bf16 *dgate, bf16 *dup, const bf16 *dy, const bf16 *gate,
-                                              const bf16 *up, size_t F) {
-    for (size_t i = 0; i < F; i += VF) {
-        size_t n = F - i;
-        vf g = vf_get_bf16(gate + i, n), rest, sigmoid = short_sigmoid(g, &rest);
-        vf d = vf_get_bf16(dy + i, n) * sigmoid;
-        vf dg = d * vf_get_bf16(up + i, n) * vf_fma(g, rest, vf_set1(1)), du = d * g;
-        if (accumulate) {
-            dg = dg + vf_get_bf16(dgate + i, n);
-            du = du + vf_get_bf16(dup + i, n);
-        }
-        vf_put_bf16(dgate + i, n, dg);
-        vf_put_bf16(dup + i, n, du);
+static ALWAYS_INLINE void swiglu_backward_vector(bool accumulate, bf16 *dgate, bf16 *dup, const bf16 *dy,
+                                                 const bf16 *gate, const bf16 *up, size_t n) {
+    vf g = vf_get_bf16(gate, n), rest, sigmoid = short_sigmoid(g, &rest), d = vf_get_bf16(dy, n) * sigmoid;
+    vf dg = d * vf_get_bf16(up, n) * vf_fma(g, rest, vf_set1(1)), du = d * g;
+    if (accumulate) {
+        dg = dg + vf_get_bf16(dgate, n);
+        du = du + vf_get_bf16(dup, n);
     }
+    vf_put_bf16(dgate, n, dg);
+    vf_put_bf16(dup, n, du);
+}
+
+static ALWAYS_INLINE void swiglu_backward_row(bool accumulate, bf16 *dgate, const bf16 *dy, const bf16 *gate,
+                                              size_t F) {
+    bf16 *dup = dgate + F;
+    const bf16 *up = gate + F;
+    size_t i = 0;
+    for (; i + VF <= F; i += VF) swiglu_backward_vector(accumulate, dgate + i, dup + i, dy + i, gate + i, up + i, VF);
+    if (i < F) swiglu_backward_vector(accumulate, dgate + i, dup + i, dy + i, gate + i, up + i, F - i);
 }
 
 static void fast_bf16_swiglu_backward(bf16 *dgate_up, bool accumulate, const bf16 *dy, const bf16 *gate_up,
@@ -152,9 +178,9 @@ static void fast_bf16_swiglu_backward(bf16 *dgate_up, bool accumulate, const bf1
         const bf16 *gate = gate_up + 2 * (size_t)t * F, *dy_F = dy + (size_t)t * F;
         bf16 *dgate = dgate_up + 2 * (size_t)t * F;
         if (accumulate)
-            swiglu_backward_row(true, dgate, dgate + F, dy_F, gate, gate + F, F);
+            swiglu_backward_row(true, dgate, dy_F, gate, F);
         else
-            swiglu_backward_row(false, dgate, dgate + F, dy_F, gate, gate + F, F);
+            swiglu_backward_row(false, dgate, dy_F, gate, F);
     }
 }
 

@@ -1,9 +1,8 @@
 /* RMSNorm over vectors; formulas in reference_norm.c. Included by avx2_kernels.c and avx512_kernels.c. */
 #include <math.h>
-#include <string.h>
 
 #include "model/core/threads.h"
-#include "model/kernels/fast.h"
+#include "model/kernels/fast_norm_rows.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/simd.h"
 
@@ -81,118 +80,7 @@ static void fast_rmsnorm_backward_weight(float *dw, const float *dy, const float
         }
 }
 
-/* ---- with the residual addition fused, fp32 or bf16 ---- */
-
-/* Element i of an array of floats, or of bf16 where `half`; n elements are left. */
-static ALWAYS_INLINE vf row_get(bool half, const void *p, size_t i, size_t n) {
-    return half ? vf_get_bf16((const bf16 *)p + i, n) : vf_get((const float *)p + i, n);
-}
-static ALWAYS_INLINE void row_put(bool half, void *p, size_t i, size_t n, vf x) {
-    if (half)
-        vf_put_bf16((bf16 *)p + i, n, x);
-    else
-        vf_put((float *)p + i, n, x);
-}
-/* Row t of such an array; NULL stays NULL. */
-static ALWAYS_INLINE void *row_at(bool half, const void *p, int t, size_t width) {
-    size_t size = half ? sizeof(bf16) : sizeof(float);
-    return p ? (char *)(uintptr_t)p + (size_t)t * width * size : NULL;
-}
-
-/* sum = x + delta (delta NULL: x, and sum is not written), y = its norm: a row of n. It is in L1 for the second loop.
- */
-static ALWAYS_INLINE float norm_row(bool half, float *sum, void *y, const float *x, const void *delta, const float *w,
-                                    size_t n, float eps) {
-    vf squares[2] = {vf_zero(), vf_zero()};
-    for (size_t i = 0, u = 0; i < n; i += VF, u ^= 1) {
-        vf s = vf_get(x + i, n - i);
-        if (delta) {
-            s = s + row_get(half, delta, i, n - i);
-            vf_put(sum + i, n - i, s);
-        }
-        squares[u] = vf_fma(s, s, squares[u]);
-    }
-    float r = (float)(1 / sqrt(vd_sum(vd_add(vd_add(vd_zero(), squares[0]), squares[1])) / (double)n + (double)eps));
-    const float *normed = delta ? sum : x;
-    vf scale = vf_set1(r);
-    for (size_t i = 0; i < n; i += VF)
-        row_put(half, y, i, n - i, vf_get(normed + i, n - i) * scale * vf_get(w + i, n - i));
-    return r;
-}
-
-static ALWAYS_INLINE void norm_rows(bool half, float *sum, void *y, float *rstd, const float *x, const void *delta,
-                                    const float *w, int n_tokens, int width, float eps) {
-    size_t D = (size_t)width;
-#pragma omp parallel for num_threads(threads_count()) schedule(static)
-    for (int t = 0; t < n_tokens; t++) {
-        float *sum_D = row_at(false, sum, t, D);
-        void *y_D = row_at(half, y, t, D);
-        float r = norm_row(half, sum_D, y_D, x + (size_t)t * D, row_at(half, delta, t, D), w, D, eps);
-        if (rstd) rstd[t] = r;
-    }
-}
-
-/* What the backward pass reads and writes; ddelta and dy are bf16 in precision bf16. */
-typedef struct {
-    float *dx;
-    void *ddelta;
-    const float *dsum, *sum, *w, *rstd;
-    const void *dy;
-    size_t D;
-    bool accumulate;
-} NormBackward;
-
-/* Token t; its part of dw is added to dw_D (NULL: none). */
-static ALWAYS_INLINE void norm_backward_row(bool half, const NormBackward *b, float *dw_D, int t) {
-    size_t D = b->D;
-    const float *sum = b->sum + (size_t)t * D, *dsum = row_at(false, b->dsum, t, D);
-    const void *dy = row_at(half, b->dy, t, D);
-    float *dx = row_at(false, b->dx, t, D);
-    void *ddelta = row_at(half, b->ddelta, t, D);
-    vf dot[2] = {vf_zero(), vf_zero()};
-    for (size_t i = 0, u = 0; i < D; i += VF, u ^= 1)
-        dot[u] = vf_fma(row_get(half, dy, i, D - i) * vf_get(b->w + i, D - i), vf_get(sum + i, D - i), dot[u]);
-    double r = b->rstd[t], total = vd_sum(vd_add(vd_add(vd_zero(), dot[0]), dot[1]));
-    vf scale = vf_set1(b->rstd[t]), shrink = vf_set1((float)(total * r * r * r / (double)D));
-    for (size_t i = 0; i < D; i += VF) {
-        size_t n = D - i;
-        vf g = row_get(half, dy, i, n) * scale, s = vf_get(sum + i, n);
-        vf d = vf_fnma(shrink, s, g * vf_get(b->w + i, n));
-        if (dw_D) vf_put(dw_D + i, n, vf_fma(g, s, vf_get(dw_D + i, n)));
-        if (dsum) d = d + vf_get(dsum + i, n);
-        if (ddelta) row_put(half, ddelta, i, n, d);
-        if (dx && b->accumulate) d = d + vf_get(dx + i, n);
-        if (dx) vf_put(dx + i, n, d);
-    }
-}
-
-/* dw += the parts [chunks, D], in fp64, in their order. */
-static void norm_join(float *dw, const float *parts, int chunks, size_t D) {
-#pragma omp for schedule(static)
-    for (size_t i = 0; i < D; i += 16)
-        for (size_t at = i; at < D && at < i + 16; at += VF) {
-            vd sum = vd_zero();
-            for (int c = 0; c < chunks; c++) sum = vd_add(sum, vf_get(parts + (size_t)c * D + at, D - at));
-            vf_put(dw + at, D - at, vf_get(dw + at, D - at) + vd_narrow(sum));
-        }
-}
-
-/* A chunk of NORM_CHUNK tokens sums its part of dw in fp32, so that the error does not grow with the batch, and the
- * chunks do not depend on the number of threads. */
-static ALWAYS_INLINE void norm_rows_backward(bool half, NormBackward b, float *dw, int n_tokens, float *parts) {
-    int chunks = (n_tokens + NORM_CHUNK - 1) / NORM_CHUNK;
-#pragma omp parallel num_threads(threads_count())
-    {
-#pragma omp for schedule(static)
-        for (int c = 0; c < chunks; c++) {
-            int first = c * NORM_CHUNK, end = n_tokens - first < NORM_CHUNK ? n_tokens : first + NORM_CHUNK;
-            float *part = dw ? parts + (size_t)c * b.D : NULL;
-            if (part) memset(part, 0, b.D * sizeof *part);
-            for (int t = first; t < end; t++) norm_backward_row(half, &b, part, t);
-        }
-        if (dw) norm_join(dw, parts, chunks, b.D);
-    }
-}
+/* ---- with the residual addition fused ---- */
 
 static void fast_add_rmsnorm_forward(float *sum, float *y, float *rstd, const float *x, const float *delta,
                                      const float *w, int n_tokens, int width, float eps) {

@@ -20,11 +20,15 @@ static inline vu vu_from(uint32_t first) {
 static inline vu vu_xor3(vu a, vu b, vu c) {
     return _mm512_ternarylogic_epi32(a, b, c, 0x96);
 }
-/* The lower halves of the lanes' products; *high: the upper ones. */
-static inline vu vu_multiply(vu a, uint32_t by, vu *high) {
-    vu factor = vu_set1(by), even = _mm512_mul_epu32(a, factor),
-       odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), factor);
-    *high = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+/* Products of the lower halves of 64-bit lanes; what is in the upper ones does not matter. */
+static inline vu vu_multiply(vu a, vu b) {
+    return _mm512_mul_epu32(a, b);
+}
+static inline vu vu_high(vu x) {
+    return _mm512_srli_epi64(x, 32);
+}
+/* The lower halves of 64-bit lanes of both, in turn. */
+static inline vu vu_zip(vu even, vu odd) {
     return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
 }
 /* The lower halves of the words `random`, below bits that go into the upper halves of x's. */
@@ -49,10 +53,13 @@ static inline vu vu_from(uint32_t first) {
 static inline vu vu_xor3(vu a, vu b, vu c) {
     return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
-static inline vu vu_multiply(vu a, uint32_t by, vu *high) {
-    vu factor = vu_set1(by), even = _mm256_mul_epu32(a, factor),
-       odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
-    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+static inline vu vu_multiply(vu a, vu b) {
+    return _mm256_mul_epu32(a, b);
+}
+static inline vu vu_high(vu x) {
+    return _mm256_srli_epi64(x, 32);
+}
+static inline vu vu_zip(vu even, vu odd) {
     return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
 }
 static inline vb vf_narrow_randomly(vf x, vu random) {
@@ -66,19 +73,26 @@ static inline vu vu_upper_halves(vu x) {
 }
 #endif
 
-/* The four words of every lane's generator; c3, the last word of the counter, differs from lane to lane. */
-static inline void vu_philox(vu words[4], uint32_t c0, uint32_t c1, uint32_t c2, vu c3, PhiloxKey key) {
-    vu a = vu_set1(c0), b = vu_set1(c1), c = vu_set1(c2), d = c3;
+/* The four words of VF generators whose counters differ in their last word: first, first + 1, … A generator has the
+ * lower half of a 64-bit lane, so that a product needs no taking apart; even ones are in one half of the vectors, odd
+ * ones in the other. */
+static inline void vu_philox(vu words[4], uint32_t c0, uint32_t c1, uint32_t c2, uint32_t first, PhiloxKey key) {
+    vu lane[2] = {vu_from(first), vu_high(vu_from(first))};
+    vu a[2] = {vu_set1(c0), vu_set1(c0)}, b[2] = {vu_set1(c1), vu_set1(c1)}, c[2] = {vu_set1(c2), vu_set1(c2)};
     for (int round = 0; round < 10; round++) {
-        vu high0, high1, low0 = vu_multiply(a, 0xD2511F53u, &high0), low1 = vu_multiply(c, 0xCD9E8D57u, &high1);
-        a = vu_xor3(high1, b, vu_set1(key.word[0]));
-        c = vu_xor3(high0, d, vu_set1(key.word[1]));
-        b = low1;
-        d = low0;
+        vu k0 = vu_set1(key.word[0]), k1 = vu_set1(key.word[1]);
+        for (int i = 0; i < 2; i++) {
+            vu product0 = vu_multiply(a[i], vu_set1(0xD2511F53u)), product1 = vu_multiply(c[i], vu_set1(0xCD9E8D57u));
+            a[i] = vu_xor3(vu_high(product1), b[i], k0);
+            c[i] = vu_xor3(vu_high(product0), lane[i], k1);
+            b[i] = product1;
+            lane[i] = product0;
+        }
         key.word[0] += 0x9E3779B9u;
         key.word[1] += 0xBB67AE85u;
     }
-    words[0] = a, words[1] = b, words[2] = c, words[3] = d;
+    words[0] = vu_zip(a[0], a[1]), words[1] = vu_zip(b[0], b[1]);
+    words[2] = vu_zip(c[0], c[1]), words[3] = vu_zip(lane[0], lane[1]);
 }
 
 enum { RANDOM_COLUMNS = 64, RANDOM_VECTORS = RANDOM_COLUMNS / VF };
@@ -89,7 +103,7 @@ static inline void random_columns(vu words[RANDOM_VECTORS], PhiloxKey key, uint3
     enum { PARTS = 16 / VF }; /* vectors that hold 16 lanes */
     for (uint32_t part = 0; part < PARTS; part++) {
         vu four[4];
-        vu_philox(four, update, (uint32_t)row, (uint32_t)(row >> 32), vu_from((uint32_t)(column / 4) + part * VF), key);
+        vu_philox(four, update, (uint32_t)row, (uint32_t)(row >> 32), (uint32_t)(column / 4) + part * VF, key);
         for (uint32_t word = 0; word < 4; word++) words[word * PARTS + part] = four[word];
     }
 }

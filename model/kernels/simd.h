@@ -128,6 +128,17 @@ static inline vb vb_load_part(const bf16 *p, size_t n) {
 static inline void vb_store_part(bf16 *p, size_t n, vb x) {
     _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), x);
 }
+/* 8 lanes, the others 0: a whole store, from which a load of the same bytes is served at once; after one of a part of
+ * the lanes it waits. */
+static inline vb vb_load8(const bf16 *p) {
+    return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+static inline void vb_store8(bf16 *p, vb x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(x));
+}
+static inline vf vf_load8(const float *p) {
+    return _mm512_zextps256_ps512(_mm256_loadu_ps(p));
+}
 /* 1/x within 2^-14 */
 static inline vf vf_reciprocal(vf x) {
     return _mm512_rcp14_ps(x);
@@ -260,6 +271,15 @@ static inline void vb_store_part(bf16 *p, size_t n, vb x) {
     bf16 lanes[VF];
     vb_store(lanes, x);
     memcpy(p, lanes, n * sizeof *p);
+}
+static inline vb vb_load8(const bf16 *p) {
+    return vb_load(p);
+}
+static inline void vb_store8(bf16 *p, vb x) {
+    vb_store(p, x);
+}
+static inline vf vf_load8(const float *p) {
+    return vf_load(p);
 }
 /* 1/x within 2^-21: the approximation's 1.5·2^-12 squared by one step of Newton's method */
 static inline vf vf_reciprocal(vf x) {
