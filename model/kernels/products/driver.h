@@ -104,7 +104,8 @@ typedef struct {
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
-    return (ProductSpace){(float *)own, (bf16 *)(own + FROZEN_ROWS * GROUP_LANES * sizeof(float))};
+    void *partial = own, *panels = own + FROZEN_ROWS * GROUP_LANES * sizeof(float);
+    return (ProductSpace){partial, panels};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
@@ -368,7 +369,8 @@ static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a,
                                        size_t b_stride, int n_tokens, int rows, int cols, float *scratch) {
     if (n_tokens <= 0) return;
     const int depth = round_up(n_tokens, PANEL_DEPTH);
-    bf16 *right = (bf16 *)scratch, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
+    void *room = scratch;
+    bf16 *right = room, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
     right_pack_part(right, depth, b, b_stride, n_tokens, cols, 0, 1);
     Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right};
     gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
