@@ -14,8 +14,8 @@
  *   block of rows of A (L2) → group of panels of B → block of depths (the group's piece in L2) → tile of C
  *
  * where the next piece of B is prefetched into L2 during the tiles of the present one. Threads share out rows; where
- * there are too few, or B must be packed, they share out lanes. Without `transposed`, the weight's gradient is the same
- * nest with A = dyᵀ, packed by each thread for its rows, and B = x, packed by all threads together.
+ * there are too few, or B must be packed, they share out lanes. The gradient of a weight is the same nest with
+ * A = dyᵀ, packed by each thread for its rows, and B = x, packed by all threads together.
  */
 #ifndef CRIA_KERNELS_PRODUCTS_DRIVER_H
 #define CRIA_KERNELS_PRODUCTS_DRIVER_H
@@ -26,13 +26,13 @@
 #include "model/kernels/products/pack.h"
 #include "model/kernels/products/workspace.h"
 
-enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
+enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64 };
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
 _Static_assert(FROZEN_ROWS >= ROW_BLOCK, "the partial sums have room for either");
 _Static_assert(FROZEN_ROWS *GROUP_LANES * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
                "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_THREAD,
+_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) * sizeof(bf16) <= WORKSPACE_THREAD,
                "the packed left operand fits the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
 
@@ -51,21 +51,34 @@ static inline int group_lanes(int lanes) {
     return at_most(lanes, (panels + groups - 1) / groups * PANEL_LANES);
 }
 
-/* Panels that will be wanted after the present ones. */
+/* What will be wanted after the present panels: the next ones, or the part of a row-major weight that makes them. */
 typedef struct {
-    const bf16 *b; /* NULL: none */
+    const bf16 *b; /* NULL: not packed */
     size_t panel_stride;
     int panels, depth;
+    const RowMajor *rows; /* NULL: nothing, if b is NULL too */
+    int first_row, n_rows, first_col, n_cols;
 } Ahead;
 
-/* The i-th of n parts of them goes to L2. */
+static inline void prefetch_to_l2(const char *from, const char *end) {
+    for (; from < end; from += CACHE_LINE) __builtin_prefetch(from, 0, 2);
+}
+
+/* The i-th of n parts of it goes to L2. */
 static inline void ahead_prefetch(const Ahead *next, int i, int n) {
-    if (!next->b) return;
-    int lines = next->depth * PANEL_LANES / LINE_ELEMENTS;
-    int begin = (int)((long)lines * i / n), end = (int)((long)lines * (i + 1) / n);
-    for (int p = 0; p < next->panels; p++)
-        for (int line = begin; line < end; line++)
-            __builtin_prefetch(next->b + (size_t)p * next->panel_stride + (size_t)line * LINE_ELEMENTS, 0, 2);
+    const int whole = next->b ? next->depth * PANEL_LANES : next->rows ? next->n_rows : 0;
+    const int begin = (int)((long)whole * i / n), end = (int)((long)whole * (i + 1) / n);
+    if (next->b) {
+        const bf16 *panel = next->b;
+        for (int p = 0; p < next->panels; p++, panel += next->panel_stride)
+            prefetch_to_l2((const char *)(panel + begin), (const char *)(panel + end));
+    } else if (next->rows) {
+        const size_t size = dtype_size(next->rows->dtype);
+        for (int r = begin; r < end; r++) {
+            const char *row = row_major_row(next->rows, next->first_row + r) + (size_t)next->first_col * size;
+            prefetch_to_l2((const char *)((uintptr_t)row / CACHE_LINE * CACHE_LINE), row + (size_t)next->n_cols * size);
+        }
+    }
 }
 
 /* All tiles of a column of `rows` rows; a_tile: elements of A between tiles. `tile` describes the first. */
@@ -91,7 +104,8 @@ typedef struct {
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
-    return (ProductSpace){(float *)own, (bf16 *)(own + FROZEN_ROWS * GROUP_LANES * sizeof(float))};
+    void *partial = own, *panels = own + FROZEN_ROWS * GROUP_LANES * sizeof(float);
+    return (ProductSpace){partial, panels};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
@@ -112,20 +126,31 @@ static void tile_panels(Tile *tile, const Panels *b, const ProductSpace *space, 
     }
 }
 
-/* What follows the depths up to `end` of the lanes up to end_lane: more depths, or the next group's first ones. */
-static Ahead panels_ahead(const Panels *b, const Tile *tile, int end, int end_lane, int step) {
-    if (!b->packed) return (Ahead){0};
-    int panels = (tile->lanes + PANEL_LANES - 1) / PANEL_LANES;
-    if (end < b->depth)
-        return (Ahead){tile->b + (size_t)round_up(tile->depth, PANEL_DEPTH) * PANEL_LANES, tile->panel_stride, panels,
-                       at_most(step, b->depth - end)};
-    if (end_lane >= b->lanes) return (Ahead){0};
-    return (Ahead){b->packed + (size_t)(end_lane / PANEL_LANES) * tile->panel_stride, tile->panel_stride,
-                   at_most(panels, (b->lanes - end_lane + PANEL_LANES - 1) / PANEL_LANES), at_most(step, b->depth)};
+/* What follows the depths up to `end` of the lanes [lane, lane + lanes): more depths, or the first ones of the next
+ * group, if end_lane is not reached. */
+static Ahead panels_ahead(const Panels *b, size_t stride, int lane, int lanes, int end, int end_lane, int step) {
+    const bool more = end < b->depth;
+    if (!more) {
+        lane += lanes;
+        lanes = lane < end_lane ? group_lanes(end_lane - lane) : 0;
+        end = 0;
+    }
+    if (lanes == 0) return (Ahead){0};
+    const int depth = at_most(step, b->depth - end);
+    if (b->packed) {
+        return (Ahead){.b = b->packed + (size_t)(lane / PANEL_LANES) * stride + (size_t)end * PANEL_LANES,
+                       .panel_stride = stride,
+                       .panels = round_up(lanes, PANEL_LANES) / PANEL_LANES,
+                       .depth = depth};
+    }
+    if (b->transposed)
+        return (Ahead){.rows = b->rows, .first_row = end, .n_rows = depth, .first_col = lane, .n_cols = lanes};
+    return (Ahead){.rows = b->rows, .first_row = lane, .n_rows = lanes, .first_col = end, .n_cols = depth};
 }
 
 /* C of the rows [row, row + rows) and one group of lanes. A bf16 C of several blocks of depths is summed in fp32. */
-static void product_group(const Product *p, const ProductSpace *space, int row, int rows, int lane, int lanes) {
+static void product_group(const Product *p, const ProductSpace *space, int row, int rows, int lane, int lanes,
+                          int end_lane) {
     const size_t a_tile = TILE_ROWS * p->a_stride, size = c_bytes(p->c_dtype);
     const int step = depth_step(p->b.depth);
     const bool summed_apart = p->c_dtype == DTYPE_BF16 && p->b.depth > step;
@@ -146,7 +171,7 @@ static void product_group(const Product *p, const ProductSpace *space, int row, 
             tile.accumulate = p->accumulate || (d > 0 && !summed_apart);
             if (summed_apart) tile.partial = space->partial;
         }
-        Ahead next = panels_ahead(&p->b, &tile, end, lane + lanes, step);
+        const Ahead next = panels_ahead(&p->b, tile.panel_stride, lane, lanes, end, end_lane, step);
         tiles_down(tile, a_tile, rows, &next);
     }
 }
@@ -159,7 +184,7 @@ static void product_part(const Product *p, const ProductSpace *space, size_t row
         int rows = at_most(block, (int)end_row - r);
         for (int l = (int)lane, lanes; l < (int)end_lane; l += lanes) {
             lanes = group_lanes((int)end_lane - l);
-            product_group(p, space, r, rows, l, lanes);
+            product_group(p, space, r, rows, l, lanes, (int)end_lane);
         }
         if (finish && p->finish) p->finish(p->context, r, rows);
     }
@@ -236,44 +261,59 @@ typedef struct {
     size_t dw_stride;
     const bf16 *dy;
     size_t dy_stride;
-    int tokens, cols;
-    const bf16 *right; /* panels of x, round_up(tokens, 32) deep */
+    int tokens, depth; /* room in the packings: whole tiles of 32 tokens at least */
+    const bf16 *right; /* panels of x */
 } Gradient;
 
-/* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of WEIGHT_ROWS rows is packed. */
+/* Streams that are a power of two apart share the few ways of a set of the caches. */
+static inline int spread_depth(int tokens) {
+    return round_up(tokens, PANEL_DEPTH) + PANEL_DEPTH;
+}
+
+/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added to dw one after
+ * the other, while it is in cache. */
+static void gradient_group(const Gradient *g, const bf16 *left, int row, int rows, int col, int cols, int end_col) {
+    const size_t depth = (size_t)g->depth, panel_stride = depth * PANEL_LANES;
+    const Panels right = {.lanes = end_col, .depth = round_up(g->tokens, 2), .packed = g->right};
+    const int step = depth_step(right.depth);
+    for (int d = 0; d < right.depth; d += step) {
+        const int end = at_most(d + step, right.depth);
+        Tile tile = {.lanes = cols, .depth = end - d, .accumulate = true};
+        tile.a_row = left_row(depth);
+        tile.a_pair = left_pair(depth);
+        tile.a = left + (size_t)(d / 2) * tile.a_pair;
+        tile.b = g->right + (size_t)(col / PANEL_LANES) * panel_stride + (size_t)d * PANEL_LANES;
+        tile.panel_stride = panel_stride;
+        tile.c = g->dw + (size_t)row * g->dw_stride + col;
+        tile.c_stride = g->dw_stride;
+        tile.c_dtype = DTYPE_F32;
+        const Ahead next = panels_ahead(&right, panel_stride, col, cols, end, end_col, step);
+        tiles_down(tile, TILE_ROWS * depth, rows, &next);
+    }
+}
+
+/* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of `block` rows is packed. */
 static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
                           int block) {
-    const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
-        left_pack(left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
-        for (int c = (int)col, lanes; c < (int)end_col; c += lanes) {
-            lanes = group_lanes((int)end_col - c);
-            Tile tile = {.lanes = lanes, .depth = round_up(g->tokens, 2), .a = left, .accumulate = true};
-            tile.a_row = left_row(depth);
-            tile.a_pair = left_pair(depth);
-            tile.b = g->right + (size_t)(c / PANEL_LANES) * panel_stride;
-            tile.panel_stride = panel_stride;
-            tile.c = g->dw + (size_t)r * g->dw_stride + c;
-            tile.c_stride = g->dw_stride;
-            tile.c_dtype = DTYPE_F32;
-            Ahead next = {0};
-            if (c + lanes < (int)end_col)
-                next = (Ahead){tile.b + (size_t)(lanes / PANEL_LANES) * panel_stride, panel_stride,
-                               (group_lanes((int)end_col - c - lanes) + PANEL_LANES - 1) / PANEL_LANES, (int)depth};
-            tiles_down(tile, TILE_ROWS * depth, rows, &next);
+        left_pack(left, (size_t)g->depth, g->dy + r, g->dy_stride, g->tokens, rows);
+        for (int c = (int)col, cols; c < (int)end_col; c += cols) {
+            cols = group_lanes((int)end_col - c);
+            gradient_group(g, left, r, rows, c, cols, (int)end_col);
         }
     }
 }
 
 /* This thread's share of packing x[tokens, cols]. */
-static void right_pack_part(bf16 *right, const bf16 *x, size_t x_stride, int tokens, int cols, int thread,
+static void right_pack_part(bf16 *right, int depth, const bf16 *x, size_t x_stride, int tokens, int cols, int thread,
                             int threads) {
-    const size_t depth = (size_t)round_up(tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+    const size_t panel_stride = (size_t)depth * PANEL_LANES;
     size_t begin, end;
     threads_range((size_t)tokens, PANEL_DEPTH, thread, threads, &begin, &end);
     tokens_pack(right, panel_stride, x, x_stride, (int)begin, (int)end, cols);
-    if (begin < end && (int)end == tokens) tokens_pad(right, panel_stride, round_up(tokens, 2), (int)depth, cols);
+    if (begin < end && (int)end == tokens)
+        tokens_pad(right, panel_stride, round_up(tokens, 2), round_up(tokens, PANEL_DEPTH), cols);
 }
 
 static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, size_t dy_stride, const bf16 *x,
@@ -283,7 +323,8 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
     const int threads = threads_for(&w, n_tokens, rows, cols);
     const int blocks = (n_tokens + WEIGHT_TOKENS - 1) / WEIGHT_TOKENS;
     const int step = round_up((n_tokens + blocks - 1) / blocks, PANEL_DEPTH);
-    const int col_step = (int)(WORKSPACE_SHARED / sizeof(bf16) / (size_t)step) / GROUP_LANES * GROUP_LANES;
+    const int depth = spread_depth(step);
+    const int col_step = (int)(WORKSPACE_SHARED / sizeof(bf16) / (size_t)depth) / GROUP_LANES * GROUP_LANES;
     bf16 *right = (bf16 *)w.shared;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -292,9 +333,9 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
-                right_pack_part(right, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
+                right_pack_part(right, depth, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
 #pragma omp barrier
-                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, width, right};
+                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right};
                 size_t part[4];
                 grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
                 gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
@@ -327,10 +368,11 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
 static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
                                        size_t b_stride, int n_tokens, int rows, int cols, float *scratch) {
     if (n_tokens <= 0) return;
-    const size_t depth = (size_t)round_up(n_tokens, PANEL_DEPTH);
-    bf16 *right = (bf16 *)scratch, *left = right + (size_t)round_up(cols, PANEL_LANES) * depth;
-    right_pack_part(right, b, b_stride, n_tokens, cols, 0, 1);
-    Gradient g = {c, c_stride, a, a_stride, n_tokens, cols, right};
+    const int depth = round_up(n_tokens, PANEL_DEPTH);
+    void *room = scratch;
+    bf16 *right = room, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
+    right_pack_part(right, depth, b, b_stride, n_tokens, cols, 0, 1);
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right};
     gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
 }
 
