@@ -9,6 +9,12 @@
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+
+#include "model/core/dtype.h"
+
+/* For functions with arguments that are constants at every call and choose what is compiled. */
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 static inline float simd_total8(__m256 x) {
     __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -92,6 +98,42 @@ static inline vd vd_add_square(vd a, vf x) {
     __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
     __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     return (vd){_mm512_fmadd_pd(low, low, a.low), _mm512_fmadd_pd(high, high, a.high)};
+}
+/* VF bf16: widening shifts them into the upper half; narrowing rounds to nearest even, NaN becomes quiet. With
+ * AVX512-BF16 one instruction narrows, which takes subnormal numbers (below 1.2e-38) for zero. */
+typedef __m256i vb;
+static inline vf vf_widen(vb x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+static inline vb vf_narrow(vf x) {
+#if defined(__AVX512BF16__)
+    return (vb)_mm512_cvtneps_pbh(x);
+#else
+    __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+    __m512i half = _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+#endif
+}
+static inline vb vb_load(const bf16 *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+static inline void vb_store(bf16 *p, vb x) {
+    _mm256_storeu_si256((__m256i *)p, x);
+}
+static inline vb vb_load_part(const bf16 *p, size_t n) {
+    return _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+}
+static inline void vb_store_part(bf16 *p, size_t n, vb x) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), x);
+}
+/* 1/x within 2^-14 */
+static inline vf vf_reciprocal(vf x) {
+    return _mm512_rcp14_ps(x);
+}
+static inline vf vd_narrow(vd a) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.low)), _mm512_cvtpd_ps(a.high), 1);
 }
 static inline double vd_sum(vd a) {
     double lane[8];
@@ -187,6 +229,46 @@ static inline vd vd_add_square(vd a, vf x) {
     __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
     return (vd){_mm256_fmadd_pd(low, low, a.low), _mm256_fmadd_pd(high, high, a.high)};
 }
+/* VF bf16: widening shifts them into the upper half; narrowing rounds to nearest even, NaN becomes quiet. */
+typedef __m128i vb;
+static inline vf vf_widen(vb x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+static inline vb simd_lower_halves(__m256i x) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+static inline vb vf_narrow(vf x) {
+    __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
+    __m256i half = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    return simd_lower_halves(_mm256_blendv_epi8(rounded, quiet, nan));
+}
+static inline vb vb_load(const bf16 *p) {
+    return _mm_loadu_si128((const __m128i *)p);
+}
+static inline void vb_store(bf16 *p, vb x) {
+    _mm_storeu_si128((__m128i *)p, x);
+}
+static inline vb vb_load_part(const bf16 *p, size_t n) {
+    bf16 lanes[VF] = {0};
+    memcpy(lanes, p, n * sizeof *p);
+    return vb_load(lanes);
+}
+static inline void vb_store_part(bf16 *p, size_t n, vb x) {
+    bf16 lanes[VF];
+    vb_store(lanes, x);
+    memcpy(p, lanes, n * sizeof *p);
+}
+/* 1/x within 2^-21: the approximation's 1.5·2^-12 squared by one step of Newton's method */
+static inline vf vf_reciprocal(vf x) {
+    vf r = _mm256_rcp_ps(x);
+    return r * _mm256_fnmadd_ps(x, r, _mm256_set1_ps(2));
+}
+static inline vf vd_narrow(vd a) {
+    return _mm256_set_m128(_mm256_cvtpd_ps(a.high), _mm256_cvtpd_ps(a.low));
+}
 static inline double vd_sum(vd a) {
     double lane[4];
     _mm256_storeu_pd(lane, a.low + a.high);
@@ -209,6 +291,16 @@ static inline void vf_put(float *p, size_t n, vf x) {
         vf_store(p, x);
     else
         vf_store_part(p, n, x);
+}
+/* The same of bf16 */
+static inline vf vf_get_bf16(const bf16 *p, size_t n) {
+    return vf_widen(n >= VF ? vb_load(p) : vb_load_part(p, n));
+}
+static inline void vf_put_bf16(bf16 *p, size_t n, vf x) {
+    if (n >= VF)
+        vb_store(p, vf_narrow(x));
+    else
+        vb_store_part(p, n, vf_narrow(x));
 }
 /* x in the first n lanes, `otherwise` in the others */
 static inline vf vf_to_lane(vf x, int n, vf otherwise) {
@@ -256,6 +348,17 @@ static inline vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1));
     p = vf_fma(p, r, vf_set1(1));
     return vf_zero_below(vf_scale2(p, whole), x, vf_set1(-0x1.5d589ep+6f));
+}
+
+/* 2^x within 2^-18, for −126 <= x <= 126: where the result is rounded to bf16. */
+static inline vf vf_exp2_short(vf x) {
+    vf whole = vf_round(x), r = x - whole;
+    vf p = vf_set1(0x1.3997d6p-7f);
+    p = vf_fma(p, r, vf_set1(0x1.ca1444p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ec06dap-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e0dcp-1f));
+    p = vf_fma(p, r, vf_set1(0x1.ffffe8p-1f));
+    return vf_scale2_normal(p, whole);
 }
 
 /* Elementwise over arrays: how the tests measure the two above. */
