@@ -3,7 +3,10 @@
 #include "model/kernels/fast.h"
 
 #if defined(__AVX512BF16__)
+#include "model/kernels/fast_bf16_head.h"
+
 bool avx512bf16_kernels(Kernels *table) {
+    fast_bf16_head(&table->bf16);
     table->name = "avx512bf16";
     return true;
 }
