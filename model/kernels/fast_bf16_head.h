@@ -47,10 +47,10 @@ typedef struct {
     HeadPlan plan;
     int n_live;
     int32_t *live; /* [T] tokens that are not skipped */
-    bf16 *x_rows;  /* [block, x_stride] */
-    float *target; /* [block] c of the target */
-    float *factor; /* [block] f above, for the reference ref */
-    float *ref;    /* [block] the largest of the workers' references */
+    bf16 *x_rows;  /* [rows, x_stride] */
+    float *target; /* [rows] c of the target */
+    float *factor; /* [rows] f above, for the reference ref */
+    float *ref;    /* [rows] the largest of the workers' references */
     bf16 *e;
     char *own; /* what each worker has */
 } Head;
@@ -58,7 +58,7 @@ typedef struct {
 /* What worker w has. */
 typedef struct {
     int begin, end; /* of the vocabulary */
-    HeadRow *row;   /* [block] */
+    HeadRow *row;   /* [rows] */
     float *c;       /* [HEAD_ROWS, lanes] */
     float *dx;      /* [block, dx_stride] */
     bf16 *x;        /* [block, x_stride]: f·x */
@@ -156,22 +156,35 @@ static const bf16 *head_forward_panels(const Head *h, const HeadWorker *worker, 
     return worker->panels;
 }
 
+/* Part i of n of the elements [from, from + elements) goes to L2. */
+static void head_prefetch(const bf16 *from, size_t elements, int i, int n) {
+    enum { LINE = 32 };
+    size_t begin = elements * (size_t)i / (size_t)n / LINE * LINE, end = elements * ((size_t)i + 1) / (size_t)n;
+    for (; begin < end; begin += LINE) __builtin_prefetch(from + begin, 0, 2);
+}
+
 /* Products of the block's rows with the chunk's words, and what follows from them. */
 static void head_chunk_logits(const Head *h, const HeadWorker *worker, const HeadChunk *chunk, const int32_t *token,
                               int n, bf16 *e) {
     const HeadPlan *p = &h->plan;
     for (int v = chunk->begin; v < chunk->end; v += p->lanes) {
         int lanes = chunk->end - v < p->lanes ? chunk->end - v : p->lanes;
+        int ahead = worker->end - (v + lanes), next_lanes = ahead < p->lanes ? ahead : p->lanes;
         size_t stride;
         const bf16 *panels = head_forward_panels(h, worker, v, lanes, &stride);
+        if (!h->forward.packed) next_lanes = 0;
         for (int first = 0; first < n; first += HEAD_ROWS) {
             int rows = n - first < HEAD_ROWS ? n - first : HEAD_ROWS;
+            if (next_lanes > 0)
+                head_prefetch(panels + (size_t)(lanes / PANEL_LANES) * stride,
+                              (size_t)(next_lanes + PANEL_LANES - 1) / PANEL_LANES * stride, first / HEAD_ROWS,
+                              (n + HEAD_ROWS - 1) / HEAD_ROWS);
             kernels()->bf16.blocks->multiply(worker->c, (size_t)p->lanes, false,
                                              h->x_rows + (size_t)first * p->x_stride, p->x_stride, rows, panels, stride,
                                              lanes, p->width);
             for (int i = first; i < first + rows; i++) {
                 const float *c = worker->c + (size_t)(i - first) * (size_t)p->lanes;
-                bf16 *to = e + (size_t)i * chunk->stride + (v - chunk->begin);
+                bf16 *to = e ? e + (size_t)i * chunk->stride + (v - chunk->begin) : NULL;
                 int y = h->targets[token[i]] - v;
                 if (h->lse)
                     head_row_known(h, token[i], v, lanes, c, to);
@@ -237,9 +250,9 @@ static void head_row_gradient(const Head *h, int t, int n, int row, const HeadRo
         if (y < worker.begin || y >= worker.end) continue;
         int first = worker.begin + (y - worker.begin) / h->plan.chunk * h->plan.chunk;
         HeadChunk chunk = head_chunk(&h->plan, &worker, first);
-        double e = exp2((double)h->target[row] * (double)h->s - (double)r->ref);
-        double sum = whole->sum * exp2((double)whole->ref - (double)r->ref);
-        head_e(h, &chunk, n, row)[y - first] = f32_to_bf16((float)(e - sum));
+        float e = exp2f((float)((double)h->target[row] * (double)h->s - (double)r->ref));
+        double sum = whole->sum / (double)head_power(r->ref - whole->ref);
+        head_e(h, &chunk, n, row)[y - first] = f32_to_bf16((float)((double)e - sum));
     }
 }
 
@@ -340,7 +353,7 @@ static void head_part_known(const Head *h, const HeadWorker *worker, const int32
 static void head_part_logits(const Head *h, const HeadWorker *worker, const int32_t *token, int n) {
     for (int v = worker->begin; v < worker->end; v += h->plan.chunk) {
         HeadChunk chunk = head_chunk(&h->plan, worker, v);
-        head_chunk_logits(h, worker, &chunk, token, n, head_e(h, &chunk, n, 0));
+        head_chunk_logits(h, worker, &chunk, token, n, h->keep ? head_e(h, &chunk, n, 0) : NULL);
     }
 }
 
@@ -395,8 +408,8 @@ static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale
     char *base = (char *)scratch;
     h->live = (int32_t *)(base + p->live_at);
     h->target = (float *)(base + p->target_at);
-    h->factor = h->target + p->block;
-    h->ref = h->factor + p->block;
+    h->factor = h->target + p->rows;
+    h->ref = h->factor + p->rows;
     h->x_rows = (bf16 *)(base + p->x_rows_at);
     h->e = (bf16 *)(base + p->e_at);
     h->own = base + p->own_at;
@@ -410,12 +423,11 @@ static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale
         }
     }
     if (h->n_live == 0) return;
-    const int blocks = (h->n_live + p->block - 1) / p->block;
+    const int step = head_block_step(h->n_live, h->keep || h->lse ? p->block : p->rows);
 #pragma omp parallel num_threads(threads_count())
-    for (int b = 0; b < blocks; b++) {
-        size_t begin, end;
-        threads_range((size_t)h->n_live, 1, b, blocks, &begin, &end);
-        head_block(h, h->live + begin, (int)(end - begin), omp_get_thread_num(), omp_get_num_threads());
+    for (int first = 0; first < h->n_live; first += step) {
+        int n = h->n_live - first < step ? h->n_live - first : step;
+        head_block(h, h->live + first, n, omp_get_thread_num(), omp_get_num_threads());
     }
 }
 

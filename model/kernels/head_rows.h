@@ -42,12 +42,18 @@ static ALWAYS_INLINE vf head_exp2(vf t) {
 static ALWAYS_INLINE float head_top(vf x) {
     return _mm512_reduce_max_ps(x);
 }
+static ALWAYS_INLINE bool head_any_equal(vf a, vf b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0;
+}
 #else
 static ALWAYS_INLINE vf head_exp2(vf t) {
     return vf_exp2(vf_max(vf_set1(-126), t));
 }
 static ALWAYS_INLINE float head_top(vf x) {
     return vf_top(x);
+}
+static ALWAYS_INLINE bool head_any_equal(vf a, vf b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0;
 }
 #endif
 
@@ -105,10 +111,12 @@ static inline float head_row_top(const float *c, size_t n) {
     return best;
 }
 
+/* The first place of a value that is there. */
 static inline int head_row_find(const float *c, int n, float value) {
-    for (int i = 0; i < n; i++)
-        if (c[i] == value) return i;
-    return 0;
+    int i = 0;
+    while (n - i > VF && !head_any_equal(vf_load(c + i), vf_set1(value))) i += VF;
+    while (i < n - 1 && c[i] != value) i++;
+    return i;
 }
 
 /* e·factor in place over whole vectors; exact for a power of two, but for what falls below the smallest number. */
