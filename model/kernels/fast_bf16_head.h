@@ -66,6 +66,10 @@ typedef struct {
     float *scratch; /* for multiply_transposed */
 } HeadWorker;
 
+static void *head_at(char *base, size_t bytes) {
+    return base + bytes;
+}
+
 static HeadWorker head_worker(const Head *h, int w) {
     const HeadPlan *p = &h->plan;
     char *own = h->own + (size_t)w * p->worker_bytes;
@@ -73,12 +77,12 @@ static HeadWorker head_worker(const Head *h, int w) {
     threads_range((size_t)p->vocab, HEAD_GRAIN, w, p->workers, &begin, &end);
     return (HeadWorker){.begin = (int)begin,
                         .end = (int)end,
-                        .row = (HeadRow *)(own + p->row_at),
-                        .c = (float *)(own + p->c_at),
-                        .dx = (float *)(own + p->dx_at),
-                        .x = (bf16 *)(own + p->x_at),
-                        .panels = (bf16 *)(own + p->panels_at),
-                        .scratch = (float *)(own + p->scratch_at)};
+                        .row = head_at(own, p->row_at),
+                        .c = head_at(own, p->c_at),
+                        .dx = head_at(own, p->dx_at),
+                        .x = head_at(own, p->x_at),
+                        .panels = head_at(own, p->panels_at),
+                        .scratch = head_at(own, p->scratch_at)};
 }
 
 /* Words [begin, end), one piece of a worker's part; E of n tokens there is at e + begin·n, `stride` to a row. */
@@ -156,42 +160,50 @@ static const bf16 *head_forward_panels(const Head *h, const HeadWorker *worker, 
     return worker->panels;
 }
 
-/* Part i of n of the elements [from, from + elements) goes to L2. */
-static void head_prefetch(const bf16 *from, size_t elements, int i, int n) {
+/* Packed panels that the next lanes will want go to L2, part i of n of them. */
+static void head_prefetch(const bf16 *panels, int lanes, size_t stride, int i, int n) {
     enum { LINE = 32 };
+    if (lanes <= 0) return;
+    size_t elements = ((size_t)lanes + PANEL_LANES - 1) / PANEL_LANES * stride;
     size_t begin = elements * (size_t)i / (size_t)n / LINE * LINE, end = elements * ((size_t)i + 1) / (size_t)n;
-    for (; begin < end; begin += LINE) __builtin_prefetch(from + begin, 0, 2);
+    for (; begin < end; begin += LINE) __builtin_prefetch(panels + begin, 0, 2);
 }
 
-/* Products of the block's rows with the chunk's words, and what follows from them. */
+/* Rows [first, first + rows) of the block have met the words [v, v + n): worker->c holds the products; e is where the
+ * first row's powers go, or NULL. */
+static void head_rows_powers(const Head *h, const HeadWorker *worker, const int32_t *token, int n_tokens, int first,
+                             int rows, int v, int n, bf16 *e, size_t e_stride) {
+    for (int i = first; i < first + rows; i++) {
+        const float *c = worker->c + (size_t)(i - first) * (size_t)h->plan.lanes;
+        bf16 *to = e ? e + (size_t)(i - first) * e_stride : NULL;
+        int y = h->targets[token[i]] - v;
+        if (h->lse)
+            head_row_known(h, token[i], v, n, c, to);
+        else
+            head_row_powers(h, worker, n_tokens, i, v, n, c, to);
+        if (y >= 0 && y < n) h->target[i] = c[y];
+    }
+}
+
+/* Products of the block's n rows with the chunk's words, and what follows from them. */
 static void head_chunk_logits(const Head *h, const HeadWorker *worker, const HeadChunk *chunk, const int32_t *token,
                               int n, bf16 *e) {
     const HeadPlan *p = &h->plan;
-    for (int v = chunk->begin; v < chunk->end; v += p->lanes) {
-        int lanes = chunk->end - v < p->lanes ? chunk->end - v : p->lanes;
-        int ahead = worker->end - (v + lanes), next_lanes = ahead < p->lanes ? ahead : p->lanes;
+    for (int v = chunk->begin, lanes; v < chunk->end; v += lanes) {
+        lanes = chunk->end - v < p->lanes ? chunk->end - v : p->lanes;
+        int after = h->forward.packed ? worker->end - (v + lanes) : 0;
         size_t stride;
         const bf16 *panels = head_forward_panels(h, worker, v, lanes, &stride);
-        if (!h->forward.packed) next_lanes = 0;
+        const bf16 *next = panels + (size_t)(lanes / PANEL_LANES) * stride;
         for (int first = 0; first < n; first += HEAD_ROWS) {
             int rows = n - first < HEAD_ROWS ? n - first : HEAD_ROWS;
-            if (next_lanes > 0)
-                head_prefetch(panels + (size_t)(lanes / PANEL_LANES) * stride,
-                              (size_t)(next_lanes + PANEL_LANES - 1) / PANEL_LANES * stride, first / HEAD_ROWS,
-                              (n + HEAD_ROWS - 1) / HEAD_ROWS);
+            bf16 *to = e ? e + (size_t)first * chunk->stride + (v - chunk->begin) : NULL;
+            head_prefetch(next, after < p->lanes ? after : p->lanes, stride, first / HEAD_ROWS,
+                          (n + HEAD_ROWS - 1) / HEAD_ROWS);
             kernels()->bf16.blocks->multiply(worker->c, (size_t)p->lanes, false,
                                              h->x_rows + (size_t)first * p->x_stride, p->x_stride, rows, panels, stride,
                                              lanes, p->width);
-            for (int i = first; i < first + rows; i++) {
-                const float *c = worker->c + (size_t)(i - first) * (size_t)p->lanes;
-                bf16 *to = e ? e + (size_t)i * chunk->stride + (v - chunk->begin) : NULL;
-                int y = h->targets[token[i]] - v;
-                if (h->lse)
-                    head_row_known(h, token[i], v, lanes, c, to);
-                else
-                    head_row_powers(h, worker, n, i, v, lanes, c, to);
-                if (y >= 0 && y < lanes) h->target[i] = c[y];
-            }
+            head_rows_powers(h, worker, token, n, first, rows, v, lanes, to, chunk->stride);
         }
     }
 }
@@ -402,16 +414,16 @@ static void head_block(const Head *h, const int32_t *token, int n, int thread, i
 static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale, float *scratch) {
     HeadPlan *p = &h->plan;
     *p = head_plan(n_tokens, h->forward.depth, h->forward.lanes);
-    h->sign = logit_scale < 0 ? -1 : logit_scale > 0 ? 1 : 0;
+    h->sign = logit_scale < 0 ? -1.0f : logit_scale > 0 ? 1.0f : 0.0f;
     h->scale = fabsf(logit_scale);
     h->s = (float)((double)h->scale / head_ln2);
     char *base = (char *)scratch;
-    h->live = (int32_t *)(base + p->live_at);
-    h->target = (float *)(base + p->target_at);
+    h->live = head_at(base, p->live_at);
+    h->target = head_at(base, p->target_at);
     h->factor = h->target + p->rows;
     h->ref = h->factor + p->rows;
-    h->x_rows = (bf16 *)(base + p->x_rows_at);
-    h->e = (bf16 *)(base + p->e_at);
+    h->x_rows = head_at(base, p->x_rows_at);
+    h->e = head_at(base, p->e_at);
     h->own = base + p->own_at;
     for (int t = 0; t < n_tokens; t++) {
         if (!mask || mask[t] != 0)
