@@ -242,6 +242,21 @@ START_TEST(the_head_agrees_with_fp64_from_the_same_operands) {
 }
 END_TEST
 
+/* Two words, one of them with logits from −1 to 1 in small steps: a wrong power for any fraction of the exponent would
+ * show in some token's log-sum-exp. */
+START_TEST(powers_of_every_fraction_are_those_of_fp32) {
+    enum { T = 600, D = 2, V = 2 };
+    Head h = head_case((Case){T, D, V, 1, false}, 1);
+    for (int i = 0; i < V * D; i++) h.w[i] = f32_to_bf16(i < D ? 0 : 1);
+    for (int t = 0; t < T; t++) {
+        float z = (float)t / (T / 2) - 1;
+        h.x[t * D] = f32_to_bf16(z);
+        h.x[t * D + 1] = f32_to_bf16(z - bf16_to_f32(h.x[t * D]));
+    }
+    check_every_set(&h);
+}
+END_TEST
+
 /* Logits that rise, or fall, by 400 nats along the vocabulary, which is 577 bits: more than fp32 and bf16 can hold for
  * any one reference. Words are taken a few hundred at a time, so the first piece's reference is exceeded several times
  * in each thread's part and between the parts; results that had kept it would be infinite or NaN. Targets lie
@@ -398,8 +413,8 @@ START_TEST(weights_packed_on_the_way_give_the_bits_of_weights_packed_before) {
 END_TEST
 
 CHECK_MAIN("kernels: head in bf16", the_head_agrees_with_fp64_from_the_same_operands,
-           logits_of_any_rise_give_exact_gradients, of_equal_logits_the_first_is_the_top_one,
-           skipped_tokens_have_zeros_and_their_targets_are_not_read,
+           powers_of_every_fraction_are_those_of_fp32, logits_of_any_rise_give_exact_gradients,
+           of_equal_logits_the_first_is_the_top_one, skipped_tokens_have_zeros_and_their_targets_are_not_read,
            an_infinite_logit_makes_the_logprob_of_its_token_nan_and_no_other, a_nan_weight_shows_in_every_logprob,
            the_head_gives_the_same_bits_in_every_run_and_dw_for_any_number_of_threads,
            weights_packed_on_the_way_give_the_bits_of_weights_packed_before)
