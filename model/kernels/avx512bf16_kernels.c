@@ -3,11 +3,13 @@
 #include "model/kernels/fast.h"
 
 #if defined(__AVX512BF16__)
+#include "model/kernels/fast_bf16_head.h"
 #include "model/kernels/fast_bf16_rows.h"
 #include "model/kernels/pair_attention_backward.h"
 
 bool avx512bf16_kernels(Kernels *table) {
     fast_bf16_rows(&table->bf16); /* again, with one instruction that narrows */
+    fast_bf16_head(&table->bf16);
     table->bf16.attention_forward = pair_attention_forward;
     table->bf16.attention_backward = pair_attention_backward;
     table->name = "avx512bf16";
