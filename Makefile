@@ -43,6 +43,9 @@ setup:
 
 # ---- compiling --------------------------------------------------------------------------------------------------
 
+# The tests' AMX products, on emulated tiles.
+$(BUILD)/tests/test_amx: $(BUILD)/tests/amx_emulation.o
+
 # The fast kernels are compiled for their instruction set and called only where the CPU has it.
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 $(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
@@ -50,6 +53,7 @@ AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 $(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%.ok: ARCH := $(AVX512)
 $(BUILD)/model/kernels/avx512bf16_%.o $(BUILD)/tidy/model/kernels/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
 $(BUILD)/model/kernels/amx_%.o $(BUILD)/tidy/model/kernels/amx_%.ok: ARCH := $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
+$(BUILD)/tests/amx_emulation.o: ARCH := $(AVX512)
 $(BUILD)/model/kernels/products/avx2_%.o $(BUILD)/tidy/model/kernels/products/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
 $(BUILD)/model/kernels/products/avx512_%.o $(BUILD)/tidy/model/kernels/products/avx512_%.ok: ARCH := $(AVX512)
 $(BUILD)/model/kernels/products/avx512bf16_%.o $(BUILD)/tidy/model/kernels/products/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
@@ -73,7 +77,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libcria.a
 	@echo '  LD  $@'
 	@$(CC) $(CFLAGS_ALL) $^ -o $@ $(LDFLAGS) $(LIBS) $(shell pkg-config --libs check)
 
--include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d)
+-include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d) $(BUILD)/tests/amx_emulation.d
 
 # ---- testing ----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,13 @@
 #include "model/kernels/products/pack.h"
 #include "model/kernels/products/workspace.h"
 
+/* What a thread does before its tiles and after them: AMX configures its registers and releases them, so that they are
+ * never left to other code (`finish`, callers of blocks). */
+#ifndef TILES_BEGIN
+#define TILES_BEGIN() ((void)0)
+#define TILES_END() ((void)0)
+#endif
+
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
@@ -138,7 +145,7 @@ static void product_group(const Product *p, const ProductSpace *space, int row, 
             tile.c = space->partial;
             tile.c_stride = GROUP_LANES;
             tile.c_dtype = DTYPE_F32;
-            tile.accumulate = d > 0;
+            if (d > 0) tile.partial = space->partial;
         } else {
             tile.c = (char *)p->c + ((size_t)row * p->c_stride + (size_t)lane) * size;
             tile.c_stride = p->c_stride;
@@ -157,10 +164,12 @@ static void product_part(const Product *p, const ProductSpace *space, size_t row
     const int block = p->b.packed ? ROW_BLOCK : FROZEN_ROWS;
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
+        TILES_BEGIN();
         for (int l = (int)lane, lanes; l < (int)end_lane; l += lanes) {
             lanes = group_lanes((int)end_lane - l);
             product_group(p, space, r, rows, l, lanes);
         }
+        TILES_END();
         if (finish && p->finish) p->finish(p->context, r, rows);
     }
 }
@@ -244,6 +253,7 @@ typedef struct {
 static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
                           int block) {
     const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+    TILES_BEGIN();
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
         left_pack(left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
@@ -264,6 +274,7 @@ static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_
             tiles_down(tile, TILE_ROWS * depth, rows, &next);
         }
     }
+    TILES_END();
 }
 
 /* This thread's share of packing x[tokens, cols]. */
@@ -309,6 +320,7 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
                             const bf16 *packed, size_t panel_stride, int lanes, int depth) {
     const Ahead nothing = {0};
     const int step = depth_step(depth);
+    TILES_BEGIN();
     for (int lane = 0, n; lane < lanes; lane += n) {
         n = group_lanes(lanes - lane);
         for (int d = 0; d < depth; d += step) {
@@ -322,6 +334,7 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
             tiles_down(tile, TILE_ROWS * a_stride, m, &nothing);
         }
     }
+    TILES_END();
 }
 
 static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
