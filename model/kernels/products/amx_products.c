@@ -10,19 +10,24 @@
  *     (64 bytes per cycle are wanted and 48 arrive: 3/4 of the peak). B's piece is used by every tile down a column:
  *     DEPTH_BLOCK keeps it, the rows of A that pass and a tile of C (20 + 20 + 4 KiB) in L1, so that L2 gives A alone:
  *     32 bytes per cycle.
- *   - a tile of C comes and goes as 4 KiB each way per 10 steps of 64 cycles: 13 bytes per cycle, in L2.
- *   - ROW_BLOCK rows of A stay in L2 while all of B passes by, and B's 32 lanes × 32 depths (2 KiB) come from memory
- *     or L3 once for their 64 · ROW_BLOCK / 32 cycles: 2 bytes per cycle at 512 rows, 4 GB/s at 2.2 GHz. A is 1 MiB of
- *     them where it is 1,024 deep; deeper ones take fewer rows (driver.h: rows_block).
+ *   - a tile of partial sums comes and goes as 4 KiB each way per 10 steps of 64 cycles: 13 bytes per cycle, in L2.
+ *   - ROW_BLOCK rows of A × 512 lanes of B are summed over all depths while their partial sums (1 MiB) and 320 depths
+ * of A (320 KiB) stay in L2. From L3 or memory come 512 lanes × 32 depths of B and 512 rows × 32 depths of A (32 KiB
+ * each) per 16 × 16 blocks of 64 cycles: 4 bytes per cycle, of them B's 2 perhaps from memory, 4 GB/s at 2.2 GHz. A
+ * depth of one block (288) needs no partial sums, and A comes once.
+ *   - a weight's gradient: WEIGHT_ROWS rows of dy, 2,048 tokens deep (768 KiB), stay in L2 while x passes by from L3,
+ * 32 columns × 32 tokens (2 KiB) per 6 blocks: 5 bytes per cycle. The gradient comes and goes once for 2,048 tokens: 4
+ * KiB each way per 64 steps, 2 bytes per cycle.
  */
+#include "model/kernels/products/amx_tiles.h"
 #include "model/kernels/products/products.h"
 
-#if defined(AMX_EMULATED) || (defined(__AMX_TILE__) && defined(__AMX_BF16__))
-#include "model/kernels/products/amx_tiles.h"
+#if defined(TILES_CONFIGURE)
 #include "model/kernels/products/pack.h"
 
 enum { TILE_ROWS = 32, TILE_PANELS = 2 };
-enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, DEPTH_BLOCK = 320, WEIGHT_ROWS = 192, WEIGHT_TOKENS = 1024 };
+enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, DEPTH_BLOCK = 320, PARTIAL_SUMS = ROW_BLOCK * 512 };
+enum { WEIGHT_ROWS = 192, WEIGHT_TOKENS = 2048, WEIGHT_DEPTH = DEPTH_BLOCK };
 
 enum { REGISTER_ROWS = 16, REGISTER_BYTES = 64, WIDTH = TILE_PANELS * PANEL_LANES };
 
@@ -122,15 +127,15 @@ static TILE_INLINE void tile_registers(const int halves, const int panels, const
     bf16 edge[TILE_ROWS * PANEL_DEPTH] __attribute__((aligned(64)));
     const bool whole = t->rows == halves * REGISTER_ROWS;
     const bf16 *a = t->a, *b = t->b;
-    const size_t step = t->a_pair * (PANEL_DEPTH / 2);
+    const size_t step = t->a_pair * (PANEL_DEPTH / 2), a_row = t->a_row, panel_stride = t->panel_stride;
     if (!whole) memset(edge, 0, sizeof edge);
     tile_start(halves, panels, t->partial);
     int left = t->depth;
     for (; whole && left >= PANEL_DEPTH; left -= PANEL_DEPTH, a += step, b += PANEL_DEPTH * PANEL_LANES)
-        tile_step(halves, panels, a, t->a_row, b, t->panel_stride);
+        tile_step(halves, panels, a, a_row, b, panel_stride);
     for (; left > 0; left -= PANEL_DEPTH, a += step, b += PANEL_DEPTH * PANEL_LANES) {
         edge_fill(edge, t, a, left);
-        tile_step(halves, panels, edge, PANEL_DEPTH, b, t->panel_stride);
+        tile_step(halves, panels, edge, PANEL_DEPTH, b, panel_stride);
     }
     if (whole && t->lanes == panels * PANEL_LANES && t->c_dtype == DTYPE_F32 && !t->accumulate) {
         tile_end(halves, panels, t->c, t->c_stride);
@@ -162,7 +167,7 @@ static void tile_multiply(const Tile *t) {
 void amx_emulated_products(Bf16Kernels *table) {
     driver_table(table);
 }
-#elif defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#elif defined(TILES_CONFIGURE)
 void amx_products(Bf16Kernels *table) {
     driver_table(table);
 }

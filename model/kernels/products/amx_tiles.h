@@ -8,7 +8,8 @@
  *   TILES_STORE(t, to, stride)   every row of t's shape to memory
  *   TILES_RELEASE()              no tiles: the register file takes no part in context switches any more
  *
- * Tile numbers are written as digits: gcc pastes them into the instruction's text. */
+ * Tile numbers are written as digits: gcc pastes them into the instruction's text. Where TILES_CONFIGURE is not
+ * defined, there are no tiles in this compilation. */
 #ifndef CRIA_KERNELS_PRODUCTS_AMX_TILES_H
 #define CRIA_KERNELS_PRODUCTS_AMX_TILES_H
 
@@ -38,31 +39,32 @@ void emulated_store(int tile, void *to, long stride);
 #define TILES_DOT(c, a, b) emulated_dot(c, a, b)
 #define TILES_STORE(t, to, stride) emulated_store(t, to, (long)(stride))
 
-#elif defined(__AMX_TILE__) && defined(__AMX_BF16__)
+/* gcc's names and those of clang up to 14 */
+#elif (defined(__AMX_TILE__) && defined(__AMX_BF16__)) || (defined(__AMXTILE__) && defined(__AMXBF16__))
 
 #include <immintrin.h>
 
 /* gcc 12's instructions do not say which memory they read, so that a store before a load of the same place could be
  * moved behind it: a fence that costs nothing says it. */
-#define TILES_FENCE() __asm__ volatile("" ::: "memory")
+#define TILES_FENCE(memory) __asm__ volatile("" : : "r"(memory) : "memory")
 
 #define TILES_CONFIGURE(config)   \
     do {                          \
-        TILES_FENCE();            \
+        TILES_FENCE(config);      \
         _tile_loadconfig(config); \
     } while (0)
 #define TILES_RELEASE() _tile_release()
 #define TILES_ZERO(t) _tile_zero(t)
 #define TILES_LOAD(t, from, stride)       \
     do {                                  \
-        TILES_FENCE();                    \
+        TILES_FENCE(from);                \
         _tile_loadd(t, (from), (stride)); \
     } while (0)
 #define TILES_DOT(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILES_STORE(t, to, stride)       \
     do {                                 \
         _tile_stored(t, (to), (stride)); \
-        TILES_FENCE();                   \
+        TILES_FENCE(to);                 \
     } while (0)
 
 #endif

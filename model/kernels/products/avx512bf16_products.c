@@ -7,7 +7,13 @@
 #include "model/kernels/products/pack.h"
 
 enum { TILE_ROWS = SLOT, TILE_PANELS = 3 };
-enum { ROW_BLOCK = 192, FROZEN_ROWS = 1024, DEPTH_BLOCK = 1024, WEIGHT_ROWS = 96, WEIGHT_TOKENS = 2048 };
+enum {
+    ROW_BLOCK = 192,
+    FROZEN_ROWS = 1024,
+    DEPTH_BLOCK = 1024,
+    PARTIAL_SUMS = FROZEN_ROWS * TILE_PANELS * PANEL_LANES
+};
+enum { WEIGHT_ROWS = 96, WEIGHT_TOKENS = 2048, WEIGHT_DEPTH = WEIGHT_TOKENS };
 
 /* The left operand of a weight's gradient, in slots of TILE_ROWS rows. */
 static inline size_t left_row(size_t depth) {
@@ -93,7 +99,8 @@ TILES_OF(1)
 TILES_OF(2)
 TILES_OF(3)
 TILES_OF(4)
-TILES_OF(5) TILES_OF(6) TILES_OF(7) TILES_OF(8)
+TILES_OF(5)
+TILES_OF(6) TILES_OF(7) TILES_OF(8)
 
     static void tile_multiply(const Tile *t) {
 #define ROW(rows) \

@@ -5,13 +5,16 @@
  *   FROZEN_ROWS    the same where B is packed on the way: as many as pay for the packing
  *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
+ *   PARTIAL_SUMS   room for such sums, in floats: FROZEN_ROWS rows of one group of panels at least
+ *   WEIGHT_DEPTH   what DEPTH_BLOCK is, for tokens
  *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
  *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
  *
  * A product is the nest (Goto and van de Geijn 2008, with the roles of the two operands exchanged, since it is B that
  * comes packed)
  *
- *   block of rows of A (L2) → group of panels of B → block of depths (the group's piece in L2) → tile of C
+ *   block of rows of A → as many groups of panels of B as have room for their partial sums → block of depths (A's piece
+ *   in L2) → group (its piece in L2 or L1) → tile of C
  *
  * where the next piece of B is prefetched into L2 during the tiles of the present one. Threads share out rows; where
  * there are too few, or B must be packed, they share out lanes. Without `transposed`, the weight's gradient is the same
@@ -36,11 +39,16 @@
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
-_Static_assert(FROZEN_ROWS >= ROW_BLOCK, "the partial sums have room for either");
-_Static_assert(FROZEN_ROWS *GROUP_LANES * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
+_Static_assert(WEIGHT_DEPTH % PANEL_DEPTH == 0, "of tokens too");
+_Static_assert(FROZEN_ROWS >= ROW_BLOCK && FROZEN_ROWS % TILE_ROWS == 0 && ROW_BLOCK % TILE_ROWS == 0,
+               "whole tiles of rows");
+_Static_assert(PARTIAL_SUMS >= FROZEN_ROWS * GROUP_LANES && PARTIAL_SUMS >= WEIGHT_ROWS * GROUP_LANES,
+               "the partial sums have room for a group");
+_Static_assert(PARTIAL_SUMS * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
                "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_THREAD,
-               "the packed left operand fits the workspace");
+_Static_assert((WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS * sizeof(bf16) + WEIGHT_ROWS * GROUP_LANES * sizeof(float) <=
+                   WORKSPACE_THREAD,
+               "the packed left operand and partial sums fit the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
 
 static inline int round_up(int n, int to) {
@@ -92,19 +100,26 @@ static void tiles_down(Tile tile, size_t a_tile, int rows, const Ahead *next) {
 
 /* Where a thread packs and adds up: the parts of its workspace. */
 typedef struct {
-    float *partial; /* [FROZEN_ROWS, GROUP_LANES] */
+    float *partial; /* [groups][rows, GROUP_LANES] */
     bf16 *panels;   /* [TILE_PANELS, DEPTH_BLOCK, 16] */
 } ProductSpace;
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
-    return (ProductSpace){(float *)own, (bf16 *)(own + FROZEN_ROWS * GROUP_LANES * sizeof(float))};
+    return (ProductSpace){(float *)own, (bf16 *)(own + PARTIAL_SUMS * sizeof(float))};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
-static inline int depth_step(int depth) {
-    int blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
+static inline int depth_step(int depth, int most) {
+    int blocks = (depth + most - 1) / most;
     return blocks <= 1 ? round_up(depth, PANEL_DEPTH) : round_up((depth + blocks - 1) / blocks, PANEL_DEPTH);
+}
+
+/* Where the groups end that begin at `lane` and whose partial sums are kept at a time. */
+static int groups_end(int lane, int end_lane, int rows) {
+    int groups = PARTIAL_SUMS / (round_up(rows, TILE_ROWS) * GROUP_LANES);
+    for (; groups > 0 && lane < end_lane; groups--) lane += group_lanes(end_lane - lane);
+    return lane;
 }
 
 /* B of the lanes from `lane` on and the depths [d, end), packed now if it is not yet. */
@@ -119,42 +134,57 @@ static void tile_panels(Tile *tile, const Panels *b, const ProductSpace *space, 
     }
 }
 
-/* What follows the depths up to `end` of the lanes up to end_lane: more depths, or the next group's first ones. */
-static Ahead panels_ahead(const Panels *b, const Tile *tile, int end, int end_lane, int step) {
-    if (!b->packed) return (Ahead){0};
-    int panels = (tile->lanes + PANEL_LANES - 1) / PANEL_LANES;
-    if (end < b->depth)
-        return (Ahead){tile->b + (size_t)round_up(tile->depth, PANEL_DEPTH) * PANEL_LANES, tile->panel_stride, panels,
-                       at_most(step, b->depth - end)};
-    if (end_lane >= b->lanes) return (Ahead){0};
-    return (Ahead){b->packed + (size_t)(end_lane / PANEL_LANES) * tile->panel_stride, tile->panel_stride,
-                   at_most(panels, (b->lanes - end_lane + PANEL_LANES - 1) / PANEL_LANES), at_most(step, b->depth)};
+/* C of rows × lanes over the depths [d, end). A bf16 C of several blocks of depths is summed in fp32, in `partial`. */
+typedef struct {
+    int row, rows, lane, lanes, d, end;
+    float *partial;
+    Ahead next;
+} Piece;
+
+static void product_piece(const Product *p, const ProductSpace *space, const Piece *at) {
+    const bool last = at->end == p->b.depth, apart = p->c_dtype == DTYPE_BF16;
+    Tile tile = {.lanes = at->lanes, .depth = at->end - at->d, .a_row = p->a_stride, .a_pair = 2};
+    tile.a = p->a + (size_t)at->row * p->a_stride + at->d;
+    tile_panels(&tile, &p->b, space, at->lane, at->d, at->end);
+    tile.partial = apart && at->d > 0 ? at->partial : NULL;
+    if (apart && !last) {
+        tile.c = at->partial;
+        tile.c_stride = GROUP_LANES;
+        tile.c_dtype = DTYPE_F32;
+    } else {
+        tile.c = (char *)p->c + ((size_t)at->row * p->c_stride + (size_t)at->lane) * c_bytes(p->c_dtype);
+        tile.c_stride = p->c_stride;
+        tile.c_dtype = p->c_dtype;
+        tile.accumulate = p->accumulate || (at->d > 0 && !apart);
+    }
+    tiles_down(tile, TILE_ROWS * p->a_stride, at->rows, &at->next);
 }
 
-/* C of the rows [row, row + rows) and one group of lanes. A bf16 C of several blocks of depths is summed in fp32. */
-static void product_group(const Product *p, const ProductSpace *space, int row, int rows, int lane, int lanes) {
-    const size_t a_tile = TILE_ROWS * p->a_stride, size = c_bytes(p->c_dtype);
-    const int step = depth_step(p->b.depth);
-    const bool summed_apart = p->c_dtype == DTYPE_BF16 && p->b.depth > step;
-    for (int d = 0; d < p->b.depth; d += step) {
-        int end = at_most(d + step, p->b.depth);
-        Tile tile = {.lanes = lanes, .depth = end - d, .a_row = p->a_stride, .a_pair = 2};
-        tile.a = p->a + (size_t)row * p->a_stride + d;
-        tile_panels(&tile, &p->b, space, lane, d, end);
-        if (summed_apart && end < p->b.depth) {
-            tile.c = space->partial;
-            tile.c_stride = GROUP_LANES;
-            tile.c_dtype = DTYPE_F32;
-            if (d > 0) tile.partial = space->partial;
-        } else {
-            tile.c = (char *)p->c + ((size_t)row * p->c_stride + (size_t)lane) * size;
-            tile.c_stride = p->c_stride;
-            tile.c_dtype = p->c_dtype;
-            tile.accumulate = p->accumulate || (d > 0 && !summed_apart);
-            if (summed_apart) tile.partial = space->partial;
+/* The panels of the lanes from `lane` on, the depths from d on. */
+static Ahead panels_ahead(const Panels *b, int lane, int end_lane, int d, int step) {
+    if (!b->packed || lane >= end_lane) return (Ahead){0};
+    const size_t panel_stride = (size_t)round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
+    return (Ahead){b->packed + (size_t)(lane / PANEL_LANES) * panel_stride + (size_t)d * PANEL_LANES, panel_stride,
+                   (group_lanes(end_lane - lane) + PANEL_LANES - 1) / PANEL_LANES, at_most(step, b->depth - d)};
+}
+
+/* The groups [lane, end) of a row block; the panels that come after them begin at `end`, up to end_lane. */
+static void product_groups(const Product *p, const ProductSpace *space, int row, int rows, int lane, int end,
+                           int end_lane) {
+    const int depth = p->b.depth, step = depth_step(depth, DEPTH_BLOCK);
+    for (int d = 0; d < depth; d += step) {
+        Piece at = {.row = row, .rows = rows, .d = d, .end = at_most(d + step, depth), .partial = space->partial};
+        for (at.lane = lane; at.lane < end; at.lane += at.lanes) {
+            at.lanes = group_lanes(end_lane - at.lane);
+            if (at.lane + at.lanes < end)
+                at.next = panels_ahead(&p->b, at.lane + at.lanes, end_lane, d, step);
+            else if (at.end < depth)
+                at.next = panels_ahead(&p->b, lane, end_lane, at.end, step);
+            else
+                at.next = panels_ahead(&p->b, end, end_lane, 0, step);
+            product_piece(p, space, &at);
+            at.partial += (size_t)round_up(rows, TILE_ROWS) * GROUP_LANES;
         }
-        Ahead next = panels_ahead(&p->b, &tile, end, lane + lanes, step);
-        tiles_down(tile, a_tile, rows, &next);
     }
 }
 
@@ -165,9 +195,9 @@ static void product_part(const Product *p, const ProductSpace *space, size_t row
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
         TILES_BEGIN();
-        for (int l = (int)lane, lanes; l < (int)end_lane; l += lanes) {
-            lanes = group_lanes((int)end_lane - l);
-            product_group(p, space, r, rows, l, lanes);
+        for (int l = (int)lane, end; l < (int)end_lane; l = end) {
+            end = groups_end(l, (int)end_lane, rows);
+            product_groups(p, space, r, rows, l, end, (int)end_lane);
         }
         TILES_END();
         if (finish && p->finish) p->finish(p->context, r, rows);
@@ -247,31 +277,45 @@ typedef struct {
     size_t dy_stride;
     int tokens, cols;
     const bf16 *right; /* panels of x, round_up(tokens, 32) deep */
+    bf16 *left;        /* where dy of `block` rows is packed */
+    int block;
+    float *partial; /* [block, GROUP_LANES]; or NULL: sums of several blocks of tokens are added to dw one by one */
 } Gradient;
 
-/* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of WEIGHT_ROWS rows is packed. */
-static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
-                          int block) {
+/* Columns [col, col + lanes) of the rows whose dy is packed, `row` the first. */
+static void gradient_group(const Gradient *g, int row, int rows, int col, int lanes, const Ahead *next) {
+    const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH);
+    const int tokens = round_up(g->tokens, 2), step = depth_step(g->tokens, WEIGHT_DEPTH);
+    const Ahead nothing = {0};
+    Tile tile = {.lanes = lanes, .a_row = left_row(depth), .a_pair = left_pair(depth), .c_dtype = DTYPE_F32};
+    tile.panel_stride = depth * PANEL_LANES;
+    for (int t = 0; t < tokens; t += step) {
+        const bool apart = g->partial && t + step < tokens;
+        tile.depth = at_most(step, tokens - t);
+        tile.a = g->left + (size_t)(t / 2) * tile.a_pair;
+        tile.b = g->right + (size_t)(col / PANEL_LANES) * tile.panel_stride + (size_t)t * PANEL_LANES;
+        tile.c = apart ? g->partial : g->dw + (size_t)row * g->dw_stride + col;
+        tile.c_stride = apart ? GROUP_LANES : g->dw_stride;
+        tile.accumulate = !apart;
+        tile.partial = t > 0 ? g->partial : NULL;
+        tiles_down(tile, TILE_ROWS * depth, rows, t == 0 ? next : &nothing);
+    }
+}
+
+/* Rows [row, end_row) × columns [col, end_col) of dw. */
+static void gradient_part(const Gradient *g, size_t row, size_t end_row, size_t col, size_t end_col) {
     const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
     TILES_BEGIN();
-    for (int r = (int)row; r < (int)end_row; r += block) {
-        int rows = at_most(block, (int)end_row - r);
-        left_pack(left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
+    for (int r = (int)row; r < (int)end_row; r += g->block) {
+        int rows = at_most(g->block, (int)end_row - r);
+        left_pack(g->left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
         for (int c = (int)col, lanes; c < (int)end_col; c += lanes) {
             lanes = group_lanes((int)end_col - c);
-            Tile tile = {.lanes = lanes, .depth = round_up(g->tokens, 2), .a = left, .accumulate = true};
-            tile.a_row = left_row(depth);
-            tile.a_pair = left_pair(depth);
-            tile.b = g->right + (size_t)(c / PANEL_LANES) * panel_stride;
-            tile.panel_stride = panel_stride;
-            tile.c = g->dw + (size_t)r * g->dw_stride + c;
-            tile.c_stride = g->dw_stride;
-            tile.c_dtype = DTYPE_F32;
             Ahead next = {0};
             if (c + lanes < (int)end_col)
-                next = (Ahead){tile.b + (size_t)(lanes / PANEL_LANES) * panel_stride, panel_stride,
+                next = (Ahead){g->right + (size_t)((c + lanes) / PANEL_LANES) * panel_stride, panel_stride,
                                (group_lanes((int)end_col - c - lanes) + PANEL_LANES - 1) / PANEL_LANES, (int)depth};
-            tiles_down(tile, TILE_ROWS * depth, rows, &next);
+            gradient_group(g, r, rows, c, lanes, &next);
         }
     }
     TILES_END();
@@ -300,15 +344,17 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
     {
         const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
         bf16 *left = (bf16 *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        float *partial = (float *)(left + (WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS);
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
                 right_pack_part(right, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
 #pragma omp barrier
-                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, width, right};
+                Gradient g = {dw + c,      dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, width, right, left,
+                              WEIGHT_ROWS, partial};
                 size_t part[4];
                 grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
-                gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
+                gradient_part(&g, part[0], part[1], part[2], part[3]);
 #pragma omp barrier
             }
     }
@@ -319,7 +365,7 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
 static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf16 *a, size_t a_stride, int m,
                             const bf16 *packed, size_t panel_stride, int lanes, int depth) {
     const Ahead nothing = {0};
-    const int step = depth_step(depth);
+    const int step = depth_step(depth, DEPTH_BLOCK);
     TILES_BEGIN();
     for (int lane = 0, n; lane < lanes; lane += n) {
         n = group_lanes(lanes - lane);
@@ -343,8 +389,8 @@ static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a,
     const size_t depth = (size_t)round_up(n_tokens, PANEL_DEPTH);
     bf16 *right = (bf16 *)scratch, *left = right + (size_t)round_up(cols, PANEL_LANES) * depth;
     right_pack_part(right, b, b_stride, n_tokens, cols, 0, 1);
-    Gradient g = {c, c_stride, a, a_stride, n_tokens, cols, right};
-    gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, cols, right, left, rows, NULL};
+    gradient_part(&g, 0, (size_t)rows, 0, (size_t)cols);
 }
 
 /* Fills the rows of the table; without memory to pack in, they stay as they are. */
