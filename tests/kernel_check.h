@@ -12,8 +12,8 @@
 #include "model/kernels/kernels.h"
 #include "tests/check_main.h"
 
-enum { N_SETS = 4 };
-static const char *const kernel_sets[N_SETS] = {"reference", "openblas", "avx2", "avx512"};
+enum { N_SETS = 6 };
+static const char *const kernel_sets[N_SETS] = {"reference", "openblas", "avx2", "avx512", "avx512bf16", "amx"};
 
 /* A copy of the named table; false, with a printed line, where this CPU cannot run it. */
 static inline bool kernel_table(Kernels *table, const char *name) {

@@ -5,8 +5,8 @@
  *   FROZEN_ROWS    the same where B is packed on the way: as many as pay for the packing
  *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
- *   PARTIAL_SUMS   room for such sums, in floats: FROZEN_ROWS rows of one group of panels at least
- *   WEIGHT_DEPTH   what DEPTH_BLOCK is, for tokens
+ *   PARTIAL_SUMS   room for such sums, in floats; else FROZEN_ROWS rows of one group of panels
+ *   WEIGHT_DEPTH   what DEPTH_BLOCK is, for tokens; else WEIGHT_TOKENS
  *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
  *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
  *
@@ -34,6 +34,13 @@
 #ifndef TILES_BEGIN
 #define TILES_BEGIN() ((void)0)
 #define TILES_END() ((void)0)
+#endif
+
+#ifndef PARTIAL_SUMS
+#define PARTIAL_SUMS (FROZEN_ROWS * GROUP_LANES)
+#endif
+#ifndef WEIGHT_DEPTH
+#define WEIGHT_DEPTH WEIGHT_TOKENS
 #endif
 
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
