@@ -37,7 +37,7 @@
 #endif
 
 #ifndef PARTIAL_SUMS
-#define PARTIAL_SUMS (FROZEN_ROWS * GROUP_LANES)
+#define PARTIAL_SUMS ((FROZEN_ROWS + TILE_ROWS) * GROUP_LANES)
 #endif
 #ifndef WEIGHT_DEPTH
 #define WEIGHT_DEPTH WEIGHT_TOKENS
@@ -47,13 +47,11 @@ enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS =
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
 _Static_assert(WEIGHT_DEPTH % PANEL_DEPTH == 0, "of tokens too");
-_Static_assert(FROZEN_ROWS >= ROW_BLOCK && FROZEN_ROWS % TILE_ROWS == 0 && ROW_BLOCK % TILE_ROWS == 0,
-               "whole tiles of rows");
-_Static_assert(PARTIAL_SUMS >= FROZEN_ROWS * GROUP_LANES && PARTIAL_SUMS >= WEIGHT_ROWS * GROUP_LANES,
-               "the partial sums have room for a group");
+_Static_assert(FROZEN_ROWS >= ROW_BLOCK && PARTIAL_SUMS >= (FROZEN_ROWS + TILE_ROWS - 1) * GROUP_LANES,
+               "the partial sums have room for whole tiles of either's rows");
 _Static_assert(PARTIAL_SUMS * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
                "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS * sizeof(bf16) + WEIGHT_ROWS * GROUP_LANES * sizeof(float) <=
+_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS * sizeof(bf16) + GROUP_LANES * sizeof(float)) <=
                    WORKSPACE_THREAD,
                "the packed left operand and partial sums fit the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
