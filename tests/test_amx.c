@@ -8,60 +8,8 @@
  *   |computed − exact| ≤ γ·(Σ|aᵢ·bᵢ| + |c|)
  *
  * and a bf16 C is rounded once more, in the reference too: 2^-8 of itself each. */
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include "model/core/dtype.h"
 #include "tests/amx_emulation.h"
-#include "tests/kernel_check.h"
-
-/* ---- memory whose last byte (or first) is followed (preceded) by a page without access ---- */
-
-enum { MOST_GUARDED = 16 };
-static struct {
-    char *pages;
-    size_t bytes;
-} guarded[MOST_GUARDED];
-static int n_guarded;
-
-static void *guard(size_t bytes, bool at_end) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (bytes + page - 1) / page * page;
-    char *pages = mmap(NULL, room + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    ck_assert(pages != MAP_FAILED && n_guarded < MOST_GUARDED);
-    ck_assert(mprotect(pages, page, PROT_NONE) == 0 && mprotect(pages + page + room, page, PROT_NONE) == 0);
-    guarded[n_guarded].pages = pages;
-    guarded[n_guarded++].bytes = room + 2 * page;
-    return pages + page + (at_end ? room - bytes : 0);
-}
-
-static void guards_free(void) {
-    for (; n_guarded > 0; n_guarded--) munmap(guarded[n_guarded - 1].pages, guarded[n_guarded - 1].bytes);
-}
-
-enum { BF16_NAN = 0x7fc1 };
-
-/* rows × cols normal numbers at a stride, NaN between them; nothing behind the last one. */
-static bf16 *matrix(int rows, int cols, size_t stride, uint64_t seed, bool at_end) {
-    size_t n = (size_t)(rows - 1) * stride + (size_t)cols;
-    bf16 *x = guard(n * sizeof *x, at_end);
-    for (size_t i = 0; i < n; i++) x[i] = BF16_NAN;
-    float *row = malloc((size_t)cols * sizeof *row);
-    ck_assert_ptr_nonnull(row);
-    for (int r = 0; r < rows; r++) {
-        philox_fill_normal(row, 0, (size_t)cols, philox_key(seed, PHILOX_TEST, (uint32_t)r, 0), 0, 1);
-        for (int i = 0; i < cols; i++) x[(size_t)r * stride + (size_t)i] = f32_to_bf16(row[i]);
-    }
-    free(row);
-    return x;
-}
-
-/* |x| of matrix(), at the same stride */
-static bf16 *magnitudes(const bf16 *x, int rows, int cols, size_t stride) {
-    size_t n = (size_t)(rows - 1) * stride + (size_t)cols;
-    bf16 *y = guard(n * sizeof *y, true);
-    for (size_t i = 0; i < n; i++) y[i] = x[i] & 0x7fff;
-    return y;
-}
+#include "tests/product_check.h"
 
 /* ---- tables ---- */
 
@@ -186,79 +134,9 @@ END_TEST
 
 /* ---- products ---- */
 
-typedef struct {
-    int m, lanes, depth;
-    Dtype c_dtype;
-    bool accumulate, packed, transposed, at_end;
-} Case;
-
 static double rounding(int depth) {
     double nu = (20 + 2 * ((depth + 31) / 32)) * 0x1p-24;
     return nu / (1 - nu);
-}
-
-static float element(const void *c, Dtype dtype, size_t at) {
-    return dtype == DTYPE_BF16 ? bf16_to_f32(((const bf16 *)c)[at]) : ((const float *)c)[at];
-}
-
-static void *c_filled(const Case *k, size_t stride, uint64_t seed) {
-    bf16 *x = matrix(k->m, k->lanes, stride, seed, k->at_end);
-    if (k->c_dtype == DTYPE_BF16) return x;
-    size_t n = (size_t)(k->m - 1) * stride + (size_t)k->lanes;
-    float *c = guard(n * sizeof *c, k->at_end);
-    for (size_t i = 0; i < n; i++) c[i] = bf16_to_f32(x[i]);
-    return c;
-}
-
-/* C within the bound of `expected`; what lies between its rows is untouched. */
-static void check_c(const char *what, const Case *k, const void *c, const void *expected, const float *magnitude,
-                    size_t stride) {
-    for (int r = 0; r < k->m; r++)
-        for (int i = 0; i < (r + 1 < k->m ? (int)stride : k->lanes); i++) {
-            size_t at = (size_t)r * stride + (size_t)i;
-            double got = (double)element(c, k->c_dtype, at), want = (double)element(expected, k->c_dtype, at);
-            if (i >= k->lanes) {
-                ck_assert_msg(isnan(got), "%s: column %d of row %d was written", what, i, r);
-                continue;
-            }
-            double bound = rounding(k->depth) * (double)magnitude[(size_t)r * (size_t)k->lanes + (size_t)i];
-            if (k->c_dtype == DTYPE_BF16) bound += 0x1p-7 * (fabs(want) + bound);
-            ck_assert_msg(fabs(got - want) <= bound, "%s: row %d lane %d: %.9g, expected %.9g ± %.3g", what, r, i, got,
-                          want, bound);
-        }
-}
-
-static bf16 *packed_guarded(const RowMajor *rows, const Panels *b) {
-    bf16 *to = guard(panels_elements(b->lanes, b->depth) * sizeof *to, true);
-    Panels source = *b;
-    source.rows = rows;
-    size_t depth = ((size_t)b->depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
-    reference.pack(to, depth * PANEL_LANES, &source, 0, b->lanes, 0, b->depth);
-    return to;
-}
-
-static RowMajor weight_rows(const bf16 *w, int rows, int cols) {
-    return (RowMajor){DTYPE_BF16, 1, cols, {w}, {0, rows}};
-}
-
-/* Σ|a·b| + |c| */
-static float *product_magnitude(const Product *p, const bf16 *w, int rows, int cols, size_t n) {
-    float *sums = guard(n * sizeof *sums, true);
-    for (int r = 0; r < p->m; r++)
-        for (int i = 0; i < p->b.lanes; i++)
-            sums[(size_t)r * (size_t)p->b.lanes + (size_t)i] =
-                p->accumulate ? fabsf(element(p->c, p->c_dtype, (size_t)r * p->c_stride + (size_t)i)) : 0;
-    RowMajor whole_rows = weight_rows(magnitudes(w, rows, cols, (size_t)cols), rows, cols);
-    Product size = *p;
-    size.a = magnitudes(p->a, p->m, p->b.depth, p->a_stride);
-    size.b.packed = NULL;
-    size.b.rows = &whole_rows;
-    size.c = sums;
-    size.c_stride = (size_t)p->b.lanes;
-    size.c_dtype = DTYPE_F32;
-    size.accumulate = true;
-    reference.product(&size);
-    return sums;
 }
 
 static void check_product(const Case *k) {
@@ -277,16 +155,14 @@ static void check_product(const Case *k) {
     Product expected = p;
     expected.c = c_filled(k, c_stride, 3);
     p.c = c_filled(k, c_stride, 3);
-    if (k->packed) p.b.packed = packed_guarded(&row_major, &p.b);
-    const float *magnitude = product_magnitude(&p, w, rows, cols, (size_t)k->m * (size_t)k->lanes);
+    if (k->packed) p.b.packed = packed_guarded(&reference, &row_major, &p.b);
+    const float *magnitude = product_magnitude(&reference, &p, w, rows, cols, (size_t)k->m * (size_t)k->lanes);
     reference.product(&expected);
     emulated.product(&p);
     check_no_fault(what);
-    check_c(what, k, p.c, expected.c, magnitude, c_stride);
+    check_c(what, k, p.c, expected.c, magnitude, c_stride, rounding(k->depth));
     guards_free();
 }
-
-#define COUNT(list) (sizeof(list) / sizeof *(list))
 
 START_TEST(products_agree_with_the_reference) {
     static const int ms[] = {1, 2, 15, 16, 17, 31, 32, 33, 65}, lanes[] = {1, 15, 16, 17, 32, 33, 48, 100};
@@ -344,7 +220,7 @@ START_TEST(finish_meets_every_row_once_and_whole) {
         Finish finish = {c, LANES, LANES, {0}};
         Product p = {.m = M, .a = matrix(M, DEPTH, DEPTH, 1, true), .a_stride = DEPTH, .c = c, .c_stride = LANES};
         p.b = (Panels){LANES, DEPTH, NULL, &rows, false};
-        if (packed) p.b.packed = packed_guarded(&rows, &p.b);
+        if (packed) p.b.packed = packed_guarded(&reference, &rows, &p.b);
         p.finish = finish_row;
         p.context = &finish;
         emulated.product(&p);
@@ -377,7 +253,7 @@ static void check_weight(int n_tokens, int rows, int cols, bool block) {
         emulated.product_weight(dw, stride, dy, dy_stride, x, x_stride, n_tokens, rows, cols);
     }
     check_no_fault(what);
-    check_c(what, &k, dw, expected, magnitude, stride);
+    check_c(what, &k, dw, expected, magnitude, stride, rounding(n_tokens));
     guards_free();
 }
 
@@ -405,7 +281,7 @@ START_TEST(blocks_agree_with_the_reference_in_a_parallel_region) {
     Case k = {.m = PARTS * M, .lanes = LANES, .depth = DEPTH, .c_dtype = DTYPE_F32, .at_end = true};
     float *expected = c_filled(&k, LANES, 3), *c = c_filled(&k, LANES, 3);
     p.c = expected;
-    const float *magnitude = product_magnitude(&p, w, LANES, DEPTH, (size_t)PARTS * M * LANES);
+    const float *magnitude = product_magnitude(&reference, &p, w, LANES, DEPTH, (size_t)PARTS * M * LANES);
     reference.product(&p);
     bf16 *packed = guard(sizeof *packed * ((PANELS - 1) * (PADDED + 2) + PADDED) * PANEL_LANES, true);
     reference.pack(packed, (PADDED + 2) * PANEL_LANES, &p.b, 0, LANES, 0, DEPTH);
@@ -414,7 +290,7 @@ START_TEST(blocks_agree_with_the_reference_in_a_parallel_region) {
         emulated.blocks->multiply(c + (size_t)i * M * LANES, LANES, true, a + (size_t)i * M * (DEPTH + 7), DEPTH + 7, M,
                                   packed, (PADDED + 2) * PANEL_LANES, LANES, DEPTH);
     check_no_fault("blocks");
-    check_c("blocks", &k, c, expected, magnitude, LANES);
+    check_c("blocks", &k, c, expected, magnitude, LANES, rounding(DEPTH));
     guards_free();
 }
 END_TEST
@@ -430,7 +306,7 @@ START_TEST(a_sum_has_one_order) {
     for (int i = 0; i < 4; i++) {
         Product p = {.m = i < 3 ? M : 7, .a = a, .a_stride = DEPTH, .c = c[i], .c_stride = LANES};
         p.b = (Panels){LANES, DEPTH, NULL, &rows, false};
-        if (i > 0) p.b.packed = packed_guarded(&rows, &p.b);
+        if (i > 0) p.b.packed = packed_guarded(&reference, &rows, &p.b);
         if (i == 2) {
 #pragma omp parallel num_threads(1)
             emulated.product(&p); /* in a parallel region: one thread */

@@ -14,6 +14,7 @@
 #include "model/core/threads.h"
 #include "model/kernels/fast.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/products/choice.h"
 #include "model/kernels/products/products.h"
 #include "model/kernels/reference.h"
 
@@ -102,10 +103,12 @@ static void fill(KernelSet set) {
     if (set >= SET_AVX512BF16) {
         avx512bf16_kernels(&table);
         avx512bf16_products(&table.bf16);
+        product_choices(&table.bf16, BY_AVX512BF16);
     }
     if (set >= SET_AMX) {
         amx_kernels(&table);
         amx_products(&table.bf16);
+        product_choices(&table.bf16, BY_AMX);
     }
 }
 
