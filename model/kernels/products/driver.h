@@ -6,6 +6,7 @@
  *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
  *   PARTIAL_SUMS   room for such sums, in floats; else FROZEN_ROWS rows of one group of panels
+ *   FORK_WORK      multiply-adds worth a fork and join; else what VDPBF16PS does in 5 µs
  *   WEIGHT_DEPTH   what DEPTH_BLOCK is, for tokens; else WEIGHT_TOKENS
  *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
  *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
@@ -41,6 +42,9 @@
 #endif
 #ifndef WEIGHT_DEPTH
 #define WEIGHT_DEPTH WEIGHT_TOKENS
+#endif
+#ifndef FORK_WORK
+#define FORK_WORK (1 << 19)
 #endif
 
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
@@ -239,8 +243,7 @@ static void grid_part(Grid grid, int thread, int rows, int lanes, size_t range[4
 
 /* Threads worth starting: a fork and join costs some microseconds. */
 static int threads_for(const Workspace *w, int m, int n, int k) {
-    const double least = 1 << 19; /* multiply-adds: 5 µs of one core */
-    if (omp_in_parallel() || (double)m * n * k < least) return 1;
+    if (omp_in_parallel() || (double)m * n * k < FORK_WORK) return 1;
     return at_most(threads_count(), w->threads);
 }
 
