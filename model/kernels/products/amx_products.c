@@ -16,8 +16,8 @@
  * each) per 16 × 16 blocks of 64 cycles: 4 bytes per cycle, of them B's 2 perhaps from memory, 4 GB/s at 2.2 GHz. A
  * depth of one block (288) needs no partial sums, and A comes once.
  *   - a weight's gradient: WEIGHT_ROWS rows of dy, 2,048 tokens deep (768 KiB), stay in L2 while x passes by from L3,
- * 32 columns × 32 tokens (2 KiB) per 6 blocks: 5 bytes per cycle. The gradient comes and goes once for 2,048 tokens: 4
- * KiB each way per 64 steps, 2 bytes per cycle.
+ * 32 columns × 32 tokens (2 KiB) per 6 blocks: 5 bytes per cycle. The gradient's part stays in L2 meanwhile, so memory
+ *     sees it once for 2,048 tokens: 4 KiB each way per 64 steps, 2 bytes per cycle.
  */
 #include "model/kernels/products/amx_tiles.h"
 #include "model/kernels/products/products.h"
@@ -28,7 +28,6 @@
 enum { TILE_ROWS = 32, TILE_PANELS = 2 };
 enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, DEPTH_BLOCK = 320, WEIGHT_ROWS = 192, WEIGHT_TOKENS = 2048 };
 #define PARTIAL_SUMS (ROW_BLOCK * 512)
-#define WEIGHT_DEPTH DEPTH_BLOCK
 #define FORK_WORK (1 << 22)
 
 enum { REGISTER_ROWS = 16, REGISTER_BYTES = 64, WIDTH = TILE_PANELS * PANEL_LANES };

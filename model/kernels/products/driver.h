@@ -7,7 +7,6 @@
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
  *   PARTIAL_SUMS   room for such sums, in floats; else FROZEN_ROWS rows of one group of panels
  *   FORK_WORK      multiply-adds worth a fork and join; else what VDPBF16PS does in 5 µs
- *   WEIGHT_DEPTH   what DEPTH_BLOCK is, for tokens; else WEIGHT_TOKENS
  *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
  *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
  *
@@ -18,8 +17,8 @@
  *   in L2) → group (its piece in L2 or L1) → tile of C
  *
  * where the next piece of B is prefetched into L2 during the tiles of the present one. Threads share out rows; where
- * there are too few, or B must be packed, they share out lanes. Without `transposed`, the weight's gradient is the same
- * nest with A = dyᵀ, packed by each thread for its rows, and B = x, packed by all threads together.
+ * there are too few, or B must be packed, they share out lanes. The gradient of a weight is the same nest with
+ * A = dyᵀ, packed by each thread for its rows, and B = x, packed by all threads together.
  */
 #ifndef CRIA_KERNELS_PRODUCTS_DRIVER_H
 #define CRIA_KERNELS_PRODUCTS_DRIVER_H
@@ -40,24 +39,19 @@
 #ifndef PARTIAL_SUMS
 #define PARTIAL_SUMS ((FROZEN_ROWS + TILE_ROWS) * GROUP_LANES)
 #endif
-#ifndef WEIGHT_DEPTH
-#define WEIGHT_DEPTH WEIGHT_TOKENS
-#endif
 #ifndef FORK_WORK
 #define FORK_WORK (1 << 19)
 #endif
 
-enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64, LINE_ELEMENTS = CACHE_LINE / (int)sizeof(bf16) };
+enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64 };
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
-_Static_assert(WEIGHT_DEPTH % PANEL_DEPTH == 0, "of tokens too");
 _Static_assert(FROZEN_ROWS >= ROW_BLOCK && PARTIAL_SUMS >= (FROZEN_ROWS + TILE_ROWS - 1) * GROUP_LANES,
                "the partial sums have room for whole tiles of either's rows");
 _Static_assert(PARTIAL_SUMS * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
                "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS * sizeof(bf16) + GROUP_LANES * sizeof(float)) <=
-                   WORKSPACE_THREAD,
-               "the packed left operand and partial sums fit the workspace");
+_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) * sizeof(bf16) <= WORKSPACE_THREAD,
+               "the packed left operand fits the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
 
 static inline int round_up(int n, int to) {
@@ -75,21 +69,34 @@ static inline int group_lanes(int lanes) {
     return at_most(lanes, (panels + groups - 1) / groups * PANEL_LANES);
 }
 
-/* Panels that will be wanted after the present ones. */
+/* What will be wanted after the present panels: the next ones, or the part of a row-major weight that makes them. */
 typedef struct {
-    const bf16 *b; /* NULL: none */
+    const bf16 *b; /* NULL: not packed */
     size_t panel_stride;
     int panels, depth;
+    const RowMajor *rows; /* NULL: nothing, if b is NULL too */
+    int first_row, n_rows, first_col, n_cols;
 } Ahead;
 
-/* The i-th of n parts of them goes to L2. */
+static inline void prefetch_to_l2(const char *from, const char *end) {
+    for (; from < end; from += CACHE_LINE) __builtin_prefetch(from, 0, 2);
+}
+
+/* The i-th of n parts of it goes to L2. */
 static inline void ahead_prefetch(const Ahead *next, int i, int n) {
-    if (!next->b) return;
-    int lines = next->depth * PANEL_LANES / LINE_ELEMENTS;
-    int begin = (int)((long)lines * i / n), end = (int)((long)lines * (i + 1) / n);
-    for (int p = 0; p < next->panels; p++)
-        for (int line = begin; line < end; line++)
-            __builtin_prefetch(next->b + (size_t)p * next->panel_stride + (size_t)line * LINE_ELEMENTS, 0, 2);
+    const int whole = next->b ? next->depth * PANEL_LANES : next->rows ? next->n_rows : 0;
+    const int begin = (int)((long)whole * i / n), end = (int)((long)whole * (i + 1) / n);
+    if (next->b) {
+        const bf16 *panel = next->b;
+        for (int p = 0; p < next->panels; p++, panel += next->panel_stride)
+            prefetch_to_l2((const char *)(panel + begin), (const char *)(panel + end));
+    } else if (next->rows) {
+        const size_t size = dtype_size(next->rows->dtype);
+        for (int r = begin; r < end; r++) {
+            const char *row = row_major_row(next->rows, next->first_row + r) + (size_t)next->first_col * size;
+            prefetch_to_l2((const char *)((uintptr_t)row / CACHE_LINE * CACHE_LINE), row + (size_t)next->n_cols * size);
+        }
+    }
 }
 
 /* All tiles of a column of `rows` rows; a_tile: elements of A between tiles. `tile` describes the first. */
@@ -115,12 +122,13 @@ typedef struct {
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
-    return (ProductSpace){(float *)own, (bf16 *)(own + PARTIAL_SUMS * sizeof(float))};
+    void *partial = own, *panels = own + PARTIAL_SUMS * sizeof(float);
+    return (ProductSpace){partial, panels};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
-static inline int depth_step(int depth, int most) {
-    int blocks = (depth + most - 1) / most;
+static inline int depth_step(int depth) {
+    int blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
     return blocks <= 1 ? round_up(depth, PANEL_DEPTH) : round_up((depth + blocks - 1) / blocks, PANEL_DEPTH);
 }
 
@@ -141,6 +149,22 @@ static void tile_panels(Tile *tile, const Panels *b, const ProductSpace *space, 
         tile->b = space->panels;
         panels_pack(space->panels, tile->panel_stride, b, lane, lane + tile->lanes, d, end);
     }
+}
+
+/* The group of lanes from `lane` on, the depths from d on; nothing, if end_lane is reached. `stride`: of packed panels.
+ */
+static Ahead panels_ahead(const Panels *b, size_t stride, int lane, int end_lane, int d, int step) {
+    if (lane >= end_lane) return (Ahead){0};
+    const int lanes = group_lanes(end_lane - lane), depth = at_most(step, b->depth - d);
+    if (b->packed) {
+        return (Ahead){.b = b->packed + (size_t)(lane / PANEL_LANES) * stride + (size_t)d * PANEL_LANES,
+                       .panel_stride = stride,
+                       .panels = round_up(lanes, PANEL_LANES) / PANEL_LANES,
+                       .depth = depth};
+    }
+    if (b->transposed)
+        return (Ahead){.rows = b->rows, .first_row = d, .n_rows = depth, .first_col = lane, .n_cols = lanes};
+    return (Ahead){.rows = b->rows, .first_row = lane, .n_rows = lanes, .first_col = d, .n_cols = depth};
 }
 
 /* C of rows × lanes over the depths [d, end). A bf16 C of several blocks of depths is summed in fp32, in `partial`. */
@@ -169,28 +193,21 @@ static void product_piece(const Product *p, const ProductSpace *space, const Pie
     tiles_down(tile, TILE_ROWS * p->a_stride, at->rows, &at->next);
 }
 
-/* The panels of the lanes from `lane` on, the depths from d on. */
-static Ahead panels_ahead(const Panels *b, int lane, int end_lane, int d, int step) {
-    if (!b->packed || lane >= end_lane) return (Ahead){0};
-    const size_t panel_stride = (size_t)round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
-    return (Ahead){b->packed + (size_t)(lane / PANEL_LANES) * panel_stride + (size_t)d * PANEL_LANES, panel_stride,
-                   (group_lanes(end_lane - lane) + PANEL_LANES - 1) / PANEL_LANES, at_most(step, b->depth - d)};
-}
-
-/* The groups [lane, end) of a row block; the panels that come after them begin at `end`, up to end_lane. */
+/* The groups [lane, end) of a row block; more groups follow them up to end_lane. */
 static void product_groups(const Product *p, const ProductSpace *space, int row, int rows, int lane, int end,
                            int end_lane) {
-    const int depth = p->b.depth, step = depth_step(depth, DEPTH_BLOCK);
+    const int depth = p->b.depth, step = depth_step(depth);
+    const size_t stride = (size_t)round_up(depth, PANEL_DEPTH) * PANEL_LANES;
     for (int d = 0; d < depth; d += step) {
         Piece at = {.row = row, .rows = rows, .d = d, .end = at_most(d + step, depth), .partial = space->partial};
         for (at.lane = lane; at.lane < end; at.lane += at.lanes) {
             at.lanes = group_lanes(end_lane - at.lane);
             if (at.lane + at.lanes < end)
-                at.next = panels_ahead(&p->b, at.lane + at.lanes, end_lane, d, step);
+                at.next = panels_ahead(&p->b, stride, at.lane + at.lanes, end_lane, d, step);
             else if (at.end < depth)
-                at.next = panels_ahead(&p->b, lane, end_lane, at.end, step);
+                at.next = panels_ahead(&p->b, stride, lane, end_lane, at.end, step);
             else
-                at.next = panels_ahead(&p->b, end, end_lane, 0, step);
+                at.next = panels_ahead(&p->b, stride, end, end_lane, 0, step);
             product_piece(p, space, &at);
             at.partial += (size_t)round_up(rows, TILE_ROWS) * GROUP_LANES;
         }
@@ -283,60 +300,62 @@ typedef struct {
     size_t dw_stride;
     const bf16 *dy;
     size_t dy_stride;
-    int tokens, cols;
-    const bf16 *right; /* panels of x, round_up(tokens, 32) deep */
-    bf16 *left;        /* where dy of `block` rows is packed */
-    int block;
-    float *partial; /* [block, GROUP_LANES]; or NULL: sums of several blocks of tokens are added to dw one by one */
+    int tokens, depth; /* room in the packings: whole tiles of 32 tokens at least */
+    const bf16 *right; /* panels of x */
 } Gradient;
 
-/* Columns [col, col + lanes) of the rows whose dy is packed, `row` the first. */
-static void gradient_group(const Gradient *g, int row, int rows, int col, int lanes, const Ahead *next) {
-    const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH);
-    const int tokens = round_up(g->tokens, 2), step = depth_step(g->tokens, WEIGHT_DEPTH);
-    const Ahead nothing = {0};
-    Tile tile = {.lanes = lanes, .a_row = left_row(depth), .a_pair = left_pair(depth), .c_dtype = DTYPE_F32};
-    tile.panel_stride = depth * PANEL_LANES;
-    for (int t = 0; t < tokens; t += step) {
-        const bool apart = g->partial && t + step < tokens;
-        tile.depth = at_most(step, tokens - t);
-        tile.a = g->left + (size_t)(t / 2) * tile.a_pair;
-        tile.b = g->right + (size_t)(col / PANEL_LANES) * tile.panel_stride + (size_t)t * PANEL_LANES;
-        tile.c = apart ? g->partial : g->dw + (size_t)row * g->dw_stride + col;
-        tile.c_stride = apart ? GROUP_LANES : g->dw_stride;
-        tile.accumulate = !apart;
-        tile.partial = t > 0 ? g->partial : NULL;
-        tiles_down(tile, TILE_ROWS * depth, rows, t == 0 ? next : &nothing);
+/* Streams that are a power of two apart share the few ways of a set of the caches. */
+static inline int spread_depth(int tokens) {
+    return round_up(tokens, PANEL_DEPTH) + PANEL_DEPTH;
+}
+
+/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added to dw one after
+ * the other, while it is in cache. */
+static void gradient_group(const Gradient *g, const bf16 *left, int row, int rows, int col, int cols, int end_col) {
+    const size_t depth = (size_t)g->depth, panel_stride = depth * PANEL_LANES;
+    const Panels right = {.lanes = end_col, .depth = round_up(g->tokens, 2), .packed = g->right};
+    const int step = depth_step(right.depth);
+    for (int d = 0; d < right.depth; d += step) {
+        const int end = at_most(d + step, right.depth);
+        Tile tile = {.lanes = cols, .depth = end - d, .accumulate = true};
+        tile.a_row = left_row(depth);
+        tile.a_pair = left_pair(depth);
+        tile.a = left + (size_t)(d / 2) * tile.a_pair;
+        tile.b = g->right + (size_t)(col / PANEL_LANES) * panel_stride + (size_t)d * PANEL_LANES;
+        tile.panel_stride = panel_stride;
+        tile.c = g->dw + (size_t)row * g->dw_stride + col;
+        tile.c_stride = g->dw_stride;
+        tile.c_dtype = DTYPE_F32;
+        const Ahead next = end < right.depth ? panels_ahead(&right, panel_stride, col, end_col, end, step)
+                                             : panels_ahead(&right, panel_stride, col + cols, end_col, 0, step);
+        tiles_down(tile, TILE_ROWS * depth, rows, &next);
     }
 }
 
-/* Rows [row, end_row) × columns [col, end_col) of dw. */
-static void gradient_part(const Gradient *g, size_t row, size_t end_row, size_t col, size_t end_col) {
-    const size_t depth = (size_t)round_up(g->tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+/* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of `block` rows is packed. */
+static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
+                          int block) {
     TILES_BEGIN();
-    for (int r = (int)row; r < (int)end_row; r += g->block) {
-        int rows = at_most(g->block, (int)end_row - r);
-        left_pack(g->left, depth, g->dy + r, g->dy_stride, g->tokens, rows);
-        for (int c = (int)col, lanes; c < (int)end_col; c += lanes) {
-            lanes = group_lanes((int)end_col - c);
-            Ahead next = {0};
-            if (c + lanes < (int)end_col)
-                next = (Ahead){g->right + (size_t)((c + lanes) / PANEL_LANES) * panel_stride, panel_stride,
-                               (group_lanes((int)end_col - c - lanes) + PANEL_LANES - 1) / PANEL_LANES, (int)depth};
-            gradient_group(g, r, rows, c, lanes, &next);
+    for (int r = (int)row; r < (int)end_row; r += block) {
+        int rows = at_most(block, (int)end_row - r);
+        left_pack(left, (size_t)g->depth, g->dy + r, g->dy_stride, g->tokens, rows);
+        for (int c = (int)col, cols; c < (int)end_col; c += cols) {
+            cols = group_lanes((int)end_col - c);
+            gradient_group(g, left, r, rows, c, cols, (int)end_col);
         }
     }
     TILES_END();
 }
 
 /* This thread's share of packing x[tokens, cols]. */
-static void right_pack_part(bf16 *right, const bf16 *x, size_t x_stride, int tokens, int cols, int thread,
+static void right_pack_part(bf16 *right, int depth, const bf16 *x, size_t x_stride, int tokens, int cols, int thread,
                             int threads) {
-    const size_t depth = (size_t)round_up(tokens, PANEL_DEPTH), panel_stride = depth * PANEL_LANES;
+    const size_t panel_stride = (size_t)depth * PANEL_LANES;
     size_t begin, end;
     threads_range((size_t)tokens, PANEL_DEPTH, thread, threads, &begin, &end);
     tokens_pack(right, panel_stride, x, x_stride, (int)begin, (int)end, cols);
-    if (begin < end && (int)end == tokens) tokens_pad(right, panel_stride, round_up(tokens, 2), (int)depth, cols);
+    if (begin < end && (int)end == tokens)
+        tokens_pad(right, panel_stride, round_up(tokens, 2), round_up(tokens, PANEL_DEPTH), cols);
 }
 
 static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, size_t dy_stride, const bf16 *x,
@@ -346,23 +365,22 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
     const int threads = threads_for(&w, n_tokens, rows, cols);
     const int blocks = (n_tokens + WEIGHT_TOKENS - 1) / WEIGHT_TOKENS;
     const int step = round_up((n_tokens + blocks - 1) / blocks, PANEL_DEPTH);
-    const int col_step = (int)(WORKSPACE_SHARED / sizeof(bf16) / (size_t)step) / GROUP_LANES * GROUP_LANES;
+    const int depth = spread_depth(step);
+    const int col_step = (int)(WORKSPACE_SHARED / sizeof(bf16) / (size_t)depth) / GROUP_LANES * GROUP_LANES;
     bf16 *right = (bf16 *)w.shared;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
         bf16 *left = (bf16 *)(w.own + (size_t)thread * WORKSPACE_THREAD);
-        float *partial = (float *)(left + (WEIGHT_ROWS + TILE_ROWS) * WEIGHT_TOKENS);
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
-                right_pack_part(right, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
+                right_pack_part(right, depth, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
 #pragma omp barrier
-                Gradient g = {dw + c,      dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, width, right, left,
-                              WEIGHT_ROWS, partial};
+                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right};
                 size_t part[4];
                 grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
-                gradient_part(&g, part[0], part[1], part[2], part[3]);
+                gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
 #pragma omp barrier
             }
     }
@@ -373,7 +391,7 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
 static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf16 *a, size_t a_stride, int m,
                             const bf16 *packed, size_t panel_stride, int lanes, int depth) {
     const Ahead nothing = {0};
-    const int step = depth_step(depth, DEPTH_BLOCK);
+    const int step = depth_step(depth);
     TILES_BEGIN();
     for (int lane = 0, n; lane < lanes; lane += n) {
         n = group_lanes(lanes - lane);
@@ -394,11 +412,12 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
 static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
                                        size_t b_stride, int n_tokens, int rows, int cols, float *scratch) {
     if (n_tokens <= 0) return;
-    const size_t depth = (size_t)round_up(n_tokens, PANEL_DEPTH);
-    bf16 *right = (bf16 *)scratch, *left = right + (size_t)round_up(cols, PANEL_LANES) * depth;
-    right_pack_part(right, b, b_stride, n_tokens, cols, 0, 1);
-    Gradient g = {c, c_stride, a, a_stride, n_tokens, cols, right, left, rows, NULL};
-    gradient_part(&g, 0, (size_t)rows, 0, (size_t)cols);
+    const int depth = round_up(n_tokens, PANEL_DEPTH);
+    void *room = scratch;
+    bf16 *right = room, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
+    right_pack_part(right, depth, b, b_stride, n_tokens, cols, 0, 1);
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right};
+    gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
 }
 
 /* Fills the rows of the table; without memory to pack in, they stay as they are. */

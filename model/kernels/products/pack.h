@@ -27,7 +27,8 @@ static inline const char *row_major_row(const RowMajor *w, int row) {
 /* n ≤ 16 elements from `first` on as bfloat16 in the lower halves of 16 lanes; zeros behind them and for NULL. */
 static TILE_INLINE __m512i load_lanes(const char *row, Dtype dtype, size_t first, int n) {
     if (!row || n <= 0) return _mm512_setzero_si512();
-    __mmask16 mask = n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+    const unsigned first_n = n >= 16 ? 0xffffu : (1u << n) - 1;
+    const __mmask16 mask = (__mmask16)first_n;
     if (dtype == DTYPE_F32) return _mm512_srli_epi32(tile_round(_mm512_maskz_loadu_ps(mask, row + 4 * first)), 16);
     __m256i half = _mm256_maskz_loadu_epi16(mask, row + 2 * first);
     if (dtype == DTYPE_F16) return _mm512_srli_epi32(tile_round(_mm512_cvtph_ps(half)), 16);
