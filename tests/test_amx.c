@@ -18,6 +18,7 @@ static Bf16Kernels reference, emulated;
 /* False where the CPU cannot even emulate. */
 static bool tables(void) {
     Kernels avx512;
+    threads_init(3);
     if (!kernel_table(&avx512, "avx512")) return false;
     reference = kernel_reference().bf16;
     emulated = reference;
@@ -297,28 +298,37 @@ END_TEST
 
 /* One order of sums for a depth: the bits do not depend on how many threads there are, on whether B was packed before,
  * or on which rows come along. */
-START_TEST(a_sum_has_one_order) {
-    enum { M = 130, LANES = 140, DEPTH = 1001 };
-    static float c[4][M * LANES];
-    if (!tables()) return;
+static void check_one_order(bool accumulate, Dtype c_dtype) {
+    enum { M = 130, LANES = 140, DEPTH = 1001, WAYS = 4 };
+    const Case k = {.m = M, .lanes = LANES, .c_dtype = c_dtype};
+    const size_t row = LANES * (c_dtype == DTYPE_BF16 ? sizeof(bf16) : sizeof(float));
     const bf16 *w = matrix(LANES, DEPTH, DEPTH, 2, true), *a = matrix(M, DEPTH, DEPTH, 1, true);
     const RowMajor rows = weight_rows(w, LANES, DEPTH);
-    for (int i = 0; i < 4; i++) {
-        Product p = {.m = i < 3 ? M : 7, .a = a, .a_stride = DEPTH, .c = c[i], .c_stride = LANES};
+    void *c[WAYS];
+    for (int i = 0; i < WAYS; i++) {
+        c[i] = c_filled(&k, LANES, 3);
+        Product p = {.m = i < 3 ? M : 7, .a = a, .a_stride = DEPTH, .c = c[i], .c_stride = LANES, .c_dtype = c_dtype};
+        p.accumulate = accumulate;
         p.b = (Panels){LANES, DEPTH, NULL, &rows, false};
         if (i > 0) p.b.packed = packed_guarded(&reference, &rows, &p.b);
         if (i == 2) {
-#pragma omp parallel num_threads(1)
-            emulated.product(&p); /* in a parallel region: one thread */
+#pragma omp parallel num_threads(2)
+#pragma omp single
+            emulated.product(&p); /* in a parallel region: by one thread */
         } else {
             emulated.product(&p);
         }
     }
-    ck_assert_int_eq(memcmp(c[0], c[1], sizeof c[0]), 0);
-    ck_assert_int_eq(memcmp(c[0], c[2], sizeof c[0]), 0);
-    ck_assert_int_eq(memcmp(c[0], c[3], sizeof c[0][0] * 7 * LANES), 0);
+    ck_assert_int_eq(memcmp(c[0], c[1], M * row), 0);
+    ck_assert_int_eq(memcmp(c[0], c[2], M * row), 0);
+    ck_assert_int_eq(memcmp(c[0], c[3], 7 * row), 0);
     check_no_fault("order");
     guards_free();
+}
+
+START_TEST(a_sum_has_one_order) {
+    if (!tables()) return;
+    for (int i = 0; i < 4; i++) check_one_order(i % 2, i / 2 ? DTYPE_BF16 : DTYPE_F32);
 }
 END_TEST
 

@@ -74,8 +74,8 @@ static void left_pack(bf16 *to, size_t depth, const bf16 *dy, size_t stride, int
 }
 
 /* Registers: 0 1 / 2 3 are C, 4 / 5 are A's rows, 6 7 are B's panels. Constants at every call. */
-static TILE_INLINE void tile_start(const int halves, const int panels, const float *sums) {
-    const size_t stride = WIDTH * sizeof(float);
+static TILE_INLINE void tile_start(const int halves, const int panels, const float *sums, size_t width) {
+    const size_t stride = width * sizeof *sums;
     if (!sums) {
         TILES_ZERO(0);
         if (panels > 1) TILES_ZERO(1);
@@ -83,7 +83,7 @@ static TILE_INLINE void tile_start(const int halves, const int panels, const flo
         if (halves > 1 && panels > 1) TILES_ZERO(3);
         return;
     }
-    const float *below = sums + REGISTER_ROWS * WIDTH;
+    const float *below = sums + REGISTER_ROWS * width;
     TILES_LOAD(0, sums, stride);
     if (panels > 1) TILES_LOAD(1, sums + PANEL_LANES, stride);
     if (halves > 1) TILES_LOAD(2, below, stride);
@@ -122,30 +122,45 @@ static void edge_fill(bf16 *edge, const Tile *t, const bf16 *a, int n) {
         _mm512_storeu_si512(edge + r * PANEL_DEPTH, load_depths((const char *)(a + r * t->a_row), DTYPE_BF16, 0, n));
 }
 
+/* C's own fp32 sums, to be gone on with: rows × lanes of them, zeros behind. */
+static void sums_fill(float *sums, const Tile *t) {
+    const float *c = t->c;
+    memset(sums, 0, TILE_ROWS * WIDTH * sizeof *sums);
+    for (size_t r = 0; r < (size_t)t->rows; r++)
+        memcpy(sums + r * WIDTH, c + r * t->c_stride, (size_t)t->lanes * sizeof *sums);
+}
+
 /* halves and panels are constants at every call. Of fewer rows than registers have, and of a depth that is no multiple
- * of 32, A passes through `edge`: nothing beyond it is read, and NaN beyond its depth does not meet B's zeros. */
+ * of 32, A passes through `edge`: nothing beyond it is read, and NaN beyond its depth does not meet B's zeros.
+ *
+ * An fp32 C that is added to is where the sums start, whether the tile is whole or not: a row has the same bits in any
+ * company. */
 static TILE_INLINE void tile_registers(const int halves, const int panels, const Tile *t) {
     bf16 edge[TILE_ROWS * PANEL_DEPTH] __attribute__((aligned(64)));
-    const bool whole = t->rows == halves * REGISTER_ROWS;
+    float sums[TILE_ROWS * WIDTH] __attribute__((aligned(64)));
+    const bool rows = t->rows == halves * REGISTER_ROWS, lanes = t->lanes == panels * PANEL_LANES;
+    const bool onward = t->accumulate && t->c_dtype == DTYPE_F32 && !t->partial;
+    const bool straight = rows && lanes && t->c_dtype == DTYPE_F32 && (onward || !t->accumulate);
     const bf16 *a = t->a, *b = t->b;
     const size_t step = t->a_pair * (PANEL_DEPTH / 2), a_row = t->a_row, panel_stride = t->panel_stride;
-    if (!whole) memset(edge, 0, sizeof edge);
-    tile_start(halves, panels, t->partial);
+    if (!rows) memset(edge, 0, sizeof edge);
+    if (onward && !straight) sums_fill(sums, t);
+    tile_start(halves, panels, !onward ? t->partial : straight ? t->c : sums, straight && onward ? t->c_stride : WIDTH);
     int left = t->depth;
-    for (; whole && left >= PANEL_DEPTH; left -= PANEL_DEPTH, a += step, b += PANEL_DEPTH * PANEL_LANES)
+    for (; rows && left >= PANEL_DEPTH; left -= PANEL_DEPTH, a += step, b += PANEL_DEPTH * PANEL_LANES)
         tile_step(halves, panels, a, a_row, b, panel_stride);
     for (; left > 0; left -= PANEL_DEPTH, a += step, b += PANEL_DEPTH * PANEL_LANES) {
         edge_fill(edge, t, a, left);
         tile_step(halves, panels, edge, PANEL_DEPTH, b, panel_stride);
     }
-    if (whole && t->lanes == panels * PANEL_LANES && t->c_dtype == DTYPE_F32 && !t->accumulate) {
+    if (straight) {
         tile_end(halves, panels, t->c, t->c_stride);
         return;
     }
-    float sums[TILE_ROWS * WIDTH] __attribute__((aligned(64)));
     tile_end(halves, panels, sums, WIDTH);
     Tile rest = *t;
-    rest.partial = NULL; /* they are in the sums since the start */
+    rest.partial = NULL; /* they, and C where it goes on, are in the sums since the start */
+    rest.accumulate = t->accumulate && !onward;
     tile_store(&rest, sums, WIDTH);
 }
 
