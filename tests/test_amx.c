@@ -180,9 +180,11 @@ START_TEST(products_agree_with_the_reference) {
 }
 END_TEST
 
-/* Depths and lanes of several blocks, rows of several threads; every kind of C and B. */
+/* Depths and lanes of several blocks, rows of several threads; every kind of C and B. Depth 1021 has a stride of 2 KiB.
+ */
 START_TEST(products_of_many_blocks_agree_with_the_reference) {
-    static const int shapes[][3] = {{70, 144, 641}, {33, 31, 1337}, {200, 300, 330}, {3, 700, 2050}, {600, 33, 40}};
+    static const int shapes[][3] = {{70, 144, 641}, {33, 31, 1337}, {200, 300, 330},
+                                    {3, 700, 2050}, {600, 33, 40},  {75, 150, 1021}};
     if (!tables()) return;
     for (size_t i = 0; i < COUNT(shapes); i++)
         for (int kind = 0; kind < 16; kind++) {

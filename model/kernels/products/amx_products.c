@@ -16,8 +16,8 @@
  * each) per 16 × 16 blocks of 64 cycles: 4 bytes per cycle, of them B's 2 perhaps from memory, 4 GB/s at 2.2 GHz. A
  * depth of one block (288) needs no partial sums, and A comes once.
  *   - a weight's gradient: WEIGHT_ROWS rows of dy, 2,048 tokens deep (768 KiB), stay in L2 while x passes by from L3,
- * 32 columns × 32 tokens (2 KiB) per 6 blocks: 5 bytes per cycle. The gradient's part stays in L2 meanwhile, so memory
- *     sees it once for 2,048 tokens: 4 KiB each way per 64 steps, 2 bytes per cycle.
+ * 32 columns × 32 tokens (2 KiB) per 6 blocks: 5 bytes per cycle. The gradient, whose rows may lie a power of two
+ *     apart, comes and goes once for 2,048 tokens: 4 KiB each way per 64 steps, 2 bytes per cycle.
  */
 #include "model/kernels/products/amx_tiles.h"
 #include "model/kernels/products/products.h"
@@ -28,7 +28,11 @@
 enum { TILE_ROWS = 32, TILE_PANELS = 2 };
 enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, DEPTH_BLOCK = 320, WEIGHT_ROWS = 192, WEIGHT_TOKENS = 2048 };
 #define PARTIAL_SUMS (ROW_BLOCK * 512)
+#define WEIGHT_APART true
 #define FORK_WORK (1 << 22)
+#define A_COPIED(product, lanes) a_copied(product, lanes)
+#define A_COPY(to, product, row, rows, d, end) a_copy(to, product, row, rows, d, end)
+#define A_COPY_ELEMENTS (FROZEN_ROWS * DEPTH_BLOCK)
 
 enum { REGISTER_ROWS = 16, REGISTER_BYTES = 64, WIDTH = TILE_PANELS * PANEL_LANES };
 
@@ -70,6 +74,24 @@ static void left_pack(bf16 *to, size_t depth, const bf16 *dy, size_t stride, int
         bf16 *square = to + (size_t)(r / TILE_ROWS) * TILE_ROWS * depth + (size_t)(r % TILE_ROWS) * PANEL_DEPTH;
         for (int t = 0; t < n_tokens; t += PANEL_DEPTH, square += TILE_ROWS * PANEL_DEPTH)
             left_square(square, dy + (size_t)t * stride + r, stride, n_tokens - t, rows - r);
+    }
+}
+
+/* Rows of A whose stride is a multiple of 2 KiB share two sets of L1 or one, 12 lines each, so that a register's 16
+ * rows throw out each other and B: those are copied, in the layout of `left`, where they meet several groups of lanes.
+ * (On the CPU at hand, loads of as many lines in the same order took 1.7 times as long with such a stride.) */
+static bool a_copied(const Product *p, int lanes) {
+    enum { SHARED = 2048, LANES = 4 * WIDTH };
+    return p->a_stride * sizeof *p->a % SHARED == 0 && lanes >= LANES;
+}
+
+static void a_copy(bf16 *to, const Product *p, int row, int rows, int d, int end) {
+    const size_t depth = (size_t)(end - d + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
+    for (size_t r = 0; r < (size_t)rows; r++) {
+        const bf16 *a = p->a + ((size_t)row + r) * p->a_stride + d;
+        bf16 *line = to + r / TILE_ROWS * TILE_ROWS * depth + r % TILE_ROWS * PANEL_DEPTH;
+        for (int left = end - d; left > 0; left -= PANEL_DEPTH, a += PANEL_DEPTH, line += TILE_ROWS * PANEL_DEPTH)
+            _mm512_storeu_si512(line, load_depths((const char *)a, DTYPE_BF16, 0, left));
     }
 }
 
@@ -130,6 +152,22 @@ static void sums_fill(float *sums, const Tile *t) {
         memcpy(sums + r * WIDTH, c + r * t->c_stride, (size_t)t->lanes * sizeof *sums);
 }
 
+/* C is fetched during the sums, to be there when they are done. */
+static inline void c_prefetch(const Tile *t) {
+    const size_t row = t->c_stride * (t->c_dtype == DTYPE_BF16 ? sizeof(bf16) : sizeof(float));
+    const char *c = t->c;
+    for (int r = 0; r < t->rows; r++, c += row) __builtin_prefetch(c, 1);
+}
+
+/* A bf16 C of whole panels */
+static TILE_INLINE void narrow(const int panels, const Tile *t, const float *sums) {
+    bf16 *c = t->c;
+    for (int r = 0; r < t->rows; r++, sums += WIDTH, c += t->c_stride) {
+        tile_narrow(c, vf_load(sums));
+        if (panels > 1) tile_narrow(c + PANEL_LANES, vf_load(sums + PANEL_LANES));
+    }
+}
+
 /* halves and panels are constants at every call. Of fewer rows than registers have, and of a depth that is no multiple
  * of 32, A passes through `edge`: nothing beyond it is read, and NaN beyond its depth does not meet B's zeros.
  *
@@ -144,6 +182,7 @@ static TILE_INLINE void tile_registers(const int halves, const int panels, const
     const bf16 *a = t->a, *b = t->b;
     const size_t step = t->a_pair * (PANEL_DEPTH / 2), a_row = t->a_row, panel_stride = t->panel_stride;
     if (!rows) memset(edge, 0, sizeof edge);
+    c_prefetch(t);
     if (onward && !straight) sums_fill(sums, t);
     tile_start(halves, panels, !onward ? t->partial : straight ? t->c : sums, straight && onward ? t->c_stride : WIDTH);
     int left = t->depth;
@@ -161,7 +200,10 @@ static TILE_INLINE void tile_registers(const int halves, const int panels, const
     Tile rest = *t;
     rest.partial = NULL; /* they, and C where it goes on, are in the sums since the start */
     rest.accumulate = t->accumulate && !onward;
-    tile_store(&rest, sums, WIDTH);
+    if (lanes && t->c_dtype == DTYPE_BF16 && !t->accumulate)
+        narrow(panels, &rest, sums);
+    else
+        tile_store(&rest, sums, WIDTH);
 }
 
 static void tile_multiply(const Tile *t) {

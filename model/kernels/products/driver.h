@@ -39,6 +39,17 @@
 #ifndef PARTIAL_SUMS
 #define PARTIAL_SUMS ((FROZEN_ROWS + TILE_ROWS) * GROUP_LANES)
 #endif
+/* Whether a block of A is copied first, as the left operand of a gradient lies, for so many lanes. */
+#ifndef A_COPIED
+#define A_COPIED(product, lanes) ((void)(lanes), false)
+#define A_COPY(to, product, row, rows, d, end) ((void)0)
+#define A_COPY_ELEMENTS 0
+#endif
+/* Whether a gradient's blocks of tokens are added up apart, before the sum is added to dw; else they are added to dw
+ * one after the other. */
+#ifndef WEIGHT_APART
+#define WEIGHT_APART false
+#endif
 #ifndef FORK_WORK
 #define FORK_WORK (1 << 19)
 #endif
@@ -48,10 +59,13 @@ enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64 };
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
 _Static_assert(FROZEN_ROWS >= ROW_BLOCK && PARTIAL_SUMS >= (FROZEN_ROWS + TILE_ROWS - 1) * GROUP_LANES,
                "the partial sums have room for whole tiles of either's rows");
-_Static_assert(PARTIAL_SUMS * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
-               "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) * sizeof(bf16) <= WORKSPACE_THREAD,
-               "the packed left operand fits the workspace");
+_Static_assert(PARTIAL_SUMS * sizeof(float) + (DEPTH_BLOCK * GROUP_LANES + A_COPY_ELEMENTS) * sizeof(bf16) <=
+                   WORKSPACE_THREAD,
+               "partial sums, packed panels and a copy of A fit the workspace");
+enum { LEFT_ELEMENTS = (WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) };
+_Static_assert(LEFT_ELEMENTS * sizeof(bf16) + (WEIGHT_ROWS + TILE_ROWS) * GROUP_LANES * sizeof(float) <=
+                   WORKSPACE_THREAD,
+               "the packed left operand and partial sums fit the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
 
 static inline int round_up(int n, int to) {
@@ -118,12 +132,13 @@ static void tiles_down(Tile tile, size_t a_tile, int rows, const Ahead *next) {
 typedef struct {
     float *partial; /* [groups][rows, GROUP_LANES] */
     bf16 *panels;   /* [TILE_PANELS, DEPTH_BLOCK, 16] */
+    bf16 *a;        /* [rows, DEPTH_BLOCK] in tiles, where A is copied */
 } ProductSpace;
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
     void *partial = own, *panels = own + PARTIAL_SUMS * sizeof(float);
-    return (ProductSpace){partial, panels};
+    return (ProductSpace){partial, panels, (bf16 *)panels + DEPTH_BLOCK * GROUP_LANES};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
@@ -170,6 +185,7 @@ static Ahead panels_ahead(const Panels *b, size_t stride, int lane, int end_lane
 /* C of rows × lanes over the depths [d, end). A bf16 C of several blocks of depths is summed in fp32, in `partial`. */
 typedef struct {
     int row, rows, lane, lanes, d, end;
+    bool copied; /* A, in the workspace */
     float *partial;
     Ahead next;
 } Piece;
@@ -177,7 +193,15 @@ typedef struct {
 static void product_piece(const Product *p, const ProductSpace *space, const Piece *at) {
     const bool last = at->end == p->b.depth, apart = p->c_dtype == DTYPE_BF16;
     Tile tile = {.lanes = at->lanes, .depth = at->end - at->d, .a_row = p->a_stride, .a_pair = 2};
+    size_t a_tile = TILE_ROWS * p->a_stride;
     tile.a = p->a + (size_t)at->row * p->a_stride + at->d;
+    if (at->copied) {
+        const size_t depth = (size_t)round_up(tile.depth, PANEL_DEPTH);
+        tile.a = space->a;
+        tile.a_row = left_row(depth);
+        tile.a_pair = left_pair(depth);
+        a_tile = TILE_ROWS * depth;
+    }
     tile_panels(&tile, &p->b, space, at->lane, at->d, at->end);
     tile.partial = apart && at->d > 0 ? at->partial : NULL;
     if (apart && !last) {
@@ -190,7 +214,7 @@ static void product_piece(const Product *p, const ProductSpace *space, const Pie
         tile.c_dtype = p->c_dtype;
         tile.accumulate = p->accumulate || (at->d > 0 && !apart);
     }
-    tiles_down(tile, TILE_ROWS * p->a_stride, at->rows, &at->next);
+    tiles_down(tile, a_tile, at->rows, &at->next);
 }
 
 /* The groups [lane, end) of a row block; more groups follow them up to end_lane. */
@@ -200,6 +224,8 @@ static void product_groups(const Product *p, const ProductSpace *space, int row,
     const size_t stride = (size_t)round_up(depth, PANEL_DEPTH) * PANEL_LANES;
     for (int d = 0; d < depth; d += step) {
         Piece at = {.row = row, .rows = rows, .d = d, .end = at_most(d + step, depth), .partial = space->partial};
+        at.copied = A_COPIED(p, end - lane);
+        if (at.copied) A_COPY(space->a, p, row, rows, d, at.end);
         for (at.lane = lane; at.lane < end; at.lane += at.lanes) {
             at.lanes = group_lanes(end_lane - at.lane);
             if (at.lane + at.lanes < end)
@@ -302,6 +328,7 @@ typedef struct {
     size_t dy_stride;
     int tokens, depth; /* room in the packings: whole tiles of 32 tokens at least */
     const bf16 *right; /* panels of x */
+    float *partial;    /* NULL, or [rows, GROUP_LANES] where blocks of tokens are added up apart */
 } Gradient;
 
 /* Streams that are a power of two apart share the few ways of a set of the caches. */
@@ -309,8 +336,8 @@ static inline int spread_depth(int tokens) {
     return round_up(tokens, PANEL_DEPTH) + PANEL_DEPTH;
 }
 
-/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added to dw one after
- * the other, while it is in cache. */
+/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added up while dw, or
+ * the partial sums, are in cache. */
 static void gradient_group(const Gradient *g, const bf16 *left, int row, int rows, int col, int cols, int end_col) {
     const size_t depth = (size_t)g->depth, panel_stride = depth * PANEL_LANES;
     const Panels right = {.lanes = end_col, .depth = round_up(g->tokens, 2), .packed = g->right};
@@ -326,6 +353,12 @@ static void gradient_group(const Gradient *g, const bf16 *left, int row, int row
         tile.c = g->dw + (size_t)row * g->dw_stride + col;
         tile.c_stride = g->dw_stride;
         tile.c_dtype = DTYPE_F32;
+        if (d > 0) tile.partial = g->partial;
+        if (g->partial && end < right.depth) {
+            tile.c = g->partial;
+            tile.c_stride = GROUP_LANES;
+            tile.accumulate = false;
+        }
         const Ahead next = end < right.depth ? panels_ahead(&right, panel_stride, col, end_col, end, step)
                                              : panels_ahead(&right, panel_stride, col + cols, end_col, 0, step);
         tiles_down(tile, TILE_ROWS * depth, rows, &next);
@@ -371,13 +404,15 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
-        bf16 *left = (bf16 *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        void *own = w.own + (size_t)thread * WORKSPACE_THREAD, *behind = (bf16 *)own + LEFT_ELEMENTS;
+        bf16 *left = own;
+        float *partial = WEIGHT_APART ? behind : NULL;
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
                 right_pack_part(right, depth, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
 #pragma omp barrier
-                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right};
+                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right, partial};
                 size_t part[4];
                 grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
                 gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
@@ -416,7 +451,7 @@ static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a,
     void *room = scratch;
     bf16 *right = room, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
     right_pack_part(right, depth, b, b_stride, n_tokens, cols, 0, 1);
-    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right};
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right, NULL};
     gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
 }
 
