@@ -24,6 +24,7 @@ static const Choice choices[] = {
 /* Without a row by oneDNN the program does not call it, so it is not loaded. */
 enum {
     ONEDNN_ROWS = 0
+// NOLINTNEXTLINE(bugprone-macro-parentheses): each row is a term of a sum
 #define CHOICE(set, kind, m_least, m_most, lanes_least, lanes_most, depth_least, depth_most, by) +(BY_##by == BY_ONEDNN)
 #include "model/kernels/products/choice.def"
 #undef CHOICE

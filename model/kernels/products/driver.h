@@ -404,9 +404,8 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
-        void *own = w.own + (size_t)thread * WORKSPACE_THREAD, *behind = (bf16 *)own + LEFT_ELEMENTS;
-        bf16 *left = own;
-        float *partial = WEIGHT_APART ? behind : NULL;
+        bf16 *left = (void *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        float *partial = WEIGHT_APART ? (void *)(left + LEFT_ELEMENTS) : NULL;
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
