@@ -1,4 +1,4 @@
-# cria: make | make quickstart | make test | make lint | make asan | make bench | make soak | make install PREFIX=…
+# cria: make | make quickstart | make test | make lint | make asan | make bench | make soak | make tune | make install PREFIX=…
 #
 # Every .c in the rooms below is part of the library; train/main.c is the program. Set-up runs first and does nothing
 # when nothing is missing. Another tree of objects: make BUILD=build-x CC=clang.
@@ -25,10 +25,13 @@ PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd
 # Asked once, when first needed: set-up may just have installed pkg-config.
 PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PACKAGES))))$(PKG_CFLAGS)
 PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
-LANGUAGE = -std=c11 -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) -DCRIA_VERSION='"$(VERSION)"'
+# oneDNN is asked for by its header: Debian's package brings no pkg-config file. Without it the products are cria's own.
+COMMA := ,
+HAS_ONEDNN = $(eval HAS_ONEDNN := $(shell echo '#include <dnnl.h>' | $(CC) -E - >/dev/null 2>&1 && echo yes))$(HAS_ONEDNN)
+LANGUAGE = -std=c11 -fopenmp -I. -D_GNU_SOURCE $(PKG_CFLAGS) $(if $(HAS_ONEDNN),-DCRIA_ONEDNN) -DCRIA_VERSION='"$(VERSION)"'
 CFLAGS_ALL = $(LANGUAGE) $(WARNINGS) $(OPTIMISE) $(CFLAGS)
 # -rdynamic: the watchdog's stacks name functions
-LIBS = $(PKG_LIBS) -lm -lpthread -rdynamic
+LIBS = $(PKG_LIBS) $(if $(HAS_ONEDNN),-Wl$(COMMA)--as-needed -ldnnl -Wl$(COMMA)--no-as-needed) -lm -lpthread -rdynamic
 
 all: setup $(BUILD)/cria
 ifeq ($(BUILD),build)
@@ -43,6 +46,9 @@ setup:
 
 # ---- compiling --------------------------------------------------------------------------------------------------
 
+# The tests' AMX products, on emulated tiles.
+$(BUILD)/tests/test_amx $(BUILD)/tests/test_product_choice: $(BUILD)/tests/amx_emulation.o
+
 # The fast kernels are compiled for their instruction set and called only where the CPU has it.
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 $(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
@@ -50,6 +56,7 @@ AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 $(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%.ok: ARCH := $(AVX512)
 $(BUILD)/model/kernels/avx512bf16_%.o $(BUILD)/tidy/model/kernels/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
 $(BUILD)/model/kernels/amx_%.o $(BUILD)/tidy/model/kernels/amx_%.ok: ARCH := $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
+$(BUILD)/tests/amx_emulation.o: ARCH := $(AVX512)
 $(BUILD)/model/kernels/products/avx2_%.o $(BUILD)/tidy/model/kernels/products/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
 $(BUILD)/model/kernels/products/avx512_%.o $(BUILD)/tidy/model/kernels/products/avx512_%.ok: ARCH := $(AVX512)
 $(BUILD)/model/kernels/products/avx512bf16_%.o $(BUILD)/tidy/model/kernels/products/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
@@ -73,7 +80,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libcria.a
 	@echo '  LD  $@'
 	@$(CC) $(CFLAGS_ALL) $^ -o $@ $(LDFLAGS) $(LIBS) $(shell pkg-config --libs check)
 
--include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d)
+-include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d) $(BUILD)/tests/amx_emulation.d
 
 # ---- testing ----------------------------------------------------------------------------------------------------
 
@@ -110,6 +117,10 @@ asan:
 soak: all $(TESTS)
 	@BUILD=$(BUILD) tests/soak.sh
 
+# Prints the rows of model/kernels/products/choice.def for this CPU.
+tune: setup $(BUILD)/tests/tune_products
+	@OMP_NUM_THREADS=1 $(BUILD)/tests/tune_products
+
 bench: all
 	@BUILD=$(BUILD) tests/bench.sh
 
@@ -123,6 +134,6 @@ install: all
 
 clean:
 	rm -rf build build-* cria
-.PHONY: test check-layers lint tidy asan soak bench quickstart install clean
+.PHONY: test check-layers lint tidy asan soak tune bench quickstart install clean
 .DELETE_ON_ERROR:
 .SECONDARY:

@@ -14,6 +14,7 @@
 #include "model/core/threads.h"
 #include "model/kernels/fast.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/products/choice.h"
 #include "model/kernels/products/products.h"
 #include "model/kernels/reference.h"
 
@@ -36,14 +37,22 @@ static Kernels table; /* no name: nothing is selected yet */
 typedef enum { SET_REFERENCE, SET_OPENBLAS, SET_AVX2, SET_AVX512, SET_AVX512BF16, SET_AMX, SET_COUNT } KernelSet;
 static const char *const set_names[SET_COUNT] = {"reference", "openblas", "avx2", "avx512", "avx512bf16", "amx"};
 
-/* Tiles need the CPU's feature bits (CPUID leaf 7: EDX bits 22 and 24) and the system's leave to use their 8 KiB of
- * state (Linux: Documentation/arch/x86/xstate.rst), which holds for this process and its later threads. */
+/* Tiles need the CPU's feature bits (CPUID leaf 7: EDX bits 22 and 24), a palette 1 of the size that the products use
+ * (leaf 29), an operating system that saves the registers (XCR0 bits 17 and 18; a hypervisor or an old kernel may not),
+ * and its leave to use their 8 KiB of state (Linux: Documentation/arch/x86/xstate.rst), which holds for this process
+ * and its later threads. */
 static bool amx_permitted(void) {
 #if defined(__x86_64__) && defined(__linux__)
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 22, AMX_TILE = 24 };
-    unsigned a, b, c, d;
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 22, AMX_TILE = 24, OSXSAVE = 27 };
+    enum { TILES = 8, TILE_ROWS = 16, ROW_BYTES = 64, XCR0_TILES = 3 << 17 };
+    unsigned a, b, c, d, low, high;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     if (!(d >> AMX_BF16 & 1) || !(d >> AMX_TILE & 1)) return false;
+    if (!__get_cpuid_count(29, 1, &a, &b, &c, &d)) return false;
+    if (b >> 16 < TILES || (b & 0xffff) < ROW_BYTES || (c & 0xffff) < TILE_ROWS) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> OSXSAVE & 1)) return false;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & XCR0_TILES) != XCR0_TILES) return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
     return false;
@@ -91,10 +100,12 @@ static void fill(KernelSet set) {
     if (set >= SET_AVX512BF16) {
         avx512bf16_kernels(&table);
         avx512bf16_products(&table.bf16);
+        product_choices(&table.bf16, BY_AVX512BF16);
     }
     if (set >= SET_AMX) {
         amx_kernels(&table);
         amx_products(&table.bf16);
+        product_choices(&table.bf16, BY_AMX);
     }
 }
 

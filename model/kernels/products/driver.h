@@ -5,13 +5,16 @@
  *   FROZEN_ROWS    the same where B is packed on the way: as many as pay for the packing
  *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
+ *   PARTIAL_SUMS   room for such sums, in floats; else FROZEN_ROWS rows of one group of panels
+ *   FORK_WORK      multiply-adds worth a fork and join; else what VDPBF16PS does in 5 µs
  *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
  *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
  *
  * A product is the nest (Goto and van de Geijn 2008, with the roles of the two operands exchanged, since it is B that
  * comes packed)
  *
- *   block of rows of A (L2) → group of panels of B → block of depths (the group's piece in L2) → tile of C
+ *   block of rows of A → as many groups of panels of B as have room for their partial sums → block of depths (A's piece
+ *   in L2) → group (its piece in L2 or L1) → tile of C
  *
  * where the next piece of B is prefetched into L2 during the tiles of the present one. Threads share out rows; where
  * there are too few, or B must be packed, they share out lanes. The gradient of a weight is the same nest with
@@ -26,14 +29,43 @@
 #include "model/kernels/products/pack.h"
 #include "model/kernels/products/workspace.h"
 
+/* What a thread does before its tiles and after them: AMX configures its registers and releases them, so that they are
+ * never left to other code (`finish`, callers of blocks). */
+#ifndef TILES_BEGIN
+#define TILES_BEGIN() ((void)0)
+#define TILES_END() ((void)0)
+#endif
+
+#ifndef PARTIAL_SUMS
+#define PARTIAL_SUMS ((FROZEN_ROWS + TILE_ROWS) * GROUP_LANES)
+#endif
+/* Whether a block of A is copied first, as the left operand of a gradient lies, for so many lanes. */
+#ifndef A_COPIED
+#define A_COPIED(product, lanes) ((void)(lanes), false)
+#define A_COPY(to, product, row, rows, d, end) ((void)0)
+#define A_COPY_ELEMENTS 0
+#endif
+/* Whether a gradient's blocks of tokens are added up apart, before the sum is added to dw; else they are added to dw
+ * one after the other. */
+#ifndef WEIGHT_APART
+#define WEIGHT_APART false
+#endif
+#ifndef FORK_WORK
+#define FORK_WORK (1 << 19)
+#endif
+
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64 };
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
-_Static_assert(FROZEN_ROWS >= ROW_BLOCK, "the partial sums have room for either");
-_Static_assert(FROZEN_ROWS *GROUP_LANES * sizeof(float) + DEPTH_BLOCK * GROUP_LANES * sizeof(bf16) <= WORKSPACE_THREAD,
-               "partial sums and packed panels fit the workspace");
-_Static_assert((WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) * sizeof(bf16) <= WORKSPACE_THREAD,
-               "the packed left operand fits the workspace");
+_Static_assert(FROZEN_ROWS >= ROW_BLOCK && PARTIAL_SUMS >= (FROZEN_ROWS + TILE_ROWS - 1) * GROUP_LANES,
+               "the partial sums have room for whole tiles of either's rows");
+_Static_assert(PARTIAL_SUMS * sizeof(float) + (DEPTH_BLOCK * GROUP_LANES + A_COPY_ELEMENTS) * sizeof(bf16) <=
+                   WORKSPACE_THREAD,
+               "partial sums, packed panels and a copy of A fit the workspace");
+enum { LEFT_ELEMENTS = (WEIGHT_ROWS + TILE_ROWS) * (WEIGHT_TOKENS + PANEL_DEPTH) };
+_Static_assert(LEFT_ELEMENTS * sizeof(bf16) + (WEIGHT_ROWS + TILE_ROWS) * GROUP_LANES * sizeof(float) <=
+                   WORKSPACE_THREAD,
+               "the packed left operand and partial sums fit the workspace");
 _Static_assert(GROUP_LANES *WEIGHT_TOKENS * sizeof(bf16) <= WORKSPACE_SHARED, "so does a group of the right one");
 
 static inline int round_up(int n, int to) {
@@ -98,20 +130,28 @@ static void tiles_down(Tile tile, size_t a_tile, int rows, const Ahead *next) {
 
 /* Where a thread packs and adds up: the parts of its workspace. */
 typedef struct {
-    float *partial; /* [FROZEN_ROWS, GROUP_LANES] */
+    float *partial; /* [groups][rows, GROUP_LANES] */
     bf16 *panels;   /* [TILE_PANELS, DEPTH_BLOCK, 16] */
+    bf16 *a;        /* [rows, DEPTH_BLOCK] in tiles, where A is copied */
 } ProductSpace;
 
 static ProductSpace product_space(const Workspace *w, int thread) {
     char *own = w->own + (size_t)thread * WORKSPACE_THREAD;
-    void *partial = own, *panels = own + FROZEN_ROWS * GROUP_LANES * sizeof(float);
-    return (ProductSpace){partial, panels};
+    void *partial = own, *panels = own + PARTIAL_SUMS * sizeof(float);
+    return (ProductSpace){partial, panels, (bf16 *)panels + DEPTH_BLOCK * GROUP_LANES};
 }
 
 /* Depths of a block: as even as whole tiles of 32 allow. */
 static inline int depth_step(int depth) {
     int blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
     return blocks <= 1 ? round_up(depth, PANEL_DEPTH) : round_up((depth + blocks - 1) / blocks, PANEL_DEPTH);
+}
+
+/* Where the groups end that begin at `lane` and whose partial sums are kept at a time. */
+static int groups_end(int lane, int end_lane, int rows) {
+    int groups = PARTIAL_SUMS / (round_up(rows, TILE_ROWS) * GROUP_LANES);
+    for (; groups > 0 && lane < end_lane; groups--) lane += group_lanes(end_lane - lane);
+    return lane;
 }
 
 /* B of the lanes from `lane` on and the depths [d, end), packed now if it is not yet. */
@@ -126,53 +166,77 @@ static void tile_panels(Tile *tile, const Panels *b, const ProductSpace *space, 
     }
 }
 
-/* What follows the depths up to `end` of the lanes [lane, lane + lanes): more depths, or the first ones of the next
- * group, if end_lane is not reached. */
-static Ahead panels_ahead(const Panels *b, size_t stride, int lane, int lanes, int end, int end_lane, int step) {
-    const bool more = end < b->depth;
-    if (!more) {
-        lane += lanes;
-        lanes = lane < end_lane ? group_lanes(end_lane - lane) : 0;
-        end = 0;
-    }
-    if (lanes == 0) return (Ahead){0};
-    const int depth = at_most(step, b->depth - end);
+/* The group of lanes from `lane` on, the depths from d on; nothing, if end_lane is reached. `stride`: of packed panels.
+ */
+static Ahead panels_ahead(const Panels *b, size_t stride, int lane, int end_lane, int d, int step) {
+    if (lane >= end_lane) return (Ahead){0};
+    const int lanes = group_lanes(end_lane - lane), depth = at_most(step, b->depth - d);
     if (b->packed) {
-        return (Ahead){.b = b->packed + (size_t)(lane / PANEL_LANES) * stride + (size_t)end * PANEL_LANES,
+        return (Ahead){.b = b->packed + (size_t)(lane / PANEL_LANES) * stride + (size_t)d * PANEL_LANES,
                        .panel_stride = stride,
                        .panels = round_up(lanes, PANEL_LANES) / PANEL_LANES,
                        .depth = depth};
     }
     if (b->transposed)
-        return (Ahead){.rows = b->rows, .first_row = end, .n_rows = depth, .first_col = lane, .n_cols = lanes};
-    return (Ahead){.rows = b->rows, .first_row = lane, .n_rows = lanes, .first_col = end, .n_cols = depth};
+        return (Ahead){.rows = b->rows, .first_row = d, .n_rows = depth, .first_col = lane, .n_cols = lanes};
+    return (Ahead){.rows = b->rows, .first_row = lane, .n_rows = lanes, .first_col = d, .n_cols = depth};
 }
 
-/* C of the rows [row, row + rows) and one group of lanes. A bf16 C of several blocks of depths is summed in fp32. */
-static void product_group(const Product *p, const ProductSpace *space, int row, int rows, int lane, int lanes,
-                          int end_lane) {
-    const size_t a_tile = TILE_ROWS * p->a_stride, size = c_bytes(p->c_dtype);
-    const int step = depth_step(p->b.depth);
-    const bool summed_apart = p->c_dtype == DTYPE_BF16 && p->b.depth > step;
-    for (int d = 0; d < p->b.depth; d += step) {
-        int end = at_most(d + step, p->b.depth);
-        Tile tile = {.lanes = lanes, .depth = end - d, .a_row = p->a_stride, .a_pair = 2};
-        tile.a = p->a + (size_t)row * p->a_stride + d;
-        tile_panels(&tile, &p->b, space, lane, d, end);
-        if (summed_apart && end < p->b.depth) {
-            tile.c = space->partial;
-            tile.c_stride = GROUP_LANES;
-            tile.c_dtype = DTYPE_F32;
-            tile.accumulate = d > 0;
-        } else {
-            tile.c = (char *)p->c + ((size_t)row * p->c_stride + (size_t)lane) * size;
-            tile.c_stride = p->c_stride;
-            tile.c_dtype = p->c_dtype;
-            tile.accumulate = p->accumulate || (d > 0 && !summed_apart);
-            if (summed_apart) tile.partial = space->partial;
+/* C of rows × lanes over the depths [d, end). A bf16 C of several blocks of depths is summed in fp32, in `partial`. */
+typedef struct {
+    int row, rows, lane, lanes, d, end;
+    bool copied; /* A, in the workspace */
+    float *partial;
+    Ahead next;
+} Piece;
+
+static void product_piece(const Product *p, const ProductSpace *space, const Piece *at) {
+    const bool last = at->end == p->b.depth, apart = p->c_dtype == DTYPE_BF16;
+    Tile tile = {.lanes = at->lanes, .depth = at->end - at->d, .a_row = p->a_stride, .a_pair = 2};
+    size_t a_tile = TILE_ROWS * p->a_stride;
+    tile.a = p->a + (size_t)at->row * p->a_stride + at->d;
+    if (at->copied) {
+        const size_t depth = (size_t)round_up(tile.depth, PANEL_DEPTH);
+        tile.a = space->a;
+        tile.a_row = left_row(depth);
+        tile.a_pair = left_pair(depth);
+        a_tile = TILE_ROWS * depth;
+    }
+    tile_panels(&tile, &p->b, space, at->lane, at->d, at->end);
+    tile.partial = apart && at->d > 0 ? at->partial : NULL;
+    if (apart && !last) {
+        tile.c = at->partial;
+        tile.c_stride = GROUP_LANES;
+        tile.c_dtype = DTYPE_F32;
+    } else {
+        tile.c = (char *)p->c + ((size_t)at->row * p->c_stride + (size_t)at->lane) * c_bytes(p->c_dtype);
+        tile.c_stride = p->c_stride;
+        tile.c_dtype = p->c_dtype;
+        tile.accumulate = p->accumulate || (at->d > 0 && !apart);
+    }
+    tiles_down(tile, a_tile, at->rows, &at->next);
+}
+
+/* The groups [lane, end) of a row block; more groups follow them up to end_lane. */
+static void product_groups(const Product *p, const ProductSpace *space, int row, int rows, int lane, int end,
+                           int end_lane) {
+    const int depth = p->b.depth, step = depth_step(depth);
+    const size_t stride = (size_t)round_up(depth, PANEL_DEPTH) * PANEL_LANES;
+    for (int d = 0; d < depth; d += step) {
+        Piece at = {.row = row, .rows = rows, .d = d, .end = at_most(d + step, depth), .partial = space->partial};
+        at.copied = A_COPIED(p, end - lane);
+        if (at.copied) A_COPY(space->a, p, row, rows, d, at.end);
+        for (at.lane = lane; at.lane < end; at.lane += at.lanes) {
+            at.lanes = group_lanes(end_lane - at.lane);
+            if (at.lane + at.lanes < end)
+                at.next = panels_ahead(&p->b, stride, at.lane + at.lanes, end_lane, d, step);
+            else if (at.end < depth)
+                at.next = panels_ahead(&p->b, stride, lane, end_lane, at.end, step);
+            else
+                at.next = panels_ahead(&p->b, stride, end, end_lane, 0, step);
+            product_piece(p, space, &at);
+            at.partial += (size_t)round_up(rows, TILE_ROWS) * GROUP_LANES;
         }
-        const Ahead next = panels_ahead(&p->b, tile.panel_stride, lane, lanes, end, end_lane, step);
-        tiles_down(tile, a_tile, rows, &next);
     }
 }
 
@@ -182,10 +246,12 @@ static void product_part(const Product *p, const ProductSpace *space, size_t row
     const int block = p->b.packed ? ROW_BLOCK : FROZEN_ROWS;
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
-        for (int l = (int)lane, lanes; l < (int)end_lane; l += lanes) {
-            lanes = group_lanes((int)end_lane - l);
-            product_group(p, space, r, rows, l, lanes, (int)end_lane);
+        TILES_BEGIN();
+        for (int l = (int)lane, end; l < (int)end_lane; l = end) {
+            end = groups_end(l, (int)end_lane, rows);
+            product_groups(p, space, r, rows, l, end, (int)end_lane);
         }
+        TILES_END();
         if (finish && p->finish) p->finish(p->context, r, rows);
     }
 }
@@ -220,8 +286,7 @@ static void grid_part(Grid grid, int thread, int rows, int lanes, size_t range[4
 
 /* Threads worth starting: a fork and join costs some microseconds. */
 static int threads_for(const Workspace *w, int m, int n, int k) {
-    const double least = 1 << 19; /* multiply-adds: 5 µs of one core */
-    if (omp_in_parallel() || (double)m * n * k < least) return 1;
+    if (omp_in_parallel() || (double)m * n * k < FORK_WORK) return 1;
     return at_most(threads_count(), w->threads);
 }
 
@@ -263,6 +328,7 @@ typedef struct {
     size_t dy_stride;
     int tokens, depth; /* room in the packings: whole tiles of 32 tokens at least */
     const bf16 *right; /* panels of x */
+    float *partial;    /* NULL, or [rows, GROUP_LANES] where blocks of tokens are added up apart */
 } Gradient;
 
 /* Streams that are a power of two apart share the few ways of a set of the caches. */
@@ -270,8 +336,8 @@ static inline int spread_depth(int tokens) {
     return round_up(tokens, PANEL_DEPTH) + PANEL_DEPTH;
 }
 
-/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added to dw one after
- * the other, while it is in cache. */
+/* The rows [row, row + rows), packed in `left`, of one group of columns. The blocks of tokens are added up while dw, or
+ * the partial sums, are in cache. */
 static void gradient_group(const Gradient *g, const bf16 *left, int row, int rows, int col, int cols, int end_col) {
     const size_t depth = (size_t)g->depth, panel_stride = depth * PANEL_LANES;
     const Panels right = {.lanes = end_col, .depth = round_up(g->tokens, 2), .packed = g->right};
@@ -287,7 +353,14 @@ static void gradient_group(const Gradient *g, const bf16 *left, int row, int row
         tile.c = g->dw + (size_t)row * g->dw_stride + col;
         tile.c_stride = g->dw_stride;
         tile.c_dtype = DTYPE_F32;
-        const Ahead next = panels_ahead(&right, panel_stride, col, cols, end, end_col, step);
+        if (d > 0) tile.partial = g->partial;
+        if (g->partial && end < right.depth) {
+            tile.c = g->partial;
+            tile.c_stride = GROUP_LANES;
+            tile.accumulate = false;
+        }
+        const Ahead next = end < right.depth ? panels_ahead(&right, panel_stride, col, end_col, end, step)
+                                             : panels_ahead(&right, panel_stride, col + cols, end_col, 0, step);
         tiles_down(tile, TILE_ROWS * depth, rows, &next);
     }
 }
@@ -295,6 +368,7 @@ static void gradient_group(const Gradient *g, const bf16 *left, int row, int row
 /* Rows [row, end_row) × columns [col, end_col) of dw; `left` is where dy of `block` rows is packed. */
 static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_row, size_t col, size_t end_col,
                           int block) {
+    TILES_BEGIN();
     for (int r = (int)row; r < (int)end_row; r += block) {
         int rows = at_most(block, (int)end_row - r);
         left_pack(left, (size_t)g->depth, g->dy + r, g->dy_stride, g->tokens, rows);
@@ -303,6 +377,7 @@ static void gradient_part(const Gradient *g, bf16 *left, size_t row, size_t end_
             gradient_group(g, left, r, rows, c, cols, (int)end_col);
         }
     }
+    TILES_END();
 }
 
 /* This thread's share of packing x[tokens, cols]. */
@@ -329,13 +404,14 @@ static void driver_product_weight(float *dw, size_t dw_stride, const bf16 *dy, s
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int thread = omp_get_thread_num() % threads, count = threads > 1 ? omp_get_num_threads() : 1;
-        bf16 *left = (bf16 *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        bf16 *left = (void *)(w.own + (size_t)thread * WORKSPACE_THREAD);
+        float *partial = WEIGHT_APART ? (void *)(left + LEFT_ELEMENTS) : NULL;
         for (int c = 0; c < cols; c += col_step)
             for (int t = 0; t < n_tokens; t += step) {
                 const int n = at_most(step, n_tokens - t), width = at_most(col_step, cols - c);
                 right_pack_part(right, depth, x + (size_t)t * x_stride + c, x_stride, n, width, thread, count);
 #pragma omp barrier
-                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right};
+                Gradient g = {dw + c, dw_stride, dy + (size_t)t * dy_stride, dy_stride, n, depth, right, partial};
                 size_t part[4];
                 grid_part(grid_of(rows, width, 1, count), thread, rows, width, part);
                 gradient_part(&g, left, part[0], part[1], part[2], part[3], WEIGHT_ROWS);
@@ -350,6 +426,7 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
                             const bf16 *packed, size_t panel_stride, int lanes, int depth) {
     const Ahead nothing = {0};
     const int step = depth_step(depth);
+    TILES_BEGIN();
     for (int lane = 0, n; lane < lanes; lane += n) {
         n = group_lanes(lanes - lane);
         for (int d = 0; d < depth; d += step) {
@@ -363,6 +440,7 @@ static void driver_multiply(float *c, size_t c_stride, bool accumulate, const bf
             tiles_down(tile, TILE_ROWS * a_stride, m, &nothing);
         }
     }
+    TILES_END();
 }
 
 static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a, size_t a_stride, const bf16 *b,
@@ -372,7 +450,7 @@ static void driver_multiply_transposed(float *c, size_t c_stride, const bf16 *a,
     void *room = scratch;
     bf16 *right = room, *left = right + (size_t)round_up(cols, PANEL_LANES) * (size_t)depth;
     right_pack_part(right, depth, b, b_stride, n_tokens, cols, 0, 1);
-    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right};
+    Gradient g = {c, c_stride, a, a_stride, n_tokens, depth, right, NULL};
     gradient_part(&g, left, 0, (size_t)rows, 0, (size_t)cols, rows);
 }
 

@@ -185,7 +185,7 @@ static void tokens_pad(bf16 *to, size_t panel_stride, int first, int end, int co
 #if defined(__AVX512F__)
 /* Slots of eight rows, `slot_stride` elements apart: 16 rows of a pair of tokens are two slots' worth. */
 enum { SLOT = 8 };
-static void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
+static inline void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
     for (int t = 0; t < n_tokens; t += 2, to += 2 * SLOT) {
         const char *even = (const char *)(x + (size_t)t * stride);
         const char *odd = t + 1 < n_tokens ? (const char *)(x + (size_t)(t + 1) * stride) : NULL;
@@ -201,7 +201,7 @@ static void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t strid
 }
 #else
 enum { SLOT = 6 };
-static void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
+static inline void slots_pack(bf16 *to, size_t slot_stride, const bf16 *x, size_t stride, int n_tokens, int rows) {
     for (int t = 0; t < n_tokens; t += 2, to += 2 * SLOT)
         for (int r = 0; r < rows; r++) {
             bf16 *pair = to + (size_t)(r / SLOT) * slot_stride + 2 * (r % SLOT);

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { WORKSPACE_THREAD = 1 << 20, WORKSPACE_SHARED = 9 << 20 }; /* bytes: a thread's own, and for all threads */
+enum { WORKSPACE_THREAD = 2 << 20, WORKSPACE_SHARED = 9 << 20 }; /* bytes: a thread's own, and for all threads */
 
 typedef struct {
     int threads;  /* that have room of their own */
