@@ -29,7 +29,7 @@ typedef struct {
 typedef struct {
     int begin, end;
     float *dk, *dv;        /* [keys, padded] */
-    Pair *k, *v, *k_pairs; /* [keys, HD/2] twice, [keys / 2, padded] */
+    Pair *k, *v, *k_pairs; /* [keys/4, HD/2, 4] twice, [keys/2, padded] */
 } KeySlot;
 
 typedef struct {
@@ -55,8 +55,8 @@ static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin,
     slot->v = slot->k + n * r->pairs;
     slot->k_pairs = slot->v + n * r->pairs;
     memset(memory, 0, 2 * sums * sizeof *memory);
-    pair_pack_rows(slot->k, r->k + row, r->kv_stride, end - begin, n, r->pairs);
-    pair_pack_rows(slot->v, r->v + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_quads(slot->k, r->k + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_quads(slot->v, r->v + row, r->kv_stride, end - begin, n, r->pairs);
     pair_pack_row_pairs(slot->k_pairs, r->k + row, r->kv_stride, end - begin, n, r->head_dim, r->padded);
 }
 
@@ -74,27 +74,36 @@ static void store_sums(bf16 *rows, size_t stride, const float *sums, int padded,
         }
 }
 
+/* −δ by lanes; o takes the place of dq for a moment. */
+static void pack_delta(PairBackward *w, const PairRun *r, const QueryBlock *b) {
+    Pair *o = (Pair *)(void *)w->dq;
+    pair_block_lanes(o, b, r->out, r->out_stride, r->head_dim);
+    for (size_t lane = 0; lane < b->lanes; lane += PAIR_VF) {
+        __m512 delta = _mm512_setzero_ps();
+        for (int p = 0; p < r->pairs; p++)
+            delta =
+                pair_dot(delta, _mm512_load_si512(w->g + p * LANES + lane), _mm512_load_si512(o + p * LANES + lane));
+        _mm512_store_ps(w->delta + lane, -delta);
+    }
+}
+
 /* Packs q and g both ways, and −δ and lse per lane. Lanes without a query get an lse that makes their p 0. */
 static void pack_block(PairBackward *w, const PairGradients *g, const QueryBlock *b) {
     const PairRun *r = &g->run;
     const float no_query = 1e30f;
-    int head_lanes = b->vectors * PAIR_VF;
+    int lanes = b->vectors * PAIR_VF;
     pair_block_lanes(w->q, b, r->q, r->q_stride, r->head_dim);
     pair_block_lanes(w->g, b, g->dout, r->out_stride, r->head_dim);
+    pack_delta(w, r, b);
     for (int h = 0; h < b->heads; h++) {
-        size_t head = (size_t)((b->head + h) * r->head_dim), first = (size_t)b->first,
-               to = (size_t)(h * head_lanes / 2 * r->padded);
-        const bf16 *dout = g->dout + first * r->out_stride + head, *out = r->out + first * r->out_stride + head;
-        pair_pack_row_pairs(w->q_pairs + to, r->q + first * r->q_stride + head, r->q_stride, b->n, head_lanes,
-                            r->head_dim, r->padded);
-        pair_pack_row_pairs(w->g_pairs + to, dout, r->out_stride, b->n, head_lanes, r->head_dim, r->padded);
-        for (int i = 0; i < head_lanes; i++) {
-            bool live = i < b->n;
-            w->lse[h * head_lanes + i] =
-                live ? r->lse[(first + (size_t)i) * r->lse_stride + (size_t)(b->head + h)] * log2_e : no_query;
-            w->delta[h * head_lanes + i] =
-                live ? -pair_rows_dot(dout + (size_t)i * r->out_stride, out + (size_t)i * r->out_stride, r->pairs) : 0;
-        }
+        size_t head = (size_t)((b->head + h) * r->head_dim), first = (size_t)b->first;
+        size_t to = (size_t)(h * lanes / 2 * r->padded);
+        const bf16 *q = r->q + first * r->q_stride + head, *dout = g->dout + first * r->out_stride + head;
+        pair_pack_row_pairs(w->q_pairs + to, q, r->q_stride, b->n, lanes, r->head_dim, r->padded);
+        pair_pack_row_pairs(w->g_pairs + to, dout, r->out_stride, b->n, lanes, r->head_dim, r->padded);
+        const float *lse = r->lse + first * r->lse_stride + (size_t)(b->head + h);
+        for (int i = 0; i < lanes; i++)
+            w->lse[h * lanes + i] = i < b->n ? lse[(size_t)i * r->lse_stride] * log2_e : no_query;
     }
     if (g->dq) memset(w->dq, 0, (size_t)r->head_dim * LANES * sizeof *w->dq);
 }
@@ -127,9 +136,9 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
     const Pair *qt = w->q + v * PAIR_VF, *gt = w->g + v * PAIR_VF;
     k += j * pairs;
     value += j * pairs;
-    for (int p = 0; p < pairs; p++, k++, value++, qt += LANES, gt += LANES)
+    for (int p = 0; p < pairs; p++, k += KEY_ROWS, value += KEY_ROWS, qt += LANES, gt += LANES)
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(k[r * pairs]), y = _mm512_set1_epi32(value[r * pairs]);
+            __m512i x = _mm512_set1_epi32(k[r]), y = _mm512_set1_epi32(value[r]);
             for (int u = 0; u < vectors; u++) {
                 s[r][u] = pair_dot(s[r][u], x, _mm512_load_si512(qt + u * PAIR_VF));
                 g[r][u] = pair_dot(g[r][u], y, _mm512_load_si512(gt + u * PAIR_VF));
@@ -137,14 +146,16 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
         }
     const __m512 factor = _mm512_set1_ps(scale);
     for (int u = 0; u < vectors; u++) {
-        __m512 lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
+        __m512 x[8], lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
+        for (int r = 0; r < rows; r++) x[r] = _mm512_fmsub_ps(s[r][u], factor, lse);
+        pair_exp2(rows, x);
         for (int r = 0; r < rows; r++) {
             int hidden = j + r - position; /* lanes that do not see the key */
             __mmask16 seen = masked && hidden > 0 ? (__mmask16)(hidden >= PAIR_VF ? 0 : 0xffffu << hidden) : 0xffff;
-            s[r][u] = _mm512_maskz_mov_ps(seen, pair_exp2(_mm512_fmsub_ps(s[r][u], factor, lse)));
-            g[r][u] = _mm512_maskz_mul_ps(seen, s[r][u], g[r][u]);
+            if (masked) x[r] = _mm512_maskz_mov_ps(seen, x[r]);
+            g[r][u] = _mm512_maskz_mul_ps(seen, x[r], g[r][u]);
         }
-        for (int r = 0; r < rows; r += 2) store_pairs(w, j + r, v + u, s[r][u], s[r + 1][u], g[r][u], g[r + 1][u]);
+        for (int r = 0; r < rows; r += 2) store_pairs(w, j + r, v + u, x[r], x[r + 1], g[r][u], g[r + 1][u]);
     }
 }
 
@@ -152,9 +163,9 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
 static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *from,
                     const Pair *rows) {
     size_t padded = (size_t)r->padded;
-    PairProduct t = {from, rows, to, LANES / 2, 1, padded, padded};
+    PairProduct t = {from, rows, to, 1, padded, padded};
     if (!tile->diagonal) {
-        pair_add(t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
+        pair_add(LANES / 2, t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
         return;
     }
     for (int j = 0; j < tile->n; j += PAIR_VF)
@@ -165,7 +176,7 @@ static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyT
             t.a = from + j * LANES / 2 + pair;
             t.b = rows + (size_t)pair * padded;
             t.c = to + (size_t)j * padded;
-            pair_add(t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
+            pair_add(LANES / 2, t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
         }
 }
 
@@ -185,13 +196,13 @@ static void gradient_tile(PairBackward *w, const PairRun *r, const QueryBlock *b
 }
 
 static void gather(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k_pairs) {
-    PairProduct t = {k_pairs, w->ds_keys, w->dq, 1, (size_t)r->padded, LANES, LANES};
+    PairProduct t = {k_pairs, w->ds_keys, w->dq, (size_t)r->padded, LANES, LANES};
     if (!tile->diagonal) {
-        pair_add(t, r->head_dim, (int)b->lanes, padded_keys(tile->n) / 2);
+        pair_add(1, t, r->head_dim, (int)b->lanes, padded_keys(tile->n) / 2);
         return;
     }
     for (int v = 0; v < b->heads * b->vectors; v++, t.b += PAIR_VF, t.c += PAIR_VF)
-        pair_add(t, r->head_dim, PAIR_VF, padded_keys(visible_keys(tile, vector_position(tile, b, 0, v))) / 2);
+        pair_add(1, t, r->head_dim, PAIR_VF, padded_keys(visible_keys(tile, vector_position(tile, b, 0, v))) / 2);
 }
 
 /* One block of queries against the keys of a slot. */
