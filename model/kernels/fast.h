@@ -13,6 +13,10 @@ void openblas_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha,
 enum { HEAD_BLOCK_MAX = 512 };
 int head_block_tokens(int n_tokens, int vocab);
 
+/* Attention's backward pass in bf16: floats of a thread's slot of the scratch, for keys of up to n_tokens, padded to
+ * tiles of 64: fp32 sums of dk and dv, three packings in bf16, and a tile more. */
+size_t attention_slot(int n_tokens, int head_dim);
+
 /* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);

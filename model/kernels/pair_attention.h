@@ -20,6 +20,7 @@
 #include "model/kernels/attention_blocks.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/pair_tile.h"
+#include "model/kernels/fast.h"
 #include "model/kernels/reference.h"
 
 enum { LAZY = 8, KEY_ROWS = 4, MAX_PAIRS = MAX_HEAD_DIM / 2, PACK_PAIRS = 1 << 15 };
@@ -263,13 +264,6 @@ static void forward_one(const PairRun *r, int head, int first) {
     PairForward w;
     QueryBlock b = query_block(head, r->group, first, r->n);
     forward_block(&w, r, &b, NULL);
-}
-
-/* Enough units of a segment and a key/value head for all threads to end at about the same time */
-static bool enough_units(Segments segments, int n_kv_heads) {
-    enum { UNITS_PER_THREAD = 4 };
-    int threads = threads_count();
-    return threads == 1 || segments.n_segments * n_kv_heads >= UNITS_PER_THREAD * threads;
 }
 
 static void pair_attention_forward(bf16 *out, float *lse, const AttentionInputsBf16 *in, Segments segments) {

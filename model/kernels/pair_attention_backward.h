@@ -41,12 +41,6 @@ typedef struct {
     _Alignas(64) float lse[LANES], delta[LANES];                           /* lse in powers of 2; −δ */
 } PairBackward;
 
-/* Floats of a slot for n keys */
-static size_t slot_floats(int n, int padded) {
-    enum { PER_KEY_TIMES_2 = 7 }; /* dk, dv: one each; k, v, k_pairs: a half each */
-    return (size_t)blocks_of(n, TILE_KEYS) * TILE_KEYS * (size_t)padded * PER_KEY_TIMES_2 / 2;
-}
-
 static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin, int end) {
     int n = padded_keys(end - begin);
     size_t sums = (size_t)n * (size_t)r->padded, row = (size_t)begin * r->kv_stride;
@@ -226,46 +220,23 @@ static void backward_block(PairBackward *w, const PairGradients *g, const QueryB
     }
 }
 
-/* All queries from query `first` on (a multiple of the block) against keys [begin, end). */
-static void backward_keys(const PairGradients *g, float *memory, int first, int begin, int end) {
-    const PairRun *r = &g->run;
-    PairBackward w;
-    KeySlot slot;
-    fill_slot(&slot, memory, r, begin, end);
-    for (int i = first; i < r->n; i += block_queries(r->group))
-        for (int h = 0; h < r->group; h += block_heads(r->group)) {
-            QueryBlock b = query_block(h, r->group, i, r->n);
-            backward_block(&w, g, &b, &slot);
-        }
-    size_t row = (size_t)begin * r->kv_stride;
-    if (g->dk)
-        store_sums(g->dk + row, r->kv_stride, slot.dk, r->padded, end - begin, r->head_dim, r->scale, g->accumulate);
-    if (g->dv) store_sums(g->dv + row, r->kv_stride, slot.dv, r->padded, end - begin, r->head_dim, 1, g->accumulate);
-}
-
-/* One block of queries for dq alone. */
-static void backward_queries(const PairGradients *g, float *memory, const QueryBlock *b) {
-    PairBackward w;
-    KeySlot slot;
-    fill_slot(&slot, memory, &g->run, 0, b->first + b->n);
-    backward_block(&w, g, b, &slot);
-}
-
 typedef struct {
     bf16 *dq, *dk, *dv;
     const bf16 *dout, *out;
     const float *lse;
     const AttentionInputsBf16 *in;
+    Segments segments;
     bool accumulate;
     float *scratch;
     size_t slot; /* floats of a thread's */
 } PairArrays;
 
-static PairGradients pair_gradients(const PairArrays *a, Segments segments, int s, int kv) {
-    size_t row = (size_t)segments.segment_start[s], head_dim = (size_t)a->in->head_dim;
+static PairGradients pair_gradients(const PairArrays *a, int s, int kv) {
+    size_t row = (size_t)a->segments.segment_start[s], head_dim = (size_t)a->in->head_dim;
     size_t head = (size_t)(kv * (a->in->n_heads / a->in->n_kv_heads)) * head_dim;
     /* the run only reads out and lse here */
-    PairGradients g = {.run = pair_run((bf16 *)(uintptr_t)a->out, (float *)(uintptr_t)a->lse, a->in, segments, s, kv)};
+    PairGradients g = {.run =
+                           pair_run((bf16 *)(uintptr_t)a->out, (float *)(uintptr_t)a->lse, a->in, a->segments, s, kv)};
     g.dout = a->dout + row * g.run.out_stride + head;
     g.dq = a->dq ? a->dq + row * a->in->q_stride + head : NULL;
     g.dk = a->dk ? a->dk + row * a->in->kv_stride + (size_t)kv * head_dim : NULL;
@@ -278,42 +249,34 @@ static float *thread_slot(const PairArrays *a) {
     return a->scratch + (size_t)omp_get_thread_num() * a->slot;
 }
 
-static void pair_backward_whole(const PairArrays *a, Segments segments) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++)
-        for (int kv = 0; kv < a->in->n_kv_heads; kv++) {
-            PairGradients g = pair_gradients(a, segments, s, kv);
-            backward_keys(&g, thread_slot(a), 0, 0, g.run.n);
+static void pair_backward_keys(const void *context, int s, int kv, int first, int begin, int end, bool with_dq) {
+    const PairArrays *a = context;
+    PairGradients g = pair_gradients(a, s, kv);
+    const PairRun *r = &g.run;
+    PairBackward w;
+    KeySlot slot;
+    if (!with_dq) g.dq = NULL;
+    fill_slot(&slot, thread_slot(a), r, begin, end);
+    for (int i = first; i < r->n; i += block_queries(r->group))
+        for (int h = 0; h < r->group; h += block_heads(r->group)) {
+            QueryBlock b = query_block(h, r->group, i, r->n);
+            backward_block(&w, &g, &b, &slot);
         }
+    size_t row = (size_t)begin * r->kv_stride;
+    if (g.dk)
+        store_sums(g.dk + row, r->kv_stride, slot.dk, r->padded, end - begin, r->head_dim, r->scale, g.accumulate);
+    if (g.dv) store_sums(g.dv + row, r->kv_stride, slot.dv, r->padded, end - begin, r->head_dim, 1, g.accumulate);
 }
 
-/* A unit is a block of queries for dq, then a block of keys for dk and dv. */
-static void pair_backward_split(const PairArrays *a, Segments segments) {
-    enum { KEYS = 4 * TILE_KEYS };
-    int group = a->in->n_heads / a->in->n_kv_heads, n_kv_heads = a->in->n_kv_heads;
-    int step = block_queries(group), head_blocks = blocks_of(group, block_heads(group));
-#pragma omp parallel num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++) {
-        int n = segments.segment_start[s + 1] - segments.segment_start[s];
-        int query_blocks = a->dq ? blocks_of(n, step) : 0, key_blocks = a->dk || a->dv ? blocks_of(n, KEYS) : 0;
-#pragma omp for collapse(3) schedule(dynamic, 1) nowait
-        for (int i = 0; i < query_blocks; i++)
-            for (int kv = 0; kv < n_kv_heads; kv++)
-                for (int h = 0; h < head_blocks; h++) {
-                    PairGradients g = pair_gradients(a, segments, s, kv);
-                    QueryBlock b = query_block(h * block_heads(group), group, (query_blocks - 1 - i) * step, n);
-                    g.dk = g.dv = NULL;
-                    backward_queries(&g, thread_slot(a), &b);
-                }
-#pragma omp for collapse(2) schedule(dynamic, 1) nowait
-        for (int j = 0; j < key_blocks; j++)
-            for (int kv = 0; kv < n_kv_heads; kv++) {
-                PairGradients g = pair_gradients(a, segments, s, kv);
-                g.dq = NULL;
-                int end = (j + 1) * KEYS < n ? (j + 1) * KEYS : n;
-                backward_keys(&g, thread_slot(a), j * KEYS / step * step, j * KEYS, end);
-            }
-    }
+static void pair_backward_queries(const void *context, int s, int kv, int head, int first) {
+    const PairArrays *a = context;
+    PairGradients g = pair_gradients(a, s, kv);
+    QueryBlock b = query_block(head, g.run.group, first, g.run.n);
+    PairBackward w;
+    KeySlot slot;
+    g.dk = g.dv = NULL;
+    fill_slot(&slot, thread_slot(a), &g.run, 0, b.first + b.n);
+    backward_block(&w, &g, &b, &slot);
 }
 
 static void pair_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
@@ -323,13 +286,11 @@ static void pair_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulat
         reference_bf16_attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments, scratch);
         return;
     }
-    PairArrays a = {dq, dk, dv, dout, out, lse, in, accumulate, scratch, 0};
+    PairArrays a = {dq, dk, dv, dout, out, lse, in, segments, accumulate, scratch, 0};
     int n = segments.segment_start[segments.n_segments] - segments.segment_start[0];
-    a.slot = slot_floats(n, blocks_of(in->head_dim, PAIR_VF) * PAIR_VF);
-    if (enough_units(segments, in->n_kv_heads))
-        pair_backward_whole(&a, segments);
-    else
-        pair_backward_split(&a, segments);
+    a.slot = attention_slot(n, in->head_dim);
+    BackwardWork work = {&a, pair_backward_keys, pair_backward_queries};
+    backward_share(&work, in->n_heads, in->n_kv_heads, dq, dk || dv, segments);
 }
 
 #endif
