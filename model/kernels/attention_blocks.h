@@ -5,6 +5,8 @@
 
 #include <stdbool.h>
 
+#include "model/core/threads.h"
+#include "model/kernels/kernels.h"
 #include "model/kernels/simd.h"
 
 enum { LANES = 64, TILE_KEYS = 64, MAX_HEAD_DIM = 256, LANE_VECTORS = LANES / VF };
@@ -59,6 +61,62 @@ static inline int visible_keys(const KeyTile *tile, int position) {
 
 static inline int blocks_of(int n, int size) {
     return (n + size - 1) / size;
+}
+
+/* Enough units of a segment and a key/value head for all threads to end at about the same time */
+static inline bool enough_units(Segments segments, int n_kv_heads) {
+    enum { UNITS_PER_THREAD = 4 };
+    int threads = threads_count();
+    return threads == 1 || segments.n_segments * n_kv_heads >= UNITS_PER_THREAD * threads;
+}
+
+/* The backward pass, cut for threads. */
+typedef struct {
+    const void *context;
+    /* dk and dv of keys [begin, end) of segment s and key/value head kv, from the queries from `first` on (a multiple
+     * of a block's); with_dq: the queries' own gradients too. */
+    void (*keys)(const void *context, int s, int kv, int first, int begin, int end, bool with_dq);
+    /* dq of the block of queries that begins with `first` and, of the group, with `head` */
+    void (*queries)(const void *context, int s, int kv, int head, int first);
+} BackwardWork;
+
+/* A unit is a segment and a key/value head. */
+static void backward_whole(const BackwardWork *work, int n_kv_heads, Segments segments) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads_count())
+    for (int s = 0; s < segments.n_segments; s++)
+        for (int kv = 0; kv < n_kv_heads; kv++)
+            work->keys(work->context, s, kv, 0, 0, segments.segment_start[s + 1] - segments.segment_start[s], true);
+}
+
+/* A unit is a block of queries for dq, then a block of keys for dk and dv. */
+static void backward_split(const BackwardWork *work, int n_heads, int n_kv_heads, bool dq, bool dkv,
+                           Segments segments) {
+    enum { KEYS = 4 * TILE_KEYS };
+    int group = n_heads / n_kv_heads, step = block_queries(group), head_blocks = blocks_of(group, block_heads(group));
+#pragma omp parallel num_threads(threads_count())
+    for (int s = 0; s < segments.n_segments; s++) {
+        int n = segments.segment_start[s + 1] - segments.segment_start[s];
+        int query_blocks = dq ? blocks_of(n, step) : 0, key_blocks = dkv ? blocks_of(n, KEYS) : 0;
+#pragma omp for collapse(3) schedule(dynamic, 1) nowait
+        for (int i = 0; i < query_blocks; i++)
+            for (int kv = 0; kv < n_kv_heads; kv++)
+                for (int h = 0; h < head_blocks; h++)
+                    work->queries(work->context, s, kv, h * block_heads(group), (query_blocks - 1 - i) * step);
+#pragma omp for collapse(2) schedule(dynamic, 1) nowait
+        for (int j = 0; j < key_blocks; j++)
+            for (int kv = 0; kv < n_kv_heads; kv++) {
+                int end = (j + 1) * KEYS < n ? (j + 1) * KEYS : n;
+                work->keys(work->context, s, kv, j * KEYS / step * step, j * KEYS, end, false);
+            }
+    }
+}
+
+static inline void backward_share(const BackwardWork *work, int n_heads, int n_kv_heads, bool dq, bool dkv,
+                                  Segments segments) {
+    if (enough_units(segments, n_kv_heads))
+        backward_whole(work, n_kv_heads, segments);
+    else
+        backward_split(work, n_heads, n_kv_heads, dq, dkv, segments);
 }
 
 #endif

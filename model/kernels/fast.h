@@ -16,6 +16,10 @@ int head_block_tokens(int n_tokens, int vocab);
 /* Tokens whose part of a norm's dw is summed in fp32, one after the other; the parts are added in fp64. */
 enum { NORM_CHUNK = 32 };
 
+/* Attention's backward pass in bf16: floats of a thread's slot of the scratch, for keys of up to n_tokens, padded to
+ * tiles of 64: fp32 sums of dk and dv, three packings in bf16, and a tile more. */
+size_t attention_slot(int n_tokens, int head_dim);
+
 /* False where this build has no such set (another architecture). The caller knows that the CPU can run it. */
 bool avx2_kernels(Kernels *table);
 bool avx512_kernels(Kernels *table);

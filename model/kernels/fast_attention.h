@@ -52,10 +52,10 @@ static void block_unpack(float *rows, size_t stride, const QueryBlock *b, const 
                   from + (size_t)h * head_lanes, b->lanes, head_dim, b->n, scale, add);
 }
 
-/* to[keys, lanes] = rows[keys, HD]·packed[HD, lanes], as far as visible */
+/* `rows` is the tile's first: to[keys, lanes] = rows[keys, HD]·packed[HD, lanes], as far as visible */
 static void tile_scores(float *to, const KeyTile *tile, const QueryBlock *b, int offset, const float *rows,
                         size_t stride, const float *packed, int head_dim) {
-    TileProduct t = {rows + (size_t)tile->begin * stride, packed, to, stride, 1, b->lanes, b->lanes};
+    TileProduct t = {rows, packed, to, stride, 1, b->lanes, b->lanes};
     if (!tile->diagonal) {
         tile_set(t, tile->n, (int)b->lanes, head_dim);
         return;
@@ -67,7 +67,7 @@ static void tile_scores(float *to, const KeyTile *tile, const QueryBlock *b, int
 /* to[HD, lanes] += rows[keys, HD]ᵀ·from[keys, lanes], as far as visible */
 static void tile_gather(float *to, const KeyTile *tile, const QueryBlock *b, int offset, const float *rows,
                         size_t stride, const float *from, int head_dim) {
-    TileProduct t = {rows + (size_t)tile->begin * stride, from, to, 1, stride, b->lanes, b->lanes};
+    TileProduct t = {rows, from, to, 1, stride, b->lanes, b->lanes};
     if (!tile->diagonal) {
         tile_add(t, head_dim, (int)b->lanes, tile->n);
         return;
@@ -139,20 +139,25 @@ static void forward_finish(ForwardTiles *w, const AttentionRun *run, const Query
         }
 }
 
+static void forward_begin(ForwardTiles *w, const AttentionRun *run, const QueryBlock *b) {
+    block_pack(w->q, b, run->q, run->q_stride, run->head_dim, run->scale * log2_e);
+    for (size_t i = 0; i < b->lanes; i++) {
+        w->top[i] = -INFINITY;
+        w->sum[i] = 0;
+    }
+    memset(w->o, 0, (size_t)run->head_dim * b->lanes * sizeof *w->o);
+}
+
 static void forward_block(const AttentionRun *run, const QueryBlock *b) {
     ForwardTiles w;
-    block_pack(w.q, b, run->q, run->q_stride, run->head_dim, run->scale * log2_e);
-    for (size_t i = 0; i < b->lanes; i++) {
-        w.top[i] = -INFINITY;
-        w.sum[i] = 0;
-    }
-    memset(w.o, 0, (size_t)run->head_dim * b->lanes * sizeof *w.o);
+    forward_begin(&w, run, b);
     int end = run->offset + b->first + b->n;
     for (int j = 0; j < end; j += TILE_KEYS) {
         KeyTile tile = key_tile(b, run->offset, j, end);
-        tile_scores(w.s, &tile, b, run->offset, run->k, run->kv_stride, w.q, run->head_dim);
+        size_t row = (size_t)j * run->kv_stride;
+        tile_scores(w.s, &tile, b, run->offset, run->k + row, run->kv_stride, w.q, run->head_dim);
         softmax_tile(&w, &tile, b, run->offset, run->head_dim);
-        tile_gather(w.o, &tile, b, run->offset, run->v, run->kv_stride, w.s, run->head_dim);
+        tile_gather(w.o, &tile, b, run->offset, run->v + row, run->kv_stride, w.s, run->head_dim);
     }
     forward_finish(&w, run, b);
 }

@@ -7,6 +7,9 @@
  * dk and dv of a segment and key/value head belong to one thread, which goes through the blocks of queries in order.
  * Where there are too few of those to share out, dq is computed by blocks of queries and then dk and dv by blocks of
  * keys, which computes pt and dst twice but makes the same sums in the same order: the results are the same bits. */
+#ifndef CRIA_KERNELS_FAST_ATTENTION_BACKWARD_H
+#define CRIA_KERNELS_FAST_ATTENTION_BACKWARD_H
+
 #include "model/kernels/fast_attention.h"
 
 typedef struct {
@@ -62,9 +65,9 @@ static ALWAYS_INLINE void gradient_vector(BackwardTiles *w, size_t lanes, size_t
     }
 }
 
-static void gradient_tile(BackwardTiles *w, const KeyTile *tile, const QueryBlock *b, float scale) {
+static void gradient_tile(BackwardTiles *w, const KeyTile *tile, const QueryBlock *b, int offset, float scale) {
     for (int v = 0; v < b->heads * b->vectors; v++) {
-        int position = vector_position(tile, b, 0, v), n_keys = visible_keys(tile, position);
+        int position = vector_position(tile, b, offset, v), n_keys = visible_keys(tile, position);
         if (tile->diagonal)
             gradient_vector(w, b->lanes, (size_t)v * VF, n_keys, position, true, scale);
         else
@@ -72,18 +75,18 @@ static void gradient_tile(BackwardTiles *w, const KeyTile *tile, const QueryBloc
     }
 }
 
-/* to[keys, HD] += from[keys, lanes]·rows[queries, HD], head by head; on the diagonal vector by vector. */
-static void tile_scatter(float *to, size_t to_stride, const KeyTile *tile, const QueryBlock *b, const float *from,
-                         const float *rows, size_t stride, int head_dim) {
-    TileProduct t = {.a_row = b->lanes, .a_column = 1, .b_stride = stride, .c_stride = to_stride};
-    t.c = to + (size_t)tile->begin * to_stride;
+/* to[keys, HD] += from[keys, lanes]·rows[queries, HD], head by head; on the diagonal vector by vector. `to` is the
+ * tile's first row, `rows` the block's first query of its first head. */
+static void tile_scatter(float *to, size_t to_stride, const KeyTile *tile, const QueryBlock *b, int offset,
+                         const float *from, const float *rows, size_t stride, int head_dim) {
+    TileProduct t = {.c = to, .a_row = b->lanes, .a_column = 1, .b_stride = stride, .c_stride = to_stride};
     int step = tile->diagonal ? VF : b->n;
     for (int h = 0; h < b->heads; h++)
         for (int i = 0; i < b->n; i += step) {
             int n_queries = b->n - i < step ? b->n - i : step;
-            int n_keys = tile->diagonal ? visible_keys(tile, vector_position(tile, b, 0, i / VF)) : tile->n;
+            int n_keys = tile->diagonal ? visible_keys(tile, vector_position(tile, b, offset, i / VF)) : tile->n;
             t.a = from + h * b->vectors * VF + i;
-            t.b = rows + (size_t)(b->first + i) * stride + (size_t)((b->head + h) * head_dim);
+            t.b = rows + (size_t)i * stride + (size_t)(h * head_dim);
             tile_add(t, n_keys, head_dim, n_queries);
         }
 }
@@ -92,16 +95,19 @@ static void tile_scatter(float *to, size_t to_stride, const KeyTile *tile, const
 static void backward_block(const BackwardRun *r, const QueryBlock *b, int key_begin, int key_end, bool accumulate) {
     const AttentionRun *run = &r->run;
     int head_dim = run->head_dim, last = b->first + b->n, end = key_end < last ? key_end : last;
+    size_t stride = run->kv_stride, head = (size_t)(b->head * head_dim), first = (size_t)b->first;
+    const float *dout = r->dout + first * run->out_stride + head, *q = run->q + first * run->q_stride + head;
     BackwardTiles w;
     backward_pack(&w, r, b);
     for (int j = key_begin; j < end; j += TILE_KEYS) {
         KeyTile tile = key_tile(b, 0, j, end);
-        tile_scores(w.p, &tile, b, 0, run->k, run->kv_stride, w.q, head_dim);
-        tile_scores(w.ds, &tile, b, 0, run->v, run->kv_stride, w.g, head_dim);
-        gradient_tile(&w, &tile, b, run->scale);
-        if (r->dq) tile_gather(w.dq, &tile, b, 0, run->k, run->kv_stride, w.ds, head_dim);
-        if (r->dv) tile_scatter(r->dv, run->kv_stride, &tile, b, w.p, r->dout, run->out_stride, head_dim);
-        if (r->dk) tile_scatter(r->dk, run->kv_stride, &tile, b, w.ds, run->q, run->q_stride, head_dim);
+        size_t row = (size_t)j * stride;
+        tile_scores(w.p, &tile, b, 0, run->k + row, stride, w.q, head_dim);
+        tile_scores(w.ds, &tile, b, 0, run->v + row, stride, w.g, head_dim);
+        gradient_tile(&w, &tile, b, 0, run->scale);
+        if (r->dq) tile_gather(w.dq, &tile, b, 0, run->k + row, stride, w.ds, head_dim);
+        if (r->dv) tile_scatter(r->dv + row, stride, &tile, b, 0, w.p, dout, run->out_stride, head_dim);
+        if (r->dk) tile_scatter(r->dk + row, stride, &tile, b, 0, w.ds, q, run->q_stride, head_dim);
     }
     if (r->dq) block_unpack(r->dq, run->q_stride, b, w.dq, head_dim, 1, accumulate);
 }
@@ -110,27 +116,16 @@ static void zero_rows(float *x, size_t stride, int begin, int end, int width) {
     for (int j = begin; x && j < end; j++) memset(x + (size_t)j * stride, 0, (size_t)width * sizeof *x);
 }
 
-/* All queries from query `first` on (a multiple of the block) against keys [key_begin, key_end). */
-static void backward_keys(const BackwardRun *r, int first, int key_begin, int key_end, bool accumulate) {
-    if (!accumulate) {
-        zero_rows(r->dk, r->run.kv_stride, key_begin, key_end, r->run.head_dim);
-        zero_rows(r->dv, r->run.kv_stride, key_begin, key_end, r->run.head_dim);
-    }
-    for (int i = first; i < r->n_queries; i += block_queries(r->group))
-        for (int h = 0; h < r->group; h += block_heads(r->group)) {
-            QueryBlock b = query_block(h, r->group, i, r->n_queries);
-            backward_block(r, &b, key_begin, key_end, accumulate);
-        }
-}
-
 typedef struct {
     float *dq, *dk, *dv;
     const float *dout, *out, *lse;
     const AttentionInputs *in;
+    Segments segments;
     bool accumulate;
 } BackwardArrays;
 
-static BackwardRun backward_run(const BackwardArrays *a, Segments segments, int s, int kv) {
+static BackwardRun backward_run(const BackwardArrays *a, int s, int kv) {
+    const Segments segments = a->segments;
     int first = segments.segment_start[s], group = a->in->n_heads / a->in->n_kv_heads;
     size_t row = (size_t)first, head_dim = (size_t)a->in->head_dim, head = (size_t)(kv * group) * head_dim;
     /* the run only reads out and lse here */
@@ -144,57 +139,39 @@ static BackwardRun backward_run(const BackwardArrays *a, Segments segments, int 
     return r;
 }
 
-/* One unit per segment and key/value head. */
-static void backward_whole(const BackwardArrays *a, Segments segments) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++)
-        for (int kv = 0; kv < a->in->n_kv_heads; kv++) {
-            BackwardRun r = backward_run(a, segments, s, kv);
-            backward_keys(&r, 0, 0, r.n_queries, a->accumulate);
+static void fast_backward_keys(const void *context, int s, int kv, int first, int begin, int end, bool with_dq) {
+    const BackwardArrays *a = context;
+    BackwardRun r = backward_run(a, s, kv);
+    if (!with_dq) r.dq = NULL;
+    if (!a->accumulate) {
+        zero_rows(r.dk, r.run.kv_stride, begin, end, r.run.head_dim);
+        zero_rows(r.dv, r.run.kv_stride, begin, end, r.run.head_dim);
+    }
+    for (int i = first; i < r.n_queries; i += block_queries(r.group))
+        for (int h = 0; h < r.group; h += block_heads(r.group)) {
+            QueryBlock b = query_block(h, r.group, i, r.n_queries);
+            backward_block(&r, &b, begin, end, a->accumulate);
         }
 }
 
-/* A unit is a block of queries for dq, then a block of keys for dk and dv. */
-static void backward_split(const BackwardArrays *a, Segments segments) {
-    enum { KEYS = 4 * TILE_KEYS };
-    int group = a->in->n_heads / a->in->n_kv_heads, n_kv_heads = a->in->n_kv_heads;
-    int step = block_queries(group), head_blocks = blocks_of(group, block_heads(group));
-#pragma omp parallel num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++) {
-        int n = segments.segment_start[s + 1] - segments.segment_start[s];
-        int query_blocks = a->dq ? blocks_of(n, step) : 0, key_blocks = a->dk || a->dv ? blocks_of(n, KEYS) : 0;
-#pragma omp for collapse(3) schedule(dynamic, 1) nowait
-        for (int i = 0; i < query_blocks; i++)
-            for (int kv = 0; kv < n_kv_heads; kv++)
-                for (int h = 0; h < head_blocks; h++) {
-                    BackwardRun r = backward_run(a, segments, s, kv);
-                    QueryBlock b = query_block(h * block_heads(group), group, (query_blocks - 1 - i) * step, n);
-                    r.dk = r.dv = NULL;
-                    backward_block(&r, &b, 0, n, a->accumulate);
-                }
-#pragma omp for collapse(2) schedule(dynamic, 1) nowait
-        for (int j = 0; j < key_blocks; j++)
-            for (int kv = 0; kv < n_kv_heads; kv++) {
-                BackwardRun r = backward_run(a, segments, s, kv);
-                r.dq = NULL;
-                int end = (j + 1) * KEYS < n ? (j + 1) * KEYS : n;
-                backward_keys(&r, j * KEYS / step * step, j * KEYS, end, a->accumulate);
-            }
-    }
+static void fast_backward_queries(const void *context, int s, int kv, int head, int first) {
+    const BackwardArrays *a = context;
+    BackwardRun r = backward_run(a, s, kv);
+    QueryBlock b = query_block(head, r.group, first, r.n_queries);
+    r.dk = r.dv = NULL;
+    backward_block(&r, &b, 0, r.n_queries, a->accumulate);
 }
 
 static void fast_attention_backward(float *dq, float *dk, float *dv, bool accumulate, const float *dout,
                                     const float *out, const float *lse, const AttentionInputs *in, Segments segments,
                                     float *scratch) {
-    enum { UNITS_PER_THREAD = 4 };
     if (in->head_dim > MAX_HEAD_DIM) {
         reference_attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments, scratch);
         return;
     }
-    BackwardArrays a = {dq, dk, dv, dout, out, lse, in, accumulate};
-    int threads = threads_count();
-    if (threads == 1 || segments.n_segments * in->n_kv_heads >= UNITS_PER_THREAD * threads)
-        backward_whole(&a, segments);
-    else
-        backward_split(&a, segments);
+    BackwardArrays a = {dq, dk, dv, dout, out, lse, in, segments, accumulate};
+    BackwardWork work = {&a, fast_backward_keys, fast_backward_queries};
+    backward_share(&work, in->n_heads, in->n_kv_heads, dq, dk || dv, segments);
 }
+
+#endif

@@ -137,12 +137,15 @@ bool kernels_have_bf16(void) {
     return strcmp(table.name, set_names[SET_AVX512BF16]) == 0 || strcmp(table.name, set_names[SET_AMX]) == 0;
 }
 
-size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {
-    /* a thread's keys, padded to tiles: fp32 sums of dk and dv, and three packings in bf16 */
+size_t attention_slot(int n_tokens, int head_dim) {
     enum { TILE = 64, LANES = 16, HALVES = 7 };
-    size_t rows = ((size_t)n_tokens + TILE - 1) / TILE * TILE, width = ((size_t)head_dim + LANES - 1) / LANES * LANES;
+    size_t tiles = ((size_t)n_tokens + TILE - 1) / TILE + 1, width = ((size_t)head_dim + LANES - 1) / LANES * LANES;
+    return tiles * TILE * width * HALVES / 2;
+}
+
+size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim) {
     (void)n_heads;
-    return (size_t)threads_count() * rows * width * HALVES / 2;
+    return (size_t)threads_count() * attention_slot(n_tokens, head_dim);
 }
 
 /* Two measured facts set the block: products with fewer than about 256 rows spend their time packing the vocabulary's

@@ -4,7 +4,7 @@
  * Lanes run over queries, as in fp32. A block of queries is turned once into qt[HD/2 pairs, lanes]; then for each tile
  * of keys
  *
- *   st[keys, lanes] = K·qt                 pairs along the head: K as it lies
+ *   st[keys, lanes] = K·qt                 pairs along the head: K in quads of keys
  *   pt = 2^(scale·log2(e)·st − top)        rounded to bf16, pairs of keys
  *   ot[HD, lanes] += Vᵀ·pt                 V as pairs of keys
  *
@@ -20,6 +20,7 @@
 #include "model/kernels/attention_blocks.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/pair_tile.h"
+#include "model/kernels/fast.h"
 #include "model/kernels/reference.h"
 
 enum { LAZY = 8, KEY_ROWS = 4, MAX_PAIRS = MAX_HEAD_DIM / 2, PACK_PAIRS = 1 << 15 };
@@ -96,7 +97,7 @@ typedef struct {
     _Alignas(64) Pair keys[PACK_PAIRS];
 } PairForward;
 
-/* Packed keys from some tile on: k[keys, HD/2] and v[keys/2, padded] in pairs of keys. */
+/* Packed keys from some tile on: k[keys/4, HD/2, 4] and v[keys/2, padded] in pairs of keys. */
 typedef struct {
     const Pair *k, *v;
 } PairKeys;
@@ -104,7 +105,7 @@ typedef struct {
 static PairKeys pack_keys(Pair *to, const PairRun *r, int begin, int end) {
     int n = end - begin, padded = padded_keys(n);
     Pair *values = to + padded * r->pairs;
-    pair_pack_rows(to, r->k + (size_t)begin * r->kv_stride, r->kv_stride, n, padded, r->pairs);
+    pair_pack_quads(to, r->k + (size_t)begin * r->kv_stride, r->kv_stride, n, padded, r->pairs);
     pair_pack_row_pairs(values, r->v + (size_t)begin * r->kv_stride, r->kv_stride, n, padded, r->head_dim, r->padded);
     return (PairKeys){to, values};
 }
@@ -121,11 +122,11 @@ static ALWAYS_INLINE void score_registers(const int rows, const int vectors, con
         for (int u = 0; u < vectors; u++) sum[r][u] = _mm512_setzero_ps();
     const Pair *q = w->q + v * PAIR_VF;
     k += j * pairs;
-    for (int p = 0; p < pairs; p++, k++, q += LANES) {
+    for (int p = 0; p < pairs; p++, k += KEY_ROWS, q += LANES) {
         __m512i row[4];
         for (int u = 0; u < vectors; u++) row[u] = _mm512_load_si512(q + u * PAIR_VF);
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(k[r * pairs]);
+            __m512i x = _mm512_set1_epi32(k[r / KEY_ROWS * KEY_ROWS * pairs + r % KEY_ROWS]);
             for (int u = 0; u < vectors; u++) sum[r][u] = pair_dot(sum[r][u], x, row[u]);
         }
     }
@@ -157,7 +158,9 @@ static ALWAYS_INLINE void score_masked(PairForward *w, const Pair *k, int v, int
 static void raise_top(PairForward *w, int v, __m512 tile_top, __mmask16 grown, int head_dim) {
     __m512 old = _mm512_load_ps(w->top + v * PAIR_VF);
     __m512 top = _mm512_mask_mov_ps(old, grown, tile_top);
-    __m512 shrink = _mm512_mask_mov_ps(_mm512_set1_ps(1), grown, pair_exp2(old - top));
+    __m512 shrink = old - top;
+    pair_exp2(1, &shrink);
+    shrink = _mm512_mask_mov_ps(_mm512_set1_ps(1), grown, shrink);
     _mm512_store_ps(w->top + v * PAIR_VF, top);
     _mm512_store_ps(w->sum + v * PAIR_VF, _mm512_load_ps(w->sum + v * PAIR_VF) * shrink);
     float *o = w->o + v * PAIR_VF;
@@ -173,22 +176,23 @@ static void exponentials(PairForward *w, int v, int n_keys, float scale, int hea
         raise_top(w, v, tile_top, grown, head_dim);
         top = _mm512_load_ps(w->top + v * PAIR_VF);
     }
-    __m512 sum0 = _mm512_load_ps(w->sum + v * PAIR_VF), sum1 = _mm512_setzero_ps();
+    __m512 one = _mm512_set1_ps(1), sum[KEY_ROWS] = {_mm512_load_ps(w->sum + v * PAIR_VF)};
+    for (int i = 1; i < KEY_ROWS; i++) sum[i] = _mm512_setzero_ps();
     const float *s = w->s + v * PAIR_VF;
     Pair *p = w->p + v * PAIR_VF;
-    for (int j = 0; j < n_keys; j += 2, s += 2 * LANES, p += LANES) {
-        __m512 p0 = pair_exp2(_mm512_fmsub_ps(_mm512_load_ps(s), factor, top));
-        __m512 p1 = pair_exp2(_mm512_fmsub_ps(_mm512_load_ps(s + LANES), factor, top));
-        sum0 = sum0 + p0;
-        sum1 = sum1 + p1;
-        _mm512_store_si512(p, pair_join(p0, p1));
+    for (int j = 0; j < n_keys; j += KEY_ROWS, s += KEY_ROWS * LANES, p += KEY_ROWS / 2 * LANES) {
+        __m512 x[KEY_ROWS];
+        for (int i = 0; i < KEY_ROWS; i++) x[i] = _mm512_fmsub_ps(_mm512_load_ps(s + i * LANES), factor, top);
+        pair_exp2(KEY_ROWS, x);
+        for (int i = 0; i < KEY_ROWS; i++) sum[i] = _mm512_fmadd_ps(x[i], one, sum[i]); /* adders are busier */
+        for (int i = 0; i < KEY_ROWS; i += 2) _mm512_store_si512(p + i / 2 * LANES, pair_join(x[i], x[i + 1]));
     }
-    _mm512_store_ps(w->sum + v * PAIR_VF, sum0 + sum1);
+    _mm512_store_ps(w->sum + v * PAIR_VF, (sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, PairKeys keys) {
     int vectors = b->heads * b->vectors, n_keys = padded_keys(tile->n);
-    PairProduct gather = {keys.v, w->p, w->o, 1, (size_t)r->padded, LANES, LANES};
+    PairProduct gather = {keys.v, w->p, w->o, (size_t)r->padded, LANES, LANES};
     for (int i = 0; i < LANES; i++) w->tile_top[i] = never;
     if (!tile->diagonal) {
         if (vectors == 4) score_vectors(4, w, keys.k, 0, n_keys, r->pairs);
@@ -196,7 +200,7 @@ static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, 
         if (vectors == 2) score_vectors(2, w, keys.k, 0, n_keys, r->pairs);
         if (vectors == 1) score_vectors(1, w, keys.k, 0, n_keys, r->pairs);
         for (int v = 0; v < vectors; v++) exponentials(w, v, n_keys, r->scale * log2_e, r->head_dim);
-        pair_add(gather, r->head_dim, vectors * PAIR_VF, n_keys / 2);
+        pair_add(1, gather, r->head_dim, vectors * PAIR_VF, n_keys / 2);
         return;
     }
     for (int v = 0; v < vectors; v++, gather.b += PAIR_VF, gather.c += PAIR_VF) {
@@ -204,7 +208,7 @@ static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, 
         if (seen == 0) continue;
         score_masked(w, keys.k, v, seen, r->pairs, position);
         exponentials(w, v, seen, r->scale * log2_e, r->head_dim);
-        pair_add(gather, r->head_dim, PAIR_VF, seen / 2);
+        pair_add(1, gather, r->head_dim, PAIR_VF, seen / 2);
     }
 }
 
@@ -260,13 +264,6 @@ static void forward_one(const PairRun *r, int head, int first) {
     PairForward w;
     QueryBlock b = query_block(head, r->group, first, r->n);
     forward_block(&w, r, &b, NULL);
-}
-
-/* Enough units of a segment and a key/value head for all threads to end at about the same time */
-static bool enough_units(Segments segments, int n_kv_heads) {
-    enum { UNITS_PER_THREAD = 4 };
-    int threads = threads_count();
-    return threads == 1 || segments.n_segments * n_kv_heads >= UNITS_PER_THREAD * threads;
 }
 
 static void pair_attention_forward(bf16 *out, float *lse, const AttentionInputsBf16 *in, Segments segments) {

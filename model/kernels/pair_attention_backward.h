@@ -29,7 +29,7 @@ typedef struct {
 typedef struct {
     int begin, end;
     float *dk, *dv;        /* [keys, padded] */
-    Pair *k, *v, *k_pairs; /* [keys, HD/2] twice, [keys / 2, padded] */
+    Pair *k, *v, *k_pairs; /* [keys/4, HD/2, 4] twice, [keys/2, padded] */
 } KeySlot;
 
 typedef struct {
@@ -41,12 +41,6 @@ typedef struct {
     _Alignas(64) float lse[LANES], delta[LANES];                           /* lse in powers of 2; −δ */
 } PairBackward;
 
-/* Floats of a slot for n keys */
-static size_t slot_floats(int n, int padded) {
-    enum { PER_KEY_TIMES_2 = 7 }; /* dk, dv: one each; k, v, k_pairs: a half each */
-    return (size_t)blocks_of(n, TILE_KEYS) * TILE_KEYS * (size_t)padded * PER_KEY_TIMES_2 / 2;
-}
-
 static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin, int end) {
     int n = padded_keys(end - begin);
     size_t sums = (size_t)n * (size_t)r->padded, row = (size_t)begin * r->kv_stride;
@@ -55,8 +49,8 @@ static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin,
     slot->v = slot->k + n * r->pairs;
     slot->k_pairs = slot->v + n * r->pairs;
     memset(memory, 0, 2 * sums * sizeof *memory);
-    pair_pack_rows(slot->k, r->k + row, r->kv_stride, end - begin, n, r->pairs);
-    pair_pack_rows(slot->v, r->v + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_quads(slot->k, r->k + row, r->kv_stride, end - begin, n, r->pairs);
+    pair_pack_quads(slot->v, r->v + row, r->kv_stride, end - begin, n, r->pairs);
     pair_pack_row_pairs(slot->k_pairs, r->k + row, r->kv_stride, end - begin, n, r->head_dim, r->padded);
 }
 
@@ -74,27 +68,36 @@ static void store_sums(bf16 *rows, size_t stride, const float *sums, int padded,
         }
 }
 
+/* −δ by lanes; o takes the place of dq for a moment. */
+static void pack_delta(PairBackward *w, const PairRun *r, const QueryBlock *b) {
+    Pair *o = (Pair *)(void *)w->dq;
+    pair_block_lanes(o, b, r->out, r->out_stride, r->head_dim);
+    for (size_t lane = 0; lane < b->lanes; lane += PAIR_VF) {
+        __m512 delta = _mm512_setzero_ps();
+        for (int p = 0; p < r->pairs; p++)
+            delta =
+                pair_dot(delta, _mm512_load_si512(w->g + p * LANES + lane), _mm512_load_si512(o + p * LANES + lane));
+        _mm512_store_ps(w->delta + lane, -delta);
+    }
+}
+
 /* Packs q and g both ways, and −δ and lse per lane. Lanes without a query get an lse that makes their p 0. */
 static void pack_block(PairBackward *w, const PairGradients *g, const QueryBlock *b) {
     const PairRun *r = &g->run;
     const float no_query = 1e30f;
-    int head_lanes = b->vectors * PAIR_VF;
+    int lanes = b->vectors * PAIR_VF;
     pair_block_lanes(w->q, b, r->q, r->q_stride, r->head_dim);
     pair_block_lanes(w->g, b, g->dout, r->out_stride, r->head_dim);
+    pack_delta(w, r, b);
     for (int h = 0; h < b->heads; h++) {
-        size_t head = (size_t)((b->head + h) * r->head_dim), first = (size_t)b->first,
-               to = (size_t)(h * head_lanes / 2 * r->padded);
-        const bf16 *dout = g->dout + first * r->out_stride + head, *out = r->out + first * r->out_stride + head;
-        pair_pack_row_pairs(w->q_pairs + to, r->q + first * r->q_stride + head, r->q_stride, b->n, head_lanes,
-                            r->head_dim, r->padded);
-        pair_pack_row_pairs(w->g_pairs + to, dout, r->out_stride, b->n, head_lanes, r->head_dim, r->padded);
-        for (int i = 0; i < head_lanes; i++) {
-            bool live = i < b->n;
-            w->lse[h * head_lanes + i] =
-                live ? r->lse[(first + (size_t)i) * r->lse_stride + (size_t)(b->head + h)] * log2_e : no_query;
-            w->delta[h * head_lanes + i] =
-                live ? -pair_rows_dot(dout + (size_t)i * r->out_stride, out + (size_t)i * r->out_stride, r->pairs) : 0;
-        }
+        size_t head = (size_t)((b->head + h) * r->head_dim), first = (size_t)b->first;
+        size_t to = (size_t)(h * lanes / 2 * r->padded);
+        const bf16 *q = r->q + first * r->q_stride + head, *dout = g->dout + first * r->out_stride + head;
+        pair_pack_row_pairs(w->q_pairs + to, q, r->q_stride, b->n, lanes, r->head_dim, r->padded);
+        pair_pack_row_pairs(w->g_pairs + to, dout, r->out_stride, b->n, lanes, r->head_dim, r->padded);
+        const float *lse = r->lse + first * r->lse_stride + (size_t)(b->head + h);
+        for (int i = 0; i < lanes; i++)
+            w->lse[h * lanes + i] = i < b->n ? lse[(size_t)i * r->lse_stride] * log2_e : no_query;
     }
     if (g->dq) memset(w->dq, 0, (size_t)r->head_dim * LANES * sizeof *w->dq);
 }
@@ -127,9 +130,9 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
     const Pair *qt = w->q + v * PAIR_VF, *gt = w->g + v * PAIR_VF;
     k += j * pairs;
     value += j * pairs;
-    for (int p = 0; p < pairs; p++, k++, value++, qt += LANES, gt += LANES)
+    for (int p = 0; p < pairs; p++, k += KEY_ROWS, value += KEY_ROWS, qt += LANES, gt += LANES)
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(k[r * pairs]), y = _mm512_set1_epi32(value[r * pairs]);
+            __m512i x = _mm512_set1_epi32(k[r]), y = _mm512_set1_epi32(value[r]);
             for (int u = 0; u < vectors; u++) {
                 s[r][u] = pair_dot(s[r][u], x, _mm512_load_si512(qt + u * PAIR_VF));
                 g[r][u] = pair_dot(g[r][u], y, _mm512_load_si512(gt + u * PAIR_VF));
@@ -137,14 +140,16 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
         }
     const __m512 factor = _mm512_set1_ps(scale);
     for (int u = 0; u < vectors; u++) {
-        __m512 lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
+        __m512 x[8], lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
+        for (int r = 0; r < rows; r++) x[r] = _mm512_fmsub_ps(s[r][u], factor, lse);
+        pair_exp2(rows, x);
         for (int r = 0; r < rows; r++) {
             int hidden = j + r - position; /* lanes that do not see the key */
             __mmask16 seen = masked && hidden > 0 ? (__mmask16)(hidden >= PAIR_VF ? 0 : 0xffffu << hidden) : 0xffff;
-            s[r][u] = _mm512_maskz_mov_ps(seen, pair_exp2(_mm512_fmsub_ps(s[r][u], factor, lse)));
-            g[r][u] = _mm512_maskz_mul_ps(seen, s[r][u], g[r][u]);
+            if (masked) x[r] = _mm512_maskz_mov_ps(seen, x[r]);
+            g[r][u] = _mm512_maskz_mul_ps(seen, x[r], g[r][u]);
         }
-        for (int r = 0; r < rows; r += 2) store_pairs(w, j + r, v + u, s[r][u], s[r + 1][u], g[r][u], g[r + 1][u]);
+        for (int r = 0; r < rows; r += 2) store_pairs(w, j + r, v + u, x[r], x[r + 1], g[r][u], g[r + 1][u]);
     }
 }
 
@@ -152,9 +157,9 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
 static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *from,
                     const Pair *rows) {
     size_t padded = (size_t)r->padded;
-    PairProduct t = {from, rows, to, LANES / 2, 1, padded, padded};
+    PairProduct t = {from, rows, to, 1, padded, padded};
     if (!tile->diagonal) {
-        pair_add(t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
+        pair_add(LANES / 2, t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
         return;
     }
     for (int j = 0; j < tile->n; j += PAIR_VF)
@@ -165,7 +170,7 @@ static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyT
             t.a = from + j * LANES / 2 + pair;
             t.b = rows + (size_t)pair * padded;
             t.c = to + (size_t)j * padded;
-            pair_add(t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
+            pair_add(LANES / 2, t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
         }
 }
 
@@ -185,13 +190,13 @@ static void gradient_tile(PairBackward *w, const PairRun *r, const QueryBlock *b
 }
 
 static void gather(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k_pairs) {
-    PairProduct t = {k_pairs, w->ds_keys, w->dq, 1, (size_t)r->padded, LANES, LANES};
+    PairProduct t = {k_pairs, w->ds_keys, w->dq, (size_t)r->padded, LANES, LANES};
     if (!tile->diagonal) {
-        pair_add(t, r->head_dim, (int)b->lanes, padded_keys(tile->n) / 2);
+        pair_add(1, t, r->head_dim, (int)b->lanes, padded_keys(tile->n) / 2);
         return;
     }
     for (int v = 0; v < b->heads * b->vectors; v++, t.b += PAIR_VF, t.c += PAIR_VF)
-        pair_add(t, r->head_dim, PAIR_VF, padded_keys(visible_keys(tile, vector_position(tile, b, 0, v))) / 2);
+        pair_add(1, t, r->head_dim, PAIR_VF, padded_keys(visible_keys(tile, vector_position(tile, b, 0, v))) / 2);
 }
 
 /* One block of queries against the keys of a slot. */
@@ -215,46 +220,23 @@ static void backward_block(PairBackward *w, const PairGradients *g, const QueryB
     }
 }
 
-/* All queries from query `first` on (a multiple of the block) against keys [begin, end). */
-static void backward_keys(const PairGradients *g, float *memory, int first, int begin, int end) {
-    const PairRun *r = &g->run;
-    PairBackward w;
-    KeySlot slot;
-    fill_slot(&slot, memory, r, begin, end);
-    for (int i = first; i < r->n; i += block_queries(r->group))
-        for (int h = 0; h < r->group; h += block_heads(r->group)) {
-            QueryBlock b = query_block(h, r->group, i, r->n);
-            backward_block(&w, g, &b, &slot);
-        }
-    size_t row = (size_t)begin * r->kv_stride;
-    if (g->dk)
-        store_sums(g->dk + row, r->kv_stride, slot.dk, r->padded, end - begin, r->head_dim, r->scale, g->accumulate);
-    if (g->dv) store_sums(g->dv + row, r->kv_stride, slot.dv, r->padded, end - begin, r->head_dim, 1, g->accumulate);
-}
-
-/* One block of queries for dq alone. */
-static void backward_queries(const PairGradients *g, float *memory, const QueryBlock *b) {
-    PairBackward w;
-    KeySlot slot;
-    fill_slot(&slot, memory, &g->run, 0, b->first + b->n);
-    backward_block(&w, g, b, &slot);
-}
-
 typedef struct {
     bf16 *dq, *dk, *dv;
     const bf16 *dout, *out;
     const float *lse;
     const AttentionInputsBf16 *in;
+    Segments segments;
     bool accumulate;
     float *scratch;
     size_t slot; /* floats of a thread's */
 } PairArrays;
 
-static PairGradients pair_gradients(const PairArrays *a, Segments segments, int s, int kv) {
-    size_t row = (size_t)segments.segment_start[s], head_dim = (size_t)a->in->head_dim;
+static PairGradients pair_gradients(const PairArrays *a, int s, int kv) {
+    size_t row = (size_t)a->segments.segment_start[s], head_dim = (size_t)a->in->head_dim;
     size_t head = (size_t)(kv * (a->in->n_heads / a->in->n_kv_heads)) * head_dim;
     /* the run only reads out and lse here */
-    PairGradients g = {.run = pair_run((bf16 *)(uintptr_t)a->out, (float *)(uintptr_t)a->lse, a->in, segments, s, kv)};
+    PairGradients g = {.run =
+                           pair_run((bf16 *)(uintptr_t)a->out, (float *)(uintptr_t)a->lse, a->in, a->segments, s, kv)};
     g.dout = a->dout + row * g.run.out_stride + head;
     g.dq = a->dq ? a->dq + row * a->in->q_stride + head : NULL;
     g.dk = a->dk ? a->dk + row * a->in->kv_stride + (size_t)kv * head_dim : NULL;
@@ -267,42 +249,34 @@ static float *thread_slot(const PairArrays *a) {
     return a->scratch + (size_t)omp_get_thread_num() * a->slot;
 }
 
-static void pair_backward_whole(const PairArrays *a, Segments segments) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++)
-        for (int kv = 0; kv < a->in->n_kv_heads; kv++) {
-            PairGradients g = pair_gradients(a, segments, s, kv);
-            backward_keys(&g, thread_slot(a), 0, 0, g.run.n);
+static void pair_backward_keys(const void *context, int s, int kv, int first, int begin, int end, bool with_dq) {
+    const PairArrays *a = context;
+    PairGradients g = pair_gradients(a, s, kv);
+    const PairRun *r = &g.run;
+    PairBackward w;
+    KeySlot slot;
+    if (!with_dq) g.dq = NULL;
+    fill_slot(&slot, thread_slot(a), r, begin, end);
+    for (int i = first; i < r->n; i += block_queries(r->group))
+        for (int h = 0; h < r->group; h += block_heads(r->group)) {
+            QueryBlock b = query_block(h, r->group, i, r->n);
+            backward_block(&w, &g, &b, &slot);
         }
+    size_t row = (size_t)begin * r->kv_stride;
+    if (g.dk)
+        store_sums(g.dk + row, r->kv_stride, slot.dk, r->padded, end - begin, r->head_dim, r->scale, g.accumulate);
+    if (g.dv) store_sums(g.dv + row, r->kv_stride, slot.dv, r->padded, end - begin, r->head_dim, 1, g.accumulate);
 }
 
-/* A unit is a block of queries for dq, then a block of keys for dk and dv. */
-static void pair_backward_split(const PairArrays *a, Segments segments) {
-    enum { KEYS = 4 * TILE_KEYS };
-    int group = a->in->n_heads / a->in->n_kv_heads, n_kv_heads = a->in->n_kv_heads;
-    int step = block_queries(group), head_blocks = blocks_of(group, block_heads(group));
-#pragma omp parallel num_threads(threads_count())
-    for (int s = 0; s < segments.n_segments; s++) {
-        int n = segments.segment_start[s + 1] - segments.segment_start[s];
-        int query_blocks = a->dq ? blocks_of(n, step) : 0, key_blocks = a->dk || a->dv ? blocks_of(n, KEYS) : 0;
-#pragma omp for collapse(3) schedule(dynamic, 1) nowait
-        for (int i = 0; i < query_blocks; i++)
-            for (int kv = 0; kv < n_kv_heads; kv++)
-                for (int h = 0; h < head_blocks; h++) {
-                    PairGradients g = pair_gradients(a, segments, s, kv);
-                    QueryBlock b = query_block(h * block_heads(group), group, (query_blocks - 1 - i) * step, n);
-                    g.dk = g.dv = NULL;
-                    backward_queries(&g, thread_slot(a), &b);
-                }
-#pragma omp for collapse(2) schedule(dynamic, 1) nowait
-        for (int j = 0; j < key_blocks; j++)
-            for (int kv = 0; kv < n_kv_heads; kv++) {
-                PairGradients g = pair_gradients(a, segments, s, kv);
-                g.dq = NULL;
-                int end = (j + 1) * KEYS < n ? (j + 1) * KEYS : n;
-                backward_keys(&g, thread_slot(a), j * KEYS / step * step, j * KEYS, end);
-            }
-    }
+static void pair_backward_queries(const void *context, int s, int kv, int head, int first) {
+    const PairArrays *a = context;
+    PairGradients g = pair_gradients(a, s, kv);
+    QueryBlock b = query_block(head, g.run.group, first, g.run.n);
+    PairBackward w;
+    KeySlot slot;
+    g.dk = g.dv = NULL;
+    fill_slot(&slot, thread_slot(a), &g.run, 0, b.first + b.n);
+    backward_block(&w, &g, &b, &slot);
 }
 
 static void pair_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
@@ -312,13 +286,11 @@ static void pair_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulat
         reference_bf16_attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments, scratch);
         return;
     }
-    PairArrays a = {dq, dk, dv, dout, out, lse, in, accumulate, scratch, 0};
+    PairArrays a = {dq, dk, dv, dout, out, lse, in, segments, accumulate, scratch, 0};
     int n = segments.segment_start[segments.n_segments] - segments.segment_start[0];
-    a.slot = slot_floats(n, blocks_of(in->head_dim, PAIR_VF) * PAIR_VF);
-    if (enough_units(segments, in->n_kv_heads))
-        pair_backward_whole(&a, segments);
-    else
-        pair_backward_split(&a, segments);
+    a.slot = attention_slot(n, in->head_dim);
+    BackwardWork work = {&a, pair_backward_keys, pair_backward_queries};
+    backward_share(&work, in->n_heads, in->n_kv_heads, dq, dk || dv, segments);
 }
 
 #endif

@@ -41,26 +41,27 @@ static ALWAYS_INLINE __m512 pair_high(__m512i x) {
     return (__m512)_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000u));
 }
 
-/* c[m, n] += A·B over k pairs: A(i, p) = a[i·a_row + p·a_column]; n is a multiple of 16. */
+/* c[m, n] += A·B over k pairs: A(i, p) = a[i·a_row + p·a_column]; n is a multiple of 16. a_row is an argument, and a
+ * constant: offsets that are known leave the address registers to c. */
 typedef struct {
     const Pair *a, *b;
     float *c;
-    size_t a_row, a_column, b_stride, c_stride;
+    size_t a_column, b_stride, c_stride;
 } PairProduct;
 
 /* rows × vectors of c in registers over all of k; both are constants at every call, so the loops over them unroll. */
-static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, const PairProduct *t, int i, size_t column,
-                                         int k) {
+static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, const int a_row, const PairProduct *t,
+                                         int i, size_t column, int k) {
     __m512 sum[8][4];
     float *c = t->c + (size_t)i * t->c_stride + column;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_loadu_ps(c + (size_t)r * t->c_stride + v * PAIR_VF);
-    const Pair *a = t->a + (size_t)i * t->a_row, *b = t->b + column;
+    const Pair *a = t->a + i * a_row, *b = t->b + column;
     for (int p = 0; p < k; p++, a += t->a_column, b += t->b_stride) {
         __m512i row[4];
         for (int v = 0; v < vectors; v++) row[v] = _mm512_loadu_si512(b + v * PAIR_VF);
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(a[(size_t)r * t->a_row]);
+            __m512i x = _mm512_set1_epi32(a[r * a_row]);
             for (int v = 0; v < vectors; v++) sum[r][v] = pair_dot(sum[r][v], x, row[v]);
         }
     }
@@ -68,36 +69,37 @@ static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, cons
         for (int v = 0; v < vectors; v++) _mm512_storeu_ps(c + (size_t)r * t->c_stride + v * PAIR_VF, sum[r][v]);
 }
 
-static ALWAYS_INLINE void pair_rows(const int rows, const int vectors, const PairProduct *t, size_t column, int m,
-                                    int k) {
+static ALWAYS_INLINE void pair_rows(const int rows, const int vectors, const int a_row, const PairProduct *t,
+                                    size_t column, int m, int k) {
     int i = 0;
-    for (; i + rows <= m; i += rows) pair_registers(rows, vectors, t, i, column, k);
-    for (; rows > 4 && i + 4 <= m; i += 4) pair_registers(4, vectors, t, i, column, k);
-    for (; i < m; i++) pair_registers(1, vectors, t, i, column, k);
+    for (; i + rows <= m; i += rows) pair_registers(rows, vectors, a_row, t, i, column, k);
+    for (; rows > 4 && i + 4 <= m; i += 4) pair_registers(4, vectors, a_row, t, i, column, k);
+    for (; i < m; i++) pair_registers(1, vectors, a_row, t, i, column, k);
 }
 
-static void pair_add(PairProduct t, int m, int n, int k) {
+static ALWAYS_INLINE void pair_add(const int a_row, PairProduct t, int m, int n, int k) {
     int vectors = n / PAIR_VF;
     size_t column = 0;
-    for (; vectors >= 4; vectors -= 4, column += 4 * PAIR_VF) pair_rows(4, 4, &t, column, m, k);
-    if (vectors == 3) pair_rows(8, 3, &t, column, m, k);
-    if (vectors == 2) pair_rows(8, 2, &t, column, m, k);
-    if (vectors == 1) pair_rows(8, 1, &t, column, m, k);
+    for (; vectors >= 4; vectors -= 4, column += 4 * PAIR_VF) pair_rows(4, 4, a_row, &t, column, m, k);
+    if (vectors == 3) pair_rows(8, 3, a_row, &t, column, m, k);
+    if (vectors == 2) pair_rows(8, 2, a_row, &t, column, m, k);
+    if (vectors == 1) pair_rows(8, 1, a_row, &t, column, m, k);
+}
+
+/* Four rows: to[c], quarter q, is column 4·q + c of all of them. */
+static ALWAYS_INLINE void pair_turn_quarters(__m512i to[4], __m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+    __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+    to[0] = _mm512_unpacklo_epi64(ab_low, cd_low);
+    to[1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+    to[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    to[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
 /* Sixteen rows of sixteen pairs, turned about the diagonal. */
 static ALWAYS_INLINE void pair_turn(__m512i r[16]) {
     __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) { /* r[i + c]: column 4·quarter + c of rows i … i + 3 */
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
+    for (int i = 0; i < 16; i += 4) pair_turn_quarters(r + i, r[i], r[i + 1], r[i + 2], r[i + 3]);
     for (int c = 0; c < 4; c++) { /* the quarters of rows 0 … 3 beside those of 4 … 7, of 8 … 11 beside 12 … 15 */
         t[c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
         t[4 + c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
@@ -154,14 +156,24 @@ static void pair_unpack_lanes(bf16 *rows, size_t stride, const float *from, size
     }
 }
 
-/* to[n_padded, pairs]: rows as they are, close together, then rows of 0 */
-static void pair_pack_rows(Pair *to, const bf16 *rows, size_t stride, int n, int n_padded, int pairs) {
-    for (int i = 0; i < n_padded; i++, to += pairs)
+/* to[n_padded / 4, pairs, 4]: four rows side by side; rows beyond n are 0. n_padded is a multiple of 4. */
+static void pair_pack_quads(Pair *to, const bf16 *rows, size_t stride, int n, int n_padded, int pairs) {
+    for (int i = 0; i < n_padded; i += 4, to += 4 * pairs)
         for (int p = 0; p < pairs; p += 16) {
-            __mmask16 mask = pair_mask(pairs - p);
-            __mmask16 read = i < n ? mask : 0;
-            _mm512_mask_storeu_epi32(to + p, mask,
-                                     _mm512_maskz_loadu_epi32(read, rows + (i < n ? (size_t)i * stride : 0) + 2 * p));
+            __m512i r[4], t[4];
+            int columns = pairs - p < 16 ? pairs - p : 16;
+            for (int u = 0; u < 4; u++)
+                r[u] = i + u < n ? _mm512_maskz_loadu_epi32(pair_mask(columns), rows + (size_t)(i + u) * stride + 2 * p)
+                                 : _mm512_setzero_si512();
+            pair_turn_quarters(t, r[0], r[1], r[2], r[3]);
+            for (int u = 0; u < 4; u += 2) { /* t[c], quarter q: column 4·q + c */
+                r[u] = _mm512_shuffle_i32x4(t[u], t[u + 1], 0x44);
+                r[u + 1] = _mm512_shuffle_i32x4(t[u], t[u + 1], 0xee);
+            }
+            __m512i whole[4] = {_mm512_shuffle_i32x4(r[0], r[2], 0x88), _mm512_shuffle_i32x4(r[0], r[2], 0xdd),
+                                _mm512_shuffle_i32x4(r[1], r[3], 0x88), _mm512_shuffle_i32x4(r[1], r[3], 0xdd)};
+            for (int q = 0; q < 4 && 4 * q < columns; q++)
+                _mm512_mask_storeu_epi32(to + 4 * (p + 4 * q), pair_mask(4 * (columns - 4 * q)), whole[q]);
         }
 }
 
@@ -182,26 +194,19 @@ static void pair_pack_row_pairs(Pair *to, const bf16 *rows, size_t stride, int n
         }
 }
 
-/* a·b */
-static inline float pair_rows_dot(const bf16 *a, const bf16 *b, int pairs) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int p = 0; p < pairs; p += 16) {
-        __mmask16 mask = pair_mask(pairs - p);
-        sum = pair_dot(sum, _mm512_maskz_loadu_epi32(mask, a + 2 * p), _mm512_maskz_loadu_epi32(mask, b + 2 * p));
-    }
-    return _mm512_reduce_add_ps(sum);
-}
-
-/* 2^x where the result is rounded to bf16 in any case (2^-8): the fraction of x above floor(x) through a polynomial for
- * 2^r on [0, 1) fitted for least relative error, 7.5e-5, and the floor into the exponent. Results below the smallest
- * normal number are as good as 0; NaN for NaN. */
-static ALWAYS_INLINE __m512 pair_exp2(__m512 x) {
-    enum { FRACTION_ABOVE_FLOOR = 9 }; /* no bits kept, rounding down, no exception */
-    __m512 r = _mm512_reduce_ps(x, FRACTION_ABOVE_FLOOR);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.3f96a4p-4f), r, _mm512_set1_ps(0x1.cefc4cp-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.64444cp-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fff632p-1f));
-    return _mm512_scalef_ps(p, x);
+/* 2^x of n vectors where the result is rounded to bf16 in any case (2^-8): the fraction of x above floor(x) through a
+ * polynomial for 2^r on [0, 1] fitted for least relative error, 7.5e-5, and the floor into the exponent. Results below
+ * the smallest normal number are as good as 0; NaN for NaN. Step by step over all n, a constant: a chain waits for
+ * itself. */
+static ALWAYS_INLINE void pair_exp2(const int n, __m512 x[]) {
+    enum { FRACTION_ABOVE_FLOOR = 9, MOST = 8 }; /* no bits kept, rounding down, no exception */
+    __m512 r[MOST], p[MOST];
+    for (int i = 0; i < n; i++) r[i] = _mm512_reduce_ps(x[i], FRACTION_ABOVE_FLOOR);
+    for (int i = 0; i < n; i++)
+        p[i] = _mm512_fmadd_ps(_mm512_set1_ps(0x1.3f96a4p-4f), r[i], _mm512_set1_ps(0x1.cefc4cp-3f));
+    for (int i = 0; i < n; i++) p[i] = _mm512_fmadd_ps(p[i], r[i], _mm512_set1_ps(0x1.64444cp-1f));
+    for (int i = 0; i < n; i++) p[i] = _mm512_fmadd_ps(p[i], r[i], _mm512_set1_ps(0x1.fff632p-1f));
+    for (int i = 0; i < n; i++) x[i] = _mm512_scalef_ps(p[i], x[i]);
 }
 
 /* log x for normal x: x = m·2^e with 3/4 <= m < 3/2, log m = 2·artanh(z), z = (m − 1)/(m + 1), whose series is cut
