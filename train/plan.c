@@ -272,7 +272,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     tokenizer_free(tokenizer);
     tokenizer = NULL;
     malloc_trim(0);
-    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch);
+    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch, DTYPE_F32);
     if (ranks > 1 && !mesh_is_running()) {
         plan->bytes[PLAN_BASELINE] += MPI_OWN;
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
