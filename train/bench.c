@@ -91,7 +91,7 @@ static int make_run(Run *run, Config *config, const BenchOptions *options) {
 }
 
 /* Tied weights are counted once. */
-static BenchModel describe(const Run *run) {
+static BenchModel describe(const Run *run, const BenchOptions *options) {
     const LlamaShape *shape = &run->model->shape;
     ForwardFlops flops = forward_flops(shape, run->steps.context);
     BenchModel model = {.tokens_per_step = run->steps.tokens,
@@ -104,6 +104,7 @@ static BenchModel describe(const Run *run) {
         if (weight->tied) continue;
         *(weight->trainable ? &model.trained : &model.frozen) += weight_elements(weight);
     }
+    if (options->frozen) model.flops_per_token -= flops.matrices + flops.head; /* no gradients of matrices */
     return model;
 }
 
@@ -279,7 +280,7 @@ static void compare(BenchResult *result) {
 
 static int measure(BenchResult *result, Run *run, Config *config, const BenchOptions *options) {
     TRY(make_run(run, config, options));
-    result->model = describe(run);
+    result->model = describe(run, options);
     TRY(measure_steps(result, run, options));
     TRY(profile_step(result, run));
     measure_adamw(result, run);
@@ -345,7 +346,7 @@ int bench_serve(Config *config, const BenchOptions *options, FILE *in, FILE *out
     TRY_TO(done, times_new(&times));
     TRY_TO(done, make_run(&run, config, options));
     TRY_TO(done, warm_up(&run, options->warmup));
-    BenchModel model = describe(&run);
+    BenchModel model = describe(&run, options);
     tell_model(&model, out);
     rc = serve(&run, &times, &model, in, out);
 done:

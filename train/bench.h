@@ -32,7 +32,8 @@ typedef struct {
     int64_t tokens_per_step;
     int micro_batches;
     Dtype precision;
-    double flops_per_token; /* the model's, forward and backward: 3 times forward; recomputation is not counted */
+    double flops_per_token; /* the model's, forward and backward: 3 times forward (2 through frozen matrices);
+                               recomputation is not counted */
     double attention_flops_share;
 } BenchModel;
 

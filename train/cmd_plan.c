@@ -25,7 +25,7 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_TOKENIZER] = "measured",
     [PLAN_PARAMETERS] = "fp32",
     [PLAN_GRADIENTS] = "fp32; a tied head has an accumulator of its own",
-    [PLAN_MOMENTS] = "AdamW's two, fp32",
+    [PLAN_MOMENTS] = "AdamW's two",
     [PLAN_ACTIVATIONS] = "values, gradients and scratch of one micro-batch",
     [PLAN_TABLES] = "rotary tables, names",
     [PLAN_ORDER] = "which document comes when",
@@ -94,7 +94,9 @@ static void print_plan(const MemoryPlan *plan) {
         if (part == PLAN_ACTIVATIONS)
             print_row(plan_part_name((PlanPart)part), plan->activations, explanations[part]);
         else if (plan->bytes[part] > 0)
-            print_same(plan_part_name((PlanPart)part), plan->bytes[part], explanations[part]);
+            print_same(plan_part_name((PlanPart)part), plan->bytes[part],
+                       part == PLAN_PARAMETERS && plan->precision == DTYPE_BF16 ? "fp32, and twice packed in bf16"
+                                                                                : explanations[part]);
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");
