@@ -61,6 +61,18 @@ tell "15M, in smaller steps than its micro-batch would hold, takes the memory th
 agrees layer model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 \
     train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=layer
 tell "recomputed layers take the memory that was planned" $?
+if run 0 plan model.preset=260k precision=bf16 train.recompute=norms; then
+    agrees bf16 model.preset=260k "${data[@]}" train.steps=2 train.context=256 precision=bf16 train.tokens_per_batch=4096 train.tokens_per_microbatch=4096
+    tell "bf16 takes the memory that was planned" $?
+    agrees bf16-15m model.preset=15m "${data[@]}" train.validation_tokens=128 train.steps=2 precision=bf16 optim.moments=bf16 \
+        train.context=128 train.tokens_per_batch=128 train.tokens_per_microbatch=4096
+    tell "15M in bf16 with bf16 moments takes the memory that was planned" $?
+    agrees norms model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 precision=bf16 \
+        train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=norms
+    tell "recomputed norms in bf16 take the memory that was planned" $?
+else
+    skip "bf16 is not in this version"
+fi
 
 two_ranks() { # the plan of each rank under mpirun, MPI's own memory measured
     mpi 2 "$cria" plan model.preset=260k "${data[@]}" output=two --json >"$scratch/out" 2>"$scratch/err" &&
