@@ -52,6 +52,25 @@ tell "the machine is measured without a model" $?
 run 2 bench --machine --serve && one_error
 tell "to measure the machine and to serve are two things" $?
 
+# ---- frozen matrices: 2 layers of 2 norms and the last norm, width 32, are trained ----
+
+LIMIT=200
+if run 0 bench "${shape[@]}" precision=bf16 --frozen --steps 1 --seconds 0 --warmup 1 --json; then
+    [ "$(json_number trained_parameters out)" -eq 160 ] && [ "$(json_number allocated_bytes out)" -eq 0 ] &&
+        [ "$(json_number frozen_parameters out)" -eq $(($(json_number parameters out) - 160)) ]
+    tell "with --frozen only the norms' gains are trained" $?
+    awk -v p="$(json_number frozen_parameters out)" -v m="$(json_number peak_memory_bytes out)" -v e="$(json_number excess_bytes out)" \
+        'BEGIN { exit !(e == m - 16 * 160 - 2 * p) }'
+    tell "a frozen parameter counts two bytes" $?
+    awk -v f="$(json_number flops_per_token out)" 'BEGIN {
+        attention = 2 * 4 * 32 * 33 / 2; rest = 2 * (2 * (4 * 32 * 32 + 3 * 32 * 96) + 256 * 32)
+        exit !(f == 3 * attention + 2 * rest) }'
+    tell "no operations are counted for gradients of frozen matrices" $?
+else
+    skip "frozen matrices are not in this version"
+fi
+LIMIT=60
+
 # ---- turns ----
 
 serve() { printf '%b' "$1" | timeout 60 "$cria" bench "${shape[@]}" --serve >out 2>err; }
