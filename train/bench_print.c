@@ -159,13 +159,13 @@ static json_t *speed_object(const BenchResult *result) {
 
 static json_t *model_object(const BenchResult *result) {
     const BenchModel *model = &result->model;
-    return json_pack("{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:i, s:f, s:f, s:f}", "parameters",
-                     (json_int_t)(model->trained + model->frozen), "trained_parameters", (json_int_t)model->trained,
-                     "frozen_parameters", (json_int_t)model->frozen, "tokens_per_step",
-                     (json_int_t)model->tokens_per_step, "micro_batches", model->micro_batches, "precision",
-                     precision_name(model->precision), "kernels", kernels()->name, "threads", threads_count(),
-                     "flops_per_token", model->flops_per_token, "attention_flops_share", model->attention_flops_share,
-                     "attention_time_share", result->attention_time_share);
+    uint64_t parameters = model->trained + model->frozen;
+    return json_pack("{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:i, s:f, s:f, s:f}", "parameters", (json_int_t)parameters,
+                     "trained_parameters", (json_int_t)model->trained, "frozen_parameters", (json_int_t)model->frozen,
+                     "tokens_per_step", (json_int_t)model->tokens_per_step, "micro_batches", model->micro_batches,
+                     "precision", precision_name(model->precision), "kernels", kernels()->name, "threads",
+                     threads_count(), "flops_per_token", model->flops_per_token, "attention_flops_share",
+                     model->attention_flops_share, "attention_time_share", result->attention_time_share);
 }
 
 static json_t *memory_object(const BenchResult *result) {

@@ -109,7 +109,7 @@ enum { SAMPLES = 5, MOST_SPEEDS = 64 };
 
 MachineSpeed machine_median(const MachineSpeed *speeds, int n) {
     MachineSpeed result = {{0}};
-    double values[MOST_SPEEDS];
+    double values[MOST_SPEEDS] = {0};
     if (n > MOST_SPEEDS) n = MOST_SPEEDS;
     for (int rate = 0; rate < MACHINE_RATES; rate++) {
         for (int i = 0; i < n; i++) values[i] = speeds[i].rate[rate];

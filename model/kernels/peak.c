@@ -68,7 +68,8 @@ double peak_flops(Dtype dtype, PeakKind kind) {
     Sample sample = {.loops = loops, .kind = kind, .dtype = dtype, .operands = pages_alloc(bytes), .rounds = 1};
     if (!sample.operands) return 0;
     for (size_t part = 0; part < n_threads; part++) fill(sample.operands + part * PEAK_OPERAND_BYTES, dtype);
-    double seconds = timed(&sample); /* wakes the threads */
+    double seconds;
+    timed(&sample); /* wakes the threads */
     do {
         sample.rounds *= 2;
         seconds = timed(&sample);
