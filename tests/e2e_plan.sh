@@ -61,6 +61,18 @@ tell "15M, in smaller steps than its micro-batch would hold, takes the memory th
 agrees layer model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 \
     train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=layer
 tell "recomputed layers take the memory that was planned" $?
+if run 0 plan model.preset=260k precision=bf16 train.recompute=norms; then
+    agrees bf16 model.preset=260k "${data[@]}" train.steps=2 train.context=256 precision=bf16 train.tokens_per_batch=4096 train.tokens_per_microbatch=4096
+    tell "bf16 takes the memory that was planned" $?
+    agrees bf16-15m model.preset=15m "${data[@]}" train.validation_tokens=128 train.steps=2 precision=bf16 optim.moments=bf16 \
+        train.context=128 train.tokens_per_batch=128 train.tokens_per_microbatch=4096
+    tell "15M in bf16 with bf16 moments takes the memory that was planned" $?
+    agrees norms model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 precision=bf16 \
+        train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=norms
+    tell "recomputed norms in bf16 take the memory that was planned" $?
+else
+    skip "bf16 is not in this version"
+fi
 
 two_ranks() { # the plan of each rank under mpirun, MPI's own memory measured
     mpi 2 "$cria" plan model.preset=260k "${data[@]}" output=two --json >"$scratch/out" 2>"$scratch/err" &&
@@ -73,11 +85,24 @@ if command -v mpirun >/dev/null; then
 fi
 
 grows() { # [config] where $scratch/out is of two plans
-    local none layer
-    run 0 plan "$@" --json && none=$(number none "$scratch/out") layer=$(number layer "$scratch/out") && [ "$layer" -lt "$none" ]
+    local none norms layer
+    run 0 plan "$@" --json && none=$(number none "$scratch/out") norms=$(number norms "$scratch/out") layer=$(number layer "$scratch/out") &&
+        [ "$layer" -lt "$norms" ] && [ "$norms" -le "$none" ]
 }
 grows model.preset=llama2-7b train.context=4096
 tell "recomputation takes less" $?
+# of a step's 3 forward passes recomputed layers add the layers' part of one: by hand for width 128, ffn 352, 4 layers, bytes
+costs() {
+    run 0 plan model.dim=128 model.n_layers=4 model.n_heads=4 model.ffn_dim=352 model.vocab_size=257 train.context=64 train.tokens_per_batch=6400 --json &&
+        awk -v step="$(json_number step_flops "$scratch/out")" -v more="$(sed -n '/recompute_flops_with/,/}/s/.*"layer": \([0-9.e+]*\).*/\1/p' "$scratch/out")" 'BEGIN {
+            layers = 2 * 4 * (4 * 128 * 128 + 3 * 128 * 352) + 4 * 4 * 128 * 65 / 2; head = 2 * 128 * 257
+            exit !(step == 3 * 6400 * (layers + head) && more == 6400 * layers) }'
+}
+costs
+tell "what recomputed layers cost is one more forward pass of them" $?
+timed() { run 0 plan model.preset=260k train.context=64 --measure --json && grep -q '"step_seconds_with"' "$scratch/out" && run 0 plan model.preset=260k --measure && grep -q '^  a step ' "$scratch/out"; }
+LIMIT=200 timed
+tell "where the machine is measured, the time of a step is predicted" $?
 
 large() { # within the time of a plan, in little memory
     (ulimit -v 4000000 && run 0 plan model.preset=llama3.1-405b ranks=8) && grep -q 'does not fit' "$scratch/out" &&

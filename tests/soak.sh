@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make soak: what takes too long for every day. 50 kills at random instants, half of them inside a save; many more
-# hostile inputs, also under the sanitizers; every random test from other seeds; end to end twice over.
+# hostile inputs, also under the sanitizers; every random test from other seeds; end to end twice over; bf16 beside fp32.
 #   KILLS=50 HOSTILE=40 tests/soak.sh
 . "$(dirname "$0")/e2e.bash"
 kills=${KILLS:-50} hostile=${HOSTILE:-40}
@@ -91,4 +91,11 @@ for ((n = 0; n < 3; n++)); do
     bash tests/e2e_resume.sh >"$scratch/err" 2>&1
     tell "tests/e2e_resume.sh again, at other steps" $?
 done
+
+# ---- bf16 ----
+
+bash tests/bf16_trains.sh >"$scratch/err" 2>&1
+status=$?
+grep -vE '^[0-9]+ passed' "$scratch/err"
+tell "bf16 trains as well as fp32" $status
 finish

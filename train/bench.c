@@ -1,8 +1,9 @@
-/* See bench.h. The machine's speed drifts, so its peak is measured before and after, and the better one counts. */
+/* See bench.h. The machine's speed drifts, within seconds where its cores are shared: it is measured before the steps,
+ * in their midst and after, and medians are compared with medians. */
 #include "train/bench.h"
 
+#include <inttypes.h>
 #include <malloc.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,76 +11,12 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
-#include "model/core/philox.h"
+#include "train/flops.h"
 #include "train/loop.h"
-#include "train/probe.h"
+#include "train/random_steps.h"
 #include "train/setup.h"
 
 enum { USUAL_VOCABULARY = 32000 /* where neither the config nor a tokenizer says */ };
-
-/* ---- random steps ----------------------------------------------------------------------------------------------- */
-
-/* The micro-batches of a step whose sequences are all full. */
-typedef struct {
-    Arena arena;
-    MicroBatch *micro;
-    int n_micro, vocabulary, context;
-    int64_t tokens;
-    uint64_t seed;
-} RandomSteps;
-
-static int add_micro(RandomSteps *steps, int n_sequences) {
-    MicroBatch *micro = &steps->micro[steps->n_micro++];
-    int n = n_sequences * steps->context;
-    *micro = (MicroBatch){.n_tokens = n, .n_segments = n_sequences, .n_samples = n_sequences};
-    ARENA_TRY(micro->tokens, &steps->arena, n);
-    ARENA_TRY(micro->targets, &steps->arena, n);
-    ARENA_TRY(micro->positions, &steps->arena, n);
-    ARENA_TRY(micro->weights, &steps->arena, n);
-    ARENA_TRY(micro->segment_start, &steps->arena, n_sequences + 1);
-    ARENA_TRY(micro->source, &steps->arena, n_sequences);
-    ARENA_TRY(micro->sample_id, &steps->arena, n_sequences);
-    for (int t = 0; t < n; t++) {
-        micro->positions[t] = t % steps->context;
-        micro->weights[t] = 1;
-    }
-    for (int s = 0; s <= n_sequences; s++) micro->segment_start[s] = s * steps->context;
-    steps->tokens += n;
-    return OK;
-}
-
-/* As many sequences as fit the batch, cut into micro-batches as the loader cuts them. */
-static int make_steps(RandomSteps *steps, const Config *config, int vocabulary) {
-    steps->vocabulary = vocabulary;
-    steps->context = (int)config->train_context;
-    steps->seed = (uint64_t)config->seed;
-    int64_t left = config->train_tokens_per_batch / config->train_context;
-    int64_t most = config->train_tokens_per_microbatch / config->train_context;
-    ARENA_TRY(steps->micro, &steps->arena, (left + most - 1) / most);
-    for (; left > 0; left -= most) TRY(add_micro(steps, (int)(left < most ? left : most)));
-    return OK;
-}
-
-/* New tokens for every step; a target is the token after it. */
-static int random_step(void *context, int64_t step, StepBatch *batch) {
-    RandomSteps *steps = context;
-    PhiloxKey key = philox_key(steps->seed, PHILOX_TEST, (uint32_t)step, 0);
-    uint64_t index = 0;
-    for (int m = 0; m < steps->n_micro; m++) {
-        MicroBatch *micro = &steps->micro[m];
-        for (int t = 0; t < micro->n_tokens; t++) {
-            int32_t token = (int32_t)philox_below(key, index++, (uint64_t)steps->vocabulary);
-            micro->tokens[t] = token;
-            if (t > 0) micro->targets[t - 1] = token;
-        }
-        micro->targets[micro->n_tokens - 1] = micro->tokens[0];
-    }
-    *batch = (StepBatch){.micro = steps->micro,
-                         .n_micro = steps->n_micro,
-                         .total_weight = (double)steps->tokens,
-                         .total_tokens = steps->tokens};
-    return OK;
-}
 
 /* ---- the parts of a run ----------------------------------------------------------------------------------------- */
 
@@ -88,22 +25,26 @@ typedef struct {
     Mesh *mesh;
     Llama *model;
     Optimizer *optimizer;
+    Arena arena;
     Objective *objective;
     Loop *loop;
     LoopState state;
+    Dtype precision;
+    uint64_t peak; /* of memory, before the last measurement of the machine */
 } Run;
 
 static void run_free(Run *run) {
     loop_free(run->loop);
     if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
+    arena_free(&run->arena);
     llama_free(run->model);
     guard_free(&run->state.guard);
-    arena_free(&run->steps.arena);
+    random_steps_free(&run->steps);
     if (run->mesh) mesh_finalize(run->mesh);
 }
 
-static int make_model(Run *run, Config *config) {
+static int make_model(Run *run, Config *config, const BenchOptions *options) {
     LlamaShape shape;
     Tokenizer *tokenizer = NULL;
     if (*config->model_base)
@@ -116,88 +57,143 @@ static int make_model(Run *run, Config *config) {
     int rc = setup_shape(&shape, config, tokenizer);
     tokenizer_free(tokenizer);
     TRY(rc);
-    LlamaOptions how = {
-        .training = true, .precision = setup_precision(config), .n_positions = (int)config->train_context};
+    LlamaOptions how = {.training = true,
+                        .precision = run->precision,
+                        .frozen = options->frozen,
+                        .n_positions = (int)config->train_context};
     TRY(llama_new(&run->model, &shape, how));
     return llama_init(run->model, setup_init(config));
 }
 
-static int make_run(Run *run, Config *config, int *argc, char ***argv) {
-    TRY(mesh_init(&run->mesh, argc, argv));
+static int make_run(Run *run, Config *config, const BenchOptions *options) {
+    char name[] = "cria", *arguments[] = {name, NULL}, **argv = arguments;
+    int argc = 1;
+    TRY(mesh_init(&run->mesh, &argc, &argv));
     if (mesh_size(run->mesh) > 1) FAIL(ERR_USAGE, "bench measures one rank; start it without mpirun");
     if (!config_is_set(config, OPTION_train_tokens_per_batch)) /* one micro-batch a step tells as much, sooner */
         config->train_tokens_per_batch = config->train_tokens_per_microbatch;
-    TRY(make_model(run, config));
-    TRY(make_steps(&run->steps, config, run->model->shape.vocab_size));
-    TRY(setup_optimizer(&run->optimizer, run->model, config, &run->steps.arena));
-    LoopOptions options = setup_loop(config, config->train_steps > 0 ? config->train_steps : 1000, 1);
-    TRY(nll_objective_new(&run->objective, options.tokens_per_microbatch));
+    run->precision = setup_precision(config);
+    TRY(make_model(run, config, options));
+    TRY(random_steps_new(&run->steps, config, run->model->shape.vocab_size));
+    TRY(setup_optimizer(&run->optimizer, run->model, config, &run->arena));
+    LoopOptions loop_options = setup_loop(config, config->train_steps > 0 ? config->train_steps : 1000, 1);
+    TRY(nll_objective_new(&run->objective, loop_options.tokens_per_microbatch));
     LoopParts parts = {.model = run->model,
-                       .batches = {.context = &run->steps, .step = random_step},
+                       .batches = random_steps_batches(&run->steps),
                        .optimizer = run->optimizer,
                        .objective = run->objective,
                        .mesh = run->mesh};
-    return loop_new(&run->loop, &parts, &options);
+    return loop_new(&run->loop, &parts, &loop_options);
 }
 
-/* ---- measuring -------------------------------------------------------------------------------------------------- */
-
-static MachineSpeed measure_machine(void) {
-    return (MachineSpeed){.gemm_flops = probe_gemm_flops(), .copy_bytes = probe_copy_bytes()};
+/* Tied weights are counted once. */
+static BenchModel describe(const Run *run, const BenchOptions *options) {
+    const LlamaShape *shape = &run->model->shape;
+    ForwardFlops flops = forward_flops(shape, run->steps.context);
+    BenchModel model = {.tokens_per_step = run->steps.tokens,
+                        .micro_batches = run->steps.n_micro,
+                        .precision = run->precision,
+                        .flops_per_token = 3 * forward_flops_total(flops),
+                        .attention_flops_share = flops.attention / forward_flops_total(flops)};
+    for (int i = 0; i < run->model->n_weights; i++) {
+        const Weight *weight = run->model->weights[i];
+        if (weight->tied) continue;
+        *(weight->trainable ? &model.trained : &model.frozen) += weight_elements(weight);
+    }
+    if (options->frozen) model.flops_per_token -= flops.matrices + flops.head; /* no gradients of matrices */
+    return model;
 }
 
-/* Bytes of the heap in use, and of everything mapped. */
+/* ---- steps ------------------------------------------------------------------------------------------------------ */
+
+/* Bytes of the heap in use, and of everything mapped but the stack. */
 static int64_t allocated_now(void) {
     struct mallinfo2 heap = mallinfo2();
-    return (int64_t)(heap.uordblks + heap.hblkhd) + (int64_t)memory_use().mapped;
+    MemoryUse use = memory_use();
+    return (int64_t)(heap.uordblks + heap.hblkhd) + (int64_t)(use.mapped - use.stack);
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, compare_doubles);
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-static int check_step(const LoopStep *step) {
+static int one_step(Run *run, LoopStep *step) {
+    TRY(loop_step(run->loop, &run->state, step));
     if (!step->applied)
         FAIL(ERR_FAILED, "a step was not applied: loss %g, gradient norm %g", step->loss, step->grad_norm);
     return OK;
 }
 
-enum { MOST_STEPS = 1 << 20 };
+static int warm_up(Run *run, int64_t steps) {
+    LoopStep step;
+    for (int64_t i = 0; i < steps; i++) TRY(one_step(run, &step));
+    return OK;
+}
 
-/* The steps: the first allocates, some more warm the caches, the others count. */
-static int measure_steps(BenchResult *result, Run *run, const BenchOptions *options) {
-    int rc = OK, n = 0;
+/* Seconds of each step, in the order they were run. */
+enum { MOST_STEPS = 1 << 20 };
+typedef struct {
+    double *seconds, *updates; /* [MOST_STEPS] */
+    int n;
+} Times; /* of some steps */
+
+static int times_new(Times *times) {
+    *times = (Times){calloc(MOST_STEPS, sizeof(double)), calloc(MOST_STEPS, sizeof(double)), 0};
+    if (!times->seconds || !times->updates) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static void times_free(Times *times) {
+    free(times->seconds);
+    free(times->updates);
+}
+
+/* At least `steps` more for at least `seconds`. */
+static int run_steps(BenchTurn *turn, Run *run, Times *times, int64_t steps, double seconds) {
     LoopStep step = {.loss = 0};
-    double *seconds = calloc(2 * (size_t)MOST_STEPS, sizeof *seconds);
-    if (!seconds) FAIL(ERR_FAILED, "out of memory");
-    double *updates = seconds + MOST_STEPS;
-    for (int64_t i = 0; i < options->warmup; i++) {
-        TRY_TO(done, loop_step(run->loop, &run->state, &step));
-        TRY_TO(done, check_step(&step));
-    }
+    int first = times->n;
     int64_t before = allocated_now();
     double start = clock_seconds();
-    while (n < MOST_STEPS && (n < options->steps || clock_seconds() - start < options->seconds)) {
-        TRY_TO(done, loop_step(run->loop, &run->state, &step));
-        TRY_TO(done, check_step(&step));
-        seconds[n] = step.seconds;
-        updates[n++] = step.update_seconds;
+    while (times->n < MOST_STEPS && (times->n - first < steps || clock_seconds() - start < seconds)) {
+        TRY(one_step(run, &step));
+        times->seconds[times->n] = step.seconds;
+        times->updates[times->n++] = step.update_seconds;
     }
-    result->allocated_bytes = allocated_now() - before;
-    result->steps = n;
-    result->loss = step.loss;
-    result->median_seconds = median(seconds, n);
-    result->best_seconds = seconds[0]; /* sorted now */
-    result->update_seconds = median(updates, n);
-    result->flops_per_second = 3 * step.forward_flops / result->median_seconds;
+    turn->allocated_bytes += allocated_now() - before;
+    turn->loss = step.loss;
+    return OK;
+}
+
+static void sum_up(BenchTurn *turn, const Run *run, Times *times) {
+    uint64_t peak = memory_use().peak;
+    turn->steps = times->n;
+    turn->median_seconds = median_of(times->seconds, times->n);
+    turn->best_seconds = times->seconds[0]; /* sorted now */
+    turn->update_seconds = median_of(times->updates, times->n);
+    turn->peak_memory_bytes = peak > run->peak ? peak : run->peak;
+}
+
+/* ---- one measurement -------------------------------------------------------------------------------------------- */
+
+/* What the measurement itself takes is not the run's. */
+static MachineSpeed sit(Run *run) {
+    uint64_t peak = memory_use().peak;
+    if (run->loop && peak > run->peak) run->peak = peak;
+    MachineSpeed speed = probe_machine(run->precision == DTYPE_BF16);
+    memory_reset_peak();
+    return speed;
+}
+
+/* Two halves, the machine measured between them; after it the caches are cold, so a step is left out. */
+static int measure_steps(BenchResult *result, Run *run, const BenchOptions *options) {
+    int rc = OK;
+    Times times;
+    int64_t half = (options->steps + 1) / 2;
+    TRY_TO(done, times_new(&times));
+    TRY_TO(done, warm_up(run, options->warmup));
+    TRY_TO(done, run_steps(&result->turn, run, &times, half, options->seconds / 2));
+    result->sittings[1] = sit(run);
+    TRY_TO(done, warm_up(run, 1));
+    TRY_TO(done, run_steps(&result->turn, run, &times, options->steps - half, options->seconds / 2));
+    sum_up(&result->turn, run, &times);
 done:
-    free(seconds);
+    times_free(&times);
     return rc;
 }
 
@@ -222,12 +218,13 @@ static int profile_step(BenchResult *result, Run *run) {
     result->ops = calloc((size_t)tape_profile_rows(tape) + 1, sizeof *result->ops);
     if (!result->ops) FAIL(ERR_FAILED, "out of memory");
     tape_profile(tape, true);
-    TRY(loop_step(run->loop, &run->state, &step));
+    TRY(one_step(run, &step));
     for (int row = 0; row < tape_profile_rows(tape); row++) {
         double forward, backward;
         BenchOp *op = find_op(result, tape_profile_row(tape, row, &forward, &backward));
         op->forward_seconds += forward;
         op->backward_seconds += backward;
+        if (strcmp(op->name, "attention") == 0) result->attention_time_share += (forward + backward) / step.seconds;
     }
     tape_profile(tape, false);
     qsort(result->ops, (size_t)result->n_ops, sizeof *result->ops, compare_ops);
@@ -236,37 +233,115 @@ static int profile_step(BenchResult *result, Run *run) {
     return OK;
 }
 
-static int measure(BenchResult *result, Run *run, const BenchOptions *options) {
+/* AdamW's pass alone, on the gradients of the last step; a learning rate of nearly zero leaves the model as it is. */
+static void measure_adamw(BenchResult *result, Run *run) {
+    enum { SAMPLES = 7 };
+    const double LEARNING_RATE = 1e-12, NORM = 1;
+    double seconds[SAMPLES];
+    for (int i = 0; i < SAMPLES; i++) {
+        double start = clock_seconds();
+        optimizer_step(run->optimizer, LEARNING_RATE, NORM);
+        seconds[i] = clock_seconds() - start;
+    }
+    result->adamw_seconds = median_of(seconds, SAMPLES);
+    result->adamw_bytes = adamw_bytes_per_parameter(run->precision, optimizer_moments(run->optimizer)) *
+                          (double)result->model.trained;
+}
+
+/* A CPU without bf16 instructions multiplies bf16 numbers in fp32. */
+static double peak_of(const MachineSpeed *machine, Dtype precision) {
+    if (precision != DTYPE_BF16) return machine->rate[MACHINE_F32_PRODUCT];
+    double tiles = machine->rate[MACHINE_BF16_CACHE];
+    return tiles > 0 ? tiles : machine->rate[MACHINE_F32_CACHE];
+}
+
+static void compare(BenchResult *result) {
+    const BenchModel *model = &result->model;
+    const BenchTurn *turn = &result->turn;
+    double tokens = (double)model->tokens_per_step;
+    result->machine = machine_median(result->sittings, BENCH_SITTINGS);
+    result->tokens_per_second = tokens / turn->median_seconds;
+    result->best_tokens_per_second = tokens / turn->best_seconds;
+    result->flops_per_second = model->flops_per_token * result->tokens_per_second;
+    result->peak_flops = peak_of(&result->machine, model->precision);
+    result->mfu = result->peak_flops > 0 ? result->flops_per_second / result->peak_flops : 0;
+    result->excess_bytes = (int64_t)turn->peak_memory_bytes -
+                           (int64_t)(BYTES_PER_TRAINED * model->trained + BYTES_PER_FROZEN * model->frozen);
+}
+
+static int measure(BenchResult *result, Run *run, Config *config, const BenchOptions *options) {
+    TRY(make_run(run, config, options));
+    result->model = describe(run, options);
     TRY(measure_steps(result, run, options));
-    result->peak_memory_bytes = memory_use().peak;
     TRY(profile_step(result, run));
-    result->parameters = llama_parameters(&run->model->shape);
-    result->tokens_per_step = run->steps.tokens;
-    result->micro_batches = run->steps.n_micro;
+    measure_adamw(result, run);
     result->activation_bytes = loop_tape_bytes(run->loop);
-    result->tokens_per_second = (double)run->steps.tokens / result->median_seconds;
-    result->best_tokens_per_second = (double)run->steps.tokens / result->best_seconds;
     return OK;
 }
 
 int bench_run(BenchResult *result, Config *config, const BenchOptions *options) {
-    Run run = {.state = {.best_step = -1}};
-    char name[] = "cria", *arguments[] = {name, NULL}, **argv = arguments;
-    int argc = 1;
-    *result = (BenchResult){.before = measure_machine()};
-    memory_reset_peak(); /* the measurement's own arrays are not the run's */
-    int rc = make_run(&run, config, &argc, &argv);
-    if (rc == OK) rc = measure(result, &run, options);
+    Run run = {.state = {.best_step = -1}, .precision = setup_precision(config)};
+    *result = (BenchResult){.sittings = {sit(&run)}};
+    int rc = measure(result, &run, config, options);
     run_free(&run);
     TRY(rc);
-    result->after = measure_machine();
-    const MachineSpeed *before = &result->before, *after = &result->after;
-    result->peak_flops = before->gemm_flops > after->gemm_flops ? before->gemm_flops : after->gemm_flops;
-    result->mfu = result->peak_flops > 0 ? result->flops_per_second / result->peak_flops : 0;
+    result->sittings[2] = sit(&(Run){.precision = result->model.precision});
+    compare(result);
     return OK;
 }
 
 void bench_free(BenchResult *result) {
     free(result->ops);
-    *result = (BenchResult){0};
+    *result = (BenchResult){.ops = NULL};
+}
+
+/* ---- turns ------------------------------------------------------------------------------------------------------ */
+
+static void tell_model(const BenchModel *model, FILE *out) {
+    fprintf(out,
+            "{\"ready\": true, \"trained_parameters\": %" PRIu64 ", \"frozen_parameters\": %" PRIu64
+            ", \"tokens_per_step\": %" PRId64 ", \"flops_per_token\": %.9g}\n",
+            model->trained, model->frozen, model->tokens_per_step, model->flops_per_token);
+    fflush(out);
+}
+
+static void tell_turn(const BenchTurn *turn, const BenchModel *model, FILE *out) {
+    fprintf(out,
+            "{\"tokens_per_second\": %.9g, \"steps\": %d, \"step_seconds\": %.9g, \"peak_memory_bytes\": %" PRIu64
+            ", \"loss\": %.9g}\n",
+            (double)model->tokens_per_step / turn->median_seconds, turn->steps, turn->median_seconds,
+            turn->peak_memory_bytes, turn->loss);
+    fflush(out);
+}
+
+static int serve(Run *run, Times *times, const BenchModel *model, FILE *in, FILE *out) {
+    char line[128];
+    while (fgets(line, sizeof line, in)) {
+        BenchTurn turn = {.steps = 0};
+        char *end;
+        long long steps = strtoll(line, &end, 10);
+        double seconds = strtod(end, NULL);
+        if (steps < 1) FAIL(ERR_USAGE, "a turn is a line 'STEPS SECONDS', such as '2 0.5'; found '%s'", line);
+        times->n = 0;
+        TRY(run_steps(&turn, run, times, steps, seconds));
+        sum_up(&turn, run, times);
+        tell_turn(&turn, model, out);
+    }
+    return OK;
+}
+
+int bench_serve(Config *config, const BenchOptions *options, FILE *in, FILE *out) {
+    int rc = OK;
+    Run run = {.state = {.best_step = -1}};
+    Times times;
+    TRY_TO(done, times_new(&times));
+    TRY_TO(done, make_run(&run, config, options));
+    TRY_TO(done, warm_up(&run, options->warmup));
+    BenchModel model = describe(&run, options);
+    tell_model(&model, out);
+    rc = serve(&run, &times, &model, in, out);
+done:
+    times_free(&times);
+    run_free(&run);
+    return rc;
 }

@@ -16,7 +16,7 @@
 
 typedef struct {
     int64_t ranks, here;
-    bool json;
+    bool json, measure;
 } Arguments;
 
 /* ---- printing ---- */
@@ -26,7 +26,7 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_TOKENIZER] = "measured",
     [PLAN_PARAMETERS] = "fp32",
     [PLAN_GRADIENTS] = "fp32; a tied head has an accumulator of its own",
-    [PLAN_MOMENTS] = "AdamW's two, fp32",
+    [PLAN_MOMENTS] = "AdamW's two",
     [PLAN_ACTIVATIONS] = "values, gradients and scratch of one micro-batch",
     [PLAN_TABLES] = "rotary tables, names",
     [PLAN_ORDER] = "which document comes when",
@@ -35,9 +35,34 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_SAVING] = "while a checkpoint is written or a sample is generated",
 };
 
-static void print_row(const char *name, uint64_t none, uint64_t layer, const char *note) {
-    char first[32], second[32];
-    printf("  %-12s %14s %14s   %s\n", name, text_bytes(first, none), text_bytes(second, layer), note);
+static void print_row(const char *name, const uint64_t bytes[RECOMPUTE_KINDS], const char *note) {
+    char text[32];
+    printf("  %-12s", name);
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) printf(" %13s", text_bytes(text, bytes[kind]));
+    printf("   %s\n", note);
+}
+
+static void print_same(const char *name, uint64_t bytes, const char *note) {
+    print_row(name, (const uint64_t[RECOMPUTE_KINDS]){bytes, bytes, bytes}, note);
+}
+
+/* What recomputation costs: work, and where the machine was measured, time. */
+static void print_costs(const MemoryPlan *plan) {
+    char text[32];
+    printf("  %-12s", "more FLOPs");
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        printf(" %11.1f %%", 100 * plan->recompute_flops[kind] / plan->step_flops);
+    printf("   of a step's %.3g\n  %-12s", plan->step_flops, "more traffic");
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        printf(" %13s", text_bytes(text, (uint64_t)plan->recompute_bytes[kind]));
+    printf("   a step, of norms and SwiGLU\n");
+    if (plan->step_seconds[RECOMPUTE_NONE] <= 0) return;
+    printf("  %-12s", "a step");
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) printf(" %11.3g s", plan->step_seconds[kind]);
+    printf("   at this machine's measured speed\n  %-12s", "more time");
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        printf(" %11.1f %%", 100 * (plan->step_seconds[kind] / plan->step_seconds[RECOMPUTE_NONE] - 1));
+    printf("\n");
 }
 
 static void print_verdict(const MemoryPlan *plan) {
@@ -55,26 +80,32 @@ static void print_verdict(const MemoryPlan *plan) {
 
 static void print_plan(const MemoryPlan *plan) {
     const LlamaShape *shape = &plan->shape;
-    char number[32], tokens[32];
+    char number[32], tokens[32], configured[64];
+    uint64_t totals[RECOMPUTE_KINDS];
     printf("model: %s parameters, %d layers, width %d, vocabulary %d%s\n",
            text_thousands(number, llama_parameters(shape)), shape->n_layers, shape->dim, shape->vocab_size,
            shape->tied ? ", tied head" : "");
     printf("run:   %d rank%s (%d on this machine), %d threads, micro-batches of %s tokens, train.recompute: %s\n\n",
            plan->ranks, plan->ranks == 1 ? "" : "s", plan->ranks_here, plan->threads,
-           text_thousands(tokens, (uint64_t)plan->microbatch), plan->recompute == RECOMPUTE_LAYER ? "layer" : "none");
-    printf("  %-12s %14s %14s\n", plan->ranks > 1 ? "each rank" : "", "recompute none", "layer");
+           text_thousands(tokens, (uint64_t)plan->microbatch), plan_recompute_name(plan->recompute));
+    printf("  %-12s %13s %13s %13s\n",
+           plan->ranks > 1 ? "each rank" : "recompute:", plan_recompute_name(RECOMPUTE_NONE),
+           plan_recompute_name(RECOMPUTE_NORMS), plan_recompute_name(RECOMPUTE_LAYER));
     for (int part = 0; part < PLAN_PARTS; part++) {
-        bool activations = part == PLAN_ACTIVATIONS;
-        uint64_t bytes = plan->bytes[part];
-        if (bytes == 0) continue;
-        print_row(plan_part_name((PlanPart)part), activations ? plan->activations[RECOMPUTE_NONE] : bytes,
-                  activations ? plan->activations[RECOMPUTE_LAYER] : bytes, explanations[part]);
+        if (part == PLAN_ACTIVATIONS)
+            print_row(plan_part_name((PlanPart)part), plan->activations, explanations[part]);
+        else if (plan->bytes[part] > 0)
+            print_same(plan_part_name((PlanPart)part), plan->bytes[part],
+                       part == PLAN_PARAMETERS && plan->precision == DTYPE_BF16 ? "fp32, and twice packed in bf16"
+                                                                                : explanations[part]);
     }
     if (plan->tokenising > 0)
-        print_row("(tokenising)", plan->tokenising, plan->tokenising,
-                  "the whole need while the cache is made, before training");
-    print_row("total", plan_total_with(plan, RECOMPUTE_NONE), plan_total_with(plan, RECOMPUTE_LAYER),
-              plan->recompute == RECOMPUTE_LAYER ? "(layer is configured)" : "(none is configured)");
+        print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) totals[kind] = plan_total_with(plan, kind);
+    snprintf(configured, sizeof configured, "(%s is configured)", plan_recompute_name(plan->recompute));
+    print_row("total", totals, configured);
+    printf("\n");
+    print_costs(plan);
     print_verdict(plan);
     if (plan->notes.length) printf("\n%s", plan->notes.bytes);
 }
@@ -91,18 +122,37 @@ static json_t *byte_object(const MemoryPlan *plan) {
     return parts;
 }
 
+/* {"none": …, "norms": …, "layer": …} */
+static json_t *by_recompute(const double values[RECOMPUTE_KINDS]) {
+    json_t *object = json_object();
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        json_object_set_new(object, plan_recompute_name(kind), json_real(values[kind]));
+    return object;
+}
+
+static json_t *totals_object(const MemoryPlan *plan) {
+    json_t *object = json_object();
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
+        json_object_set_new(object, plan_recompute_name(kind), json_integer((json_int_t)plan_total_with(plan, kind)));
+    return object;
+}
+
 static int print_json(const MemoryPlan *plan) {
-    json_t *root =
-        json_pack("{s:I, s:i, s:i, s:i, s:I, s:s, s:o, s:{s:I, s:I}, s:I, s:I, s:I, s:b, s:s, s:s}", "parameters",
-                  (json_int_t)llama_parameters(&plan->shape), "ranks", plan->ranks, "ranks_here", plan->ranks_here,
-                  "threads", plan->threads, "tokens_per_microbatch", (json_int_t)plan->microbatch, "recompute",
-                  plan->recompute == RECOMPUTE_LAYER ? "layer" : "none", "bytes", byte_object(plan), "total_bytes_with",
-                  "none", (json_int_t)plan_total_with(plan, RECOMPUTE_NONE), "layer",
-                  (json_int_t)plan_total_with(plan, RECOMPUTE_LAYER), "tokenising_bytes", (json_int_t)plan->tokenising,
-                  "total_bytes", (json_int_t)plan->total, "available_bytes", (json_int_t)plan->available, "fits",
-                  plan->fits, "advice", plan->advice, "notes", plan->notes.bytes ? plan->notes.bytes : "");
+    json_t *root = json_pack(
+        "{s:I, s:i, s:i, s:i, s:I, s:s, s:s, s:o, s:o, s:I, s:I, s:I, s:b, s:s, s:s}", "parameters",
+        (json_int_t)llama_parameters(&plan->shape), "ranks", plan->ranks, "ranks_here", plan->ranks_here, "threads",
+        plan->threads, "tokens_per_microbatch", (json_int_t)plan->microbatch, "precision",
+        plan->precision == DTYPE_BF16 ? "bf16" : "fp32", "recompute", plan_recompute_name(plan->recompute), "bytes",
+        byte_object(plan), "total_bytes_with", totals_object(plan), "tokenising_bytes", (json_int_t)plan->tokenising,
+        "total_bytes", (json_int_t)plan->total, "available_bytes", (json_int_t)plan->available, "fits", plan->fits,
+        "advice", plan->advice, "notes", plan->notes.bytes ? plan->notes.bytes : "");
     if (!root) FAIL(ERR_FAILED, "out of memory");
-    json_dumpf(root, stdout, JSON_INDENT(2));
+    json_object_set_new(root, "step_flops", json_real(plan->step_flops));
+    json_object_set_new(root, "recompute_flops_with", by_recompute(plan->recompute_flops));
+    json_object_set_new(root, "recompute_bytes_with", by_recompute(plan->recompute_bytes));
+    if (plan->step_seconds[RECOMPUTE_NONE] > 0)
+        json_object_set_new(root, "step_seconds_with", by_recompute(plan->step_seconds));
+    json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     printf("\n");
     json_decref(root);
     return OK;
@@ -130,6 +180,11 @@ static void strings_free(char **strings) {
     free(strings);
 }
 
+static void measure(MemoryPlan *plan) {
+    MachineSpeed machine = probe_machine(plan->precision == DTYPE_BF16);
+    plan_predict(plan, &machine);
+}
+
 static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     MemoryPlan made;
     int ranks = mesh_size(mesh), here = mesh_ranks_here(mesh);
@@ -139,6 +194,7 @@ static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     if (here > ranks) FAIL(ERR_USAGE, "--here is %d, and there are %d ranks", here, ranks);
     int rc = memory_plan(&made, config, ranks, here);
     if (rc == OK && mesh_rank(mesh) == 0) {
+        if (arguments->measure) measure(&made);
         if (arguments->json)
             rc = print_json(&made);
         else
@@ -158,6 +214,7 @@ int command_plan(int argc, char **argv) {
     const Flag flags[] = {
         {"ranks", 0, FLAG_INT, &arguments.ranks, "N", ">= 1 <= 1048576", "so many ranks; also written ranks=N"},
         {"here", 0, FLAG_INT, &arguments.here, "N", ">= 1 <= 1048576", "of them on this machine (default: all)"},
+        {"measure", 0, FLAG_SWITCH, &arguments.measure, "", "", "measure this machine, and say how long a step takes"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
     };
     TRY_TO(done, config_new(&config));
@@ -165,8 +222,9 @@ int command_plan(int argc, char **argv) {
     spelled_argv = calloc((size_t)argc + 1, sizeof *spelled_argv); /* which parsing rearranges */
     if (!spelled_argv) FAIL_TO(done, ERR_FAILED, "out of memory");
     memcpy(spelled_argv, spelled, (size_t)argc * sizeof *spelled_argv);
-    CliSpec spec = {.usage = "[CONFIG.yaml] [key=value ...] [ranks=N] [--json]",
-                    .about = "Says what memory a training run will need, part by part, and whether it fits; nothing\n"
+    CliSpec spec = {.usage = "[CONFIG.yaml] [key=value ...] [ranks=N] [--measure] [--json]",
+                    .about = "Says what memory a training run will need, part by part, and whether it fits, and what\n"
+                             "recomputation saves and costs; --measure says how long a step takes here. Nothing\n"
                              "large is allocated and nothing is written. Data and tokenizer are looked at where they\n"
                              "are there. Under mpirun the ranks are counted and MPI's own memory is measured.",
                     .flags = flags,

@@ -13,6 +13,7 @@
 #include "model/core/memory.h"
 #include "model/core/threads.h"
 #include "model/shape_hf.h"
+#include "train/flops.h"
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/probe.h"
@@ -46,6 +47,12 @@ static uint64_t resident_now(void) {
     malloc_trim(0);
     MemoryUse use = memory_use();
     return use.anonymous + use.shared;
+}
+
+static const char *const recompute_names[RECOMPUTE_KINDS] = {"none", "norms", "layer"};
+
+const char *plan_recompute_name(int recompute) {
+    return recompute_names[recompute];
 }
 
 /* ---- shape and tokenizer ---- */
@@ -149,6 +156,27 @@ done:
     return rc;
 }
 
+/* What a step of one rank computes, and what recomputation adds: cheap passes over memory, or the layers' forward pass
+ * once more. */
+static void step_work(MemoryPlan *plan, const Config *config) {
+    ForwardFlops forward = forward_flops(&plan->shape, (int)config->train_context);
+    double tokens = (double)config->train_tokens_per_batch / plan->ranks;
+    double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
+    plan->step_flops = 3 * tokens * forward_flops_total(forward);
+    plan->update_bytes =
+        adamw_bytes_per_parameter(plan->precision, setup_moments(config)) * (double)llama_parameters(&plan->shape);
+    plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
+    plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
+}
+
+void plan_predict(MemoryPlan *plan, const MachineSpeed *machine) {
+    double product = machine->rate[plan->precision == DTYPE_BF16 ? MACHINE_BF16_PRODUCT : MACHINE_F32_PRODUCT];
+    double copy = machine->rate[MACHINE_COPY];
+    for (int kind = 0; kind < RECOMPUTE_KINDS && product > 0 && copy > 0; kind++)
+        plan->step_seconds[kind] = (plan->step_flops + plan->recompute_flops[kind]) / product +
+                                   (plan->update_bytes + plan->recompute_bytes[kind]) / copy;
+}
+
 /* What the run will read; 0 where its length is given in epochs of data that is not known yet. */
 static int64_t run_tokens(const Config *config) {
     if (config->train_steps > 0) return config->train_steps * config->train_tokens_per_batch;
@@ -221,8 +249,6 @@ static uint64_t find_available(const Config *config, int ranks_here) {
 
 /* ---- what would fit ---- */
 
-static const char *const recompute_names[RECOMPUTE_KINDS] = {"none", "norms", "layer"};
-
 /* Micro-batches halved down to the context, each without and with recomputation: the first that fits. */
 static int find_advice(MemoryPlan *plan, const Config *config) {
     int rc = OK;
@@ -266,6 +292,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
     plan->recompute = (Recompute)config->train_recompute;
+    plan->precision = setup_precision(config);
     plan->microbatch = loader_largest_microbatch(
         config->train_tokens_per_batch, (int)config->train_tokens_per_microbatch, (int)config->train_context, ranks);
     uint64_t before = resident_now();
@@ -274,11 +301,12 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);
     TRY_TO(done, model_parts(plan, config, tokenizer));
+    step_work(plan, config);
     TRY_TO(done, data_parts(plan, config, tokenizer));
     tokenizer_free(tokenizer);
     tokenizer = NULL;
     malloc_trim(0);
-    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch);
+    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch, plan->precision);
     if (ranks > 1 && !mesh_is_running()) {
         plan->bytes[PLAN_BASELINE] += MPI_OWN;
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",

@@ -11,11 +11,12 @@
 
 #include "configs/config.h"
 #include "model/llama.h"
+#include "train/probe.h"
 
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
     PLAN_TOKENIZER,   /* measured where it can be opened */
-    PLAN_PARAMETERS,  /* fp32 */
+    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too */
     PLAN_GRADIENTS,   /* a tied head has its own accumulator */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
@@ -34,10 +35,16 @@ typedef struct {
     int64_t microbatch;             /* tokens of the largest one */
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
-    uint64_t tokenising; /* the whole need of that moment; 0 where no cache is to be made */
-    uint64_t training;   /* the whole need of the other */
-    uint64_t total;      /* the larger */
-    uint64_t available;  /* for one rank here: train.memory_limit, or the machine's part of it; 0: not known */
+    Dtype precision;
+    double step_flops;                       /* forward and backward of one rank's part of a step */
+    double update_bytes;                     /* AdamW reads and writes */
+    double recompute_flops[RECOMPUTE_KINDS]; /* what backward computes again */
+    double recompute_bytes[RECOMPUTE_KINDS]; /* what norms and SwiGLUs that are computed again read and write */
+    double step_seconds[RECOMPUTE_KINDS];    /* by plan_predict; 0: not measured */
+    uint64_t tokenising;                     /* the whole need of that moment; 0 where no cache is to be made */
+    uint64_t training;                       /* the whole need of the other */
+    uint64_t total;                          /* the larger */
+    uint64_t available; /* for one rank here: train.memory_limit, or the machine's part of it; 0: not known */
     bool fits;
     int64_t documents, tokens; /* of the data; 0 where it is absent */
     char advice[512];          /* where it does not fit: what would; else "" */
@@ -51,6 +58,13 @@ void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */
+
+/* How long a step takes where every product is as fast as a large one on this machine, and every pass over memory as a
+ * copy: a real step takes a little longer. */
+void plan_predict(MemoryPlan *plan, const MachineSpeed *machine);
+
+/* "none", "norms", "layer" */
+const char *plan_recompute_name(int recompute);
 
 /* ERR_REFUSED where the plan does not fit, saying what would. */
 int memory_plan_check(const MemoryPlan *plan);

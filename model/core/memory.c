@@ -29,7 +29,8 @@ static void read_lines(const char *path, const Wanted *wanted, size_t n_wanted) 
 MemoryUse memory_use(void) {
     MemoryUse use = {0};
     const Wanted wanted[] = {{"VmRSS:", &use.resident}, {"VmHWM:", &use.peak},      {"RssAnon:", &use.anonymous},
-                             {"RssFile:", &use.file},   {"RssShmem:", &use.shared}, {"VmSize:", &use.mapped}};
+                             {"RssFile:", &use.file},   {"RssShmem:", &use.shared}, {"VmSize:", &use.mapped},
+                             {"VmStk:", &use.stack}};
     read_lines("/proc/self/status", wanted, sizeof wanted / sizeof *wanted);
     return use;
 }

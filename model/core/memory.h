@@ -11,6 +11,7 @@ typedef struct {
     uint64_t file;      /* RssFile: mapped files and code; the system can take these back */
     uint64_t shared;    /* RssShmem: shared memory, MPI's included */
     uint64_t mapped;    /* VmSize: address space */
+    uint64_t stack;     /* VmStk: of it, the main thread's stack, which grows as deep as calls have gone */
 } MemoryUse;
 
 /* In bytes. Where the file cannot be read (not Linux), all zero. */

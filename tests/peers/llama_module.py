@@ -1,7 +1,11 @@
 """A Llama in plain PyTorch, for measuring beside cria: the same mathematics in the ops PyTorch does best on a CPU
 (fused attention, torch's rms_norm, one product each for query/key/value and gate/up)."""
 
+import json
 import math
+import statistics
+import sys
+import time
 
 import torch
 import torch.nn as nn
@@ -18,7 +22,8 @@ class Norm(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Half-split rotary embedding of x [B, H, T, HD]."""
+    """Half-split rotary embedding of x [B, H, T, HD], in x's type as transformers does it."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -68,7 +73,7 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x, cos, sin)
         logits = F.linear(self.norm(x), self.embedding.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
 def adamw(model, weight_decay, betas):
@@ -87,3 +92,32 @@ def peak_memory_bytes():
     """Peak resident memory of this process (VmHWM)."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def reset_peak_memory():
+    """peak_memory_bytes counts from here on (proc(5), /proc/PID/clear_refs)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def run_steps(step, at_least, seconds):
+    """Seconds of each of some steps: at least so many, for at least so long."""
+    times, start = [], time.perf_counter()
+    while len(times) < at_least or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - before)
+    return times
+
+
+def serve(step, tokens, **facts):
+    """As `cria bench --serve`: a line of JSON when ready, then for every line "STEPS SECONDS" on stdin so many steps
+    and a line of JSON. The peak of memory counts from here: what compiling took is not the step's."""
+    reset_peak_memory()
+    print(json.dumps(dict(ready=True, tokens_per_step=tokens, torch=torch.__version__, **facts)), flush=True)
+    for line in sys.stdin:
+        steps, seconds = line.split()
+        times = run_steps(step, int(steps), float(seconds))
+        median = statistics.median(times)
+        print(json.dumps(dict(tokens_per_second=tokens / median, steps=len(times), step_seconds=median,
+                              peak_memory_bytes=peak_memory_bytes())), flush=True)
