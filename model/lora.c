@@ -162,11 +162,15 @@ void lora_pack(Lora *lora) {
 
 /* ---- values ---- */
 
+bool lora_is_a(const Weight *weight) {
+    return strstr(weight->views[0].name, ".lora_A.") != NULL;
+}
+
 void lora_init(Lora *lora, uint64_t seed) {
     for (int i = 0; i < lora->n_weights; i++) {
         const Weight *weight = lora->weights[i];
         memset(weight->value, 0, weight_elements(weight) * sizeof(float));
-        if (!strstr(weight->views[0].name, ".lora_A.")) continue;
+        if (!lora_is_a(weight)) continue;
         float bound = 1 / sqrtf((float)weight->cols);
         for (int v = 0; v < weight->n_views; v++) {
             const WeightView *view = &weight->views[v];

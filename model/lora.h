@@ -40,6 +40,8 @@ void lora_free(Lora *lora);
 /* A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0: the model computes what it did. Element e of the parameter
  * named N is a function of (seed, N, e) alone. */
 void lora_init(Lora *lora, uint64_t seed);
+/* Whether one of lora->weights is an A: LoRA+ gives the others a higher learning rate. */
+bool lora_is_a(const Weight *weight);
 /* After the values were changed by anyone but the optimizer. */
 void lora_pack(Lora *lora);
 

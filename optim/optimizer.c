@@ -160,7 +160,6 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     const OptimOptions *options = &optimizer->options;
     double t = (double)++optimizer->updates;
     AdamwStep step = {
-        .learning_rate = learning_rate,
         .beta1 = options->beta1,
         .beta2 = options->beta2,
         .epsilon = options->epsilon,
@@ -171,6 +170,7 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     for (size_t i = 0; i < optimizer->n; i++) {
         const OptimParameter *parameter = &optimizer->parameters[i];
         step.weight_decay = parameter->decay ? options->weight_decay : 0;
+        step.learning_rate = parameter->rate > 0 ? learning_rate * parameter->rate : learning_rate;
         if (parameter->forward || parameter->backward)
             update_matrix(parameter, step);
         else

@@ -12,6 +12,7 @@ typedef struct {
     float *value, *grad;
     size_t n;
     bool decay;
+    double rate;              /* of the step's learning rate (LoRA+: Hayou et al. 2024); 0 means 1 */
     int rows, cols;           /* of a matrix with packings */
     bf16 *forward, *backward; /* its packings (model/kernels/bf16.h), rewritten by every update; or NULL */
     float *m, *v;             /* moments: set by optimizer_new, owned by it */
