@@ -28,7 +28,7 @@ static double run_batch(Golden *golden, Dtype precision) {
 static void open_with(Golden *golden, Lora **lora, const char *name, Dtype precision, LoraOptions options) {
     golden_open_as(golden, name, NULL, precision);
     CHECK_OK(lora_new(lora, golden->model, options, (LlamaOptions){.training = true, .precision = precision}));
-    lora_init(*lora, 7);
+    CHECK_OK(lora_init(*lora, 7));
 }
 
 START_TEST(a_fresh_adapter_changes_no_bit) {
@@ -39,7 +39,8 @@ START_TEST(a_fresh_adapter_changes_no_bit) {
             Lora *lora;
             if (!golden_select("auto")) return;
             golden_open_as(&plain, golden_cases[c], NULL, precisions[p]);
-            open_with(&adapted, &lora, golden_cases[c], precisions[p], (LoraOptions){4, 8, false, LORA_ALL});
+            open_with(&adapted, &lora, golden_cases[c], precisions[p],
+                      (LoraOptions){.rank = 4, .alpha = 8, .rank_stabilised = false, .targets = LORA_ALL});
             double before = run_batch(&plain, precisions[p]), after = run_batch(&adapted, precisions[p]);
             ck_assert_msg(before == after, "%s, %s: %.17g, %.17g", golden_cases[c], dtype_name(precisions[p]), before,
                           after);
@@ -68,16 +69,14 @@ static void base_name(char out[128], const char *name) {
     snprintf(out, 128, "%.*s.weight", (int)(strstr(stem, ".lora_") - stem), stem);
 }
 
-/* Adds s·B·A to the model's own values. */
-static void merge(const Lora *lora, Llama *model, Arena *arena) {
+/* Folds the adapter into the model's own values. */
+static void merge(const Lora *lora, Llama *model) {
     for (int i = 0; i < model->n_weights; i++)
         for (int v = 0; v < model->weights[i]->n_views; v++) {
             Weight *w = model->weights[i];
             const WeightView *view = &w->views[v];
-            size_t n = (size_t)view->rows * (size_t)w->cols, at = (size_t)view->first_row * (size_t)w->cols;
-            float *delta = arena_alloc(arena, n * sizeof *delta);
-            if (w->n_dims != 2 || !lora_delta(lora, view->name, 0, view->rows, delta)) continue;
-            for (size_t e = 0; e < n; e++) w->value[at + e] += delta[e];
+            float *rows = w->value + (size_t)view->first_row * (size_t)w->cols;
+            if (w->n_dims == 2) lora_merge(lora, view->name, 0, view->rows, rows);
         }
     llama_pack(model);
 }
@@ -95,7 +94,7 @@ static void check_gradients(const char *name, Dtype precision, LoraOptions optio
     freeze(adapted.model);
     double loss = run_batch(&adapted, precision);
     golden_open_as(&merged, name, NULL, DTYPE_F32);
-    merge(lora, merged.model, &merged.arena);
+    merge(lora, merged.model);
     double expected_loss = run_batch(&merged, DTYPE_F32);
     llama_merge_tied_gradients(merged.model);
     ck_assert_msg(fabs(loss - expected_loss) <= loss_bound, "%s: loss %g, merged %g", name, loss, expected_loss);
@@ -137,9 +136,15 @@ START_TEST(gradients_are_those_of_the_merged_matrix_taken_apart) {
     for (int k = 0; k < 4; k++) {
         if (!golden_select(sets[k])) continue;
         for (int c = 0; c < N_GOLDEN; c++) {
-            check_gradients(golden_cases[c], DTYPE_F32, (LoraOptions){3, 6, false, some_targets}, 1e-5, 2e-5);
-            check_gradients(golden_cases[c], DTYPE_F32, (LoraOptions){8, 4, true, LORA_ALL}, 1e-5, 2e-5);
-            check_gradients(golden_cases[c], DTYPE_BF16, (LoraOptions){8, 4, true, LORA_ALL}, 1e-2, 6e-2);
+            check_gradients(golden_cases[c], DTYPE_F32,
+                            (LoraOptions){.rank = 3, .alpha = 6, .rank_stabilised = false, .targets = some_targets},
+                            1e-5, 2e-5);
+            check_gradients(golden_cases[c], DTYPE_F32,
+                            (LoraOptions){.rank = 8, .alpha = 4, .rank_stabilised = true, .targets = LORA_ALL}, 1e-5,
+                            2e-5);
+            check_gradients(golden_cases[c], DTYPE_BF16,
+                            (LoraOptions){.rank = 8, .alpha = 4, .rank_stabilised = true, .targets = LORA_ALL}, 1e-2,
+                            6e-2);
         }
     }
 }
@@ -151,7 +156,9 @@ START_TEST(arrays_have_pefts_names_and_shapes) {
     NamedArray *arrays;
     size_t n;
     if (!golden_select("auto")) return;
-    open_with(&golden, &lora, "gqa", DTYPE_F32, (LoraOptions){4, 8, false, 1u << LORA_V | 1u << LORA_DOWN});
+    open_with(
+        &golden, &lora, "gqa", DTYPE_F32,
+        (LoraOptions){.rank = 4, .alpha = 8, .rank_stabilised = false, .targets = 1u << LORA_V | 1u << LORA_DOWN});
     CHECK_OK(lora_arrays(lora, NULL, "", &golden.arena, &arrays, &n));
     const LlamaShape *shape = &golden.model->shape;
     ck_assert_uint_eq(n, 4 * (size_t)shape->n_layers);
@@ -173,9 +180,15 @@ START_TEST(options_that_make_no_adapter_are_refused) {
     if (!golden_select("auto")) return;
     golden_open(&golden, "gqa");
     LlamaOptions how = {.training = true};
-    CHECK_ERROR(lora_new(&lora, golden.model, (LoraOptions){0, 8, false, LORA_ALL}, how), ERR_USAGE, "rank is 0");
-    CHECK_ERROR(lora_new(&lora, golden.model, (LoraOptions){4, 0, false, LORA_ALL}, how), ERR_USAGE, "alpha is 0");
-    CHECK_ERROR(lora_new(&lora, golden.model, (LoraOptions){4, 8, false, 0}, how), ERR_USAGE, "names no matrix");
+    CHECK_ERROR(lora_new(&lora, golden.model,
+                         (LoraOptions){.rank = 0, .alpha = 8, .rank_stabilised = false, .targets = LORA_ALL}, how),
+                ERR_USAGE, "rank is 0");
+    CHECK_ERROR(lora_new(&lora, golden.model,
+                         (LoraOptions){.rank = 4, .alpha = 0, .rank_stabilised = false, .targets = LORA_ALL}, how),
+                ERR_USAGE, "alpha is 0");
+    CHECK_ERROR(lora_new(&lora, golden.model,
+                         (LoraOptions){.rank = 4, .alpha = 8, .rank_stabilised = false, .targets = 0}, how),
+                ERR_USAGE, "names no matrix");
     golden_close(&golden);
 }
 END_TEST

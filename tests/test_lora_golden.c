@@ -7,7 +7,11 @@ static const double gradient_bound = 5e-6; /* relative to the norm; PEFT itself 
 static const double loss_bound = 1e-6;     /* of losses near 4; an ulp there is 4.8e-7 */
 static const double change_bound = 5e-5; /* of ‖Δθ − Δθ_ref‖ / ‖Δθ_ref‖ after 20 steps; PEFT from fp64: 5e-6 */
 
-enum { QV = 1u << LORA_Q | 1u << LORA_V, QKUP = 1u << LORA_Q | 1u << LORA_K | 1u << LORA_UP };
+enum {
+    QV = 1u << LORA_Q | 1u << LORA_V,
+    QKUP = 1u << LORA_Q | 1u << LORA_K | 1u << LORA_UP,
+    VOGATE = 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE
+};
 
 typedef struct {
     const char *name, *base;
@@ -18,7 +22,9 @@ static const Case golden_adapters[] = {
     {"plain", "gqa", {.rank = 3, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1}},
     {"rslora", "tied", {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = (1u << LORA_TARGETS) - 1}},
     {"subset", "packed", {.rank = 3, .alpha = 7, .targets = QV}},
-    {"plus", "llama31", {.rank = 4, .alpha = 8, .targets = QKUP}},
+    {"plus", "llama31", {.rank = 4, .alpha = 8, .targets = QKUP, .plus_ratio = 8}},
+    {"dora", "odd_heads", {.rank = 4, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1, .magnitudes = true}},
+    {"dora_fresh", "gqa", {.rank = 2, .alpha = 4, .targets = VOGATE, .magnitudes = true, .plus_ratio = 4}},
 };
 enum { N_CASES = sizeof golden_adapters / sizeof *golden_adapters };
 
@@ -144,11 +150,8 @@ static Optimizer *adapter_optimizer(Adapted *adapted, const Recipe *recipe) {
     OptimParameter *parameters = arena_alloc(&adapted->golden.arena, (size_t)lora->n_weights * sizeof *parameters);
     for (int i = 0; i < lora->n_weights; i++) {
         Weight *w = lora->weights[i];
-        parameters[i] = (OptimParameter){.value = w->value,
-                                         .grad = w->grad,
-                                         .n = weight_elements(w),
-                                         .decay = w->decay,
-                                         .rate = lora_is_a(w) ? 1 : recipe->plus_ratio};
+        parameters[i] = (OptimParameter){
+            .value = w->value, .grad = w->grad, .n = weight_elements(w), .decay = w->decay, .rate = lora_rate(lora, w)};
     }
     CHECK_OK(optimizer_new(&optimizer, parameters, (size_t)lora->n_weights, recipe->optimizer));
     return optimizer;
@@ -174,6 +177,7 @@ static void train(Distance *distance, const char *table, const Case *c, void (*w
     adapted_open(&adapted, c, wrong);
     Golden *golden = &adapted.golden;
     Recipe recipe = golden_recipe(golden->expected);
+    if (!wrong) ck_assert(recipe.plus_ratio == fmax(1, c->options.plus_ratio));
     if (wrong_recipe) wrong_recipe(&recipe);
     float **before = arena_alloc(&golden->arena, adapted.n * sizeof *before);
     for (size_t i = 0; i < adapted.n; i++) {
@@ -220,8 +224,8 @@ END_TEST
 static void no_decay(Recipe *recipe) {
     recipe->optimizer.weight_decay = 0;
 }
-static void another_ratio(Recipe *recipe) {
-    recipe->plus_ratio *= 1.05;
+static void another_ratio(LoraOptions *options) {
+    options->plus_ratio = (options->plus_ratio > 0 ? options->plus_ratio : 1) * 1.05;
 }
 
 START_TEST(a_wrong_recipe_is_noticed_in_every_case) {
@@ -232,7 +236,7 @@ START_TEST(a_wrong_recipe_is_noticed_in_every_case) {
     } controls[] = {{"alpha 1 % off", another_alpha, NULL},
                     {"the other scale", another_scale, NULL},
                     {"no weight decay", NULL, no_decay},
-                    {"LoRA+ ratio 5 % off", NULL, another_ratio}};
+                    {"LoRA+ ratio 5 % off", another_ratio, NULL}};
     if (!golden_select("auto")) return;
     for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
         for (int c = 0; c < N_CASES; c++) {
