@@ -10,6 +10,7 @@
 #include "model/core/error.h"
 #include "model/core/philox.h"
 #include "model/kernels/kernels.h"
+#include "model/ops/adapter.h"
 #include "model/storage.h"
 
 static const char *const target_names[LORA_TARGETS] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
@@ -40,16 +41,36 @@ static void describe(Weight *weight, int rows, int cols, Lora *lora) {
     weight->rows = rows;
     weight->cols = cols;
     weight->n_dims = 2;
-    weight->decay = true;
+    weight->decay = true; /* magnitudes too, as transformers' Trainer has it */
     lora->weights[lora->n_weights++] = weight;
 }
 
+/* Each adapted row's length, as trained; gains are 1 where rows are not adapted. */
+static int attach_magnitudes(Lora *lora, Weight *base, Adapter *adapter) {
+    char *name;
+    ARENA_TRY(adapter->norms, &lora->arena, base->rows);
+    ARENA_TRY(adapter->gains, &lora->arena, base->rows);
+    for (int r = 0; r < base->rows; r++) adapter->norms[r] = adapter->gains[r] = 1;
+    for (int v = 0, n = 0; v < base->n_views; v++) {
+        if (!wanted(lora, &base->views[v])) continue;
+        Weight *m = &adapter->views[n++].magnitude;
+        TRY(adapter_name(&name, lora, base->views[v].name, ".lora_magnitude_vector"));
+        m->n_views = 1;
+        m->views[0] = (WeightView){name, 0, 1};
+        describe(m, 1, base->views[v].rows, lora);
+        m->n_dims = 1;
+    }
+    return OK;
+}
+
 /* Gives `base` its adapter where one of its views is a target. */
-static int attach(Lora *lora, Weight *base, Adapter *adapter) {
+static int attach(Lora *lora, Weight *base, Adapter *adapter, int layer, int module) {
     const LoraOptions *options = &lora->options;
     char *name;
     adapter->rank = options->rank;
     adapter->scale = (float)(options->alpha / (options->rank_stabilised ? sqrt(options->rank) : options->rank));
+    adapter->dropout = (float)options->dropout;
+    adapter->key = philox_key(options->seed, PHILOX_DROPOUT, (uint32_t)layer, (uint32_t)module);
     for (int v = 0; v < base->n_views; v++) {
         if (!wanted(lora, &base->views[v])) continue;
         TRY(adapter_name(&name, lora, base->views[v].name, ".lora_A.weight"));
@@ -67,27 +88,30 @@ static int attach(Lora *lora, Weight *base, Adapter *adapter) {
         b->views[0] = (WeightView){name, 0, base->views[v].rows};
         describe(b, base->views[v].rows, options->rank, lora);
     }
+    if (options->magnitudes) TRY(attach_magnitudes(lora, base, adapter));
     base->adapter = adapter;
     return OK;
 }
 
 static int attach_all(Lora *lora) {
-    enum { PER_LAYER = 4, MOST_WEIGHTS = PER_LAYER + LORA_TARGETS };
+    enum { PER_LAYER = 4, MOST_WEIGHTS = PER_LAYER + 2 * LORA_TARGETS };
     const Llama *model = lora->model;
     ARENA_TRY(lora->adapters, &lora->arena, PER_LAYER * model->shape.n_layers);
     ARENA_TRY(lora->weights, &lora->arena, MOST_WEIGHTS * model->shape.n_layers);
     Adapter *next = lora->adapters;
     for (int l = 0; l < model->shape.n_layers; l++) {
         LlamaLayer *layer = &model->layers[l];
-        TRY(attach(lora, &layer->qkv, next++));
-        TRY(attach(lora, &layer->attention_out, next++));
-        TRY(attach(lora, &layer->gate_up, next++));
-        TRY(attach(lora, &layer->down, next++));
+        Weight *bases[PER_LAYER] = {&layer->qkv, &layer->attention_out, &layer->gate_up, &layer->down};
+        for (int m = 0; m < PER_LAYER; m++) TRY(attach(lora, bases[m], next++, l, m));
     }
     return OK;
 }
 
 /* ---- storage ---- */
+
+static bool is_packed(const Weight *weight, LlamaOptions how) {
+    return how.precision == DTYPE_BF16 && weight->n_dims == 2;
+}
 
 static void measure(Lora *lora, LlamaOptions how) {
     for (int i = 0; i < lora->n_weights; i++) {
@@ -95,7 +119,7 @@ static void measure(Lora *lora, LlamaOptions how) {
         weight->trainable = how.training;
         lora->value_bytes += weight_value_bytes(weight);
         if (how.training) lora->grad_bytes += weight_value_bytes(weight);
-        if (how.precision != DTYPE_BF16) continue;
+        if (!is_packed(weight, how)) continue;
         lora->packing_bytes += weight_forward_bytes(weight) + (how.training ? weight_backward_bytes(weight) : 0);
     }
 }
@@ -111,7 +135,7 @@ static int allocate(Lora *lora, LlamaOptions how) {
         if (how.training) weight->grad = lora->grads + value / sizeof(float);
         weight->stored = weight_row_major(weight, weight->value, DTYPE_F32);
         value += weight_value_bytes(weight);
-        if (how.precision != DTYPE_BF16) continue;
+        if (!is_packed(weight, how)) continue;
         weight->forward = lora->packings + packing / sizeof(bf16);
         packing += weight_forward_bytes(weight);
         if (!how.training) continue;
@@ -124,6 +148,8 @@ static int allocate(Lora *lora, LlamaOptions how) {
 static int check_options(const LoraOptions *options) {
     if (options->rank <= 0) FAIL(ERR_USAGE, "lora.rank is %d; it must be positive", options->rank);
     if (!(options->alpha > 0)) FAIL(ERR_USAGE, "lora.alpha is %g; it must be positive", options->alpha);
+    if (!(options->dropout >= 0 && options->dropout < 1))
+        FAIL(ERR_USAGE, "lora.dropout is %g; it must be at least 0 and below 1", options->dropout);
     if (!(options->targets & LORA_ALL)) FAIL(ERR_USAGE, "lora.targets names no matrix");
     return OK;
 }
@@ -158,15 +184,42 @@ void lora_free(Lora *lora) {
 
 void lora_pack(Lora *lora) {
     for (int i = 0; i < lora->n_weights; i++) weight_pack(lora->weights[i]);
+    for (int i = 0; i < lora->model->n_weights; i++) adapter_changed(lora->model->weights[i]);
 }
 
 /* ---- values ---- */
 
-void lora_init(Lora *lora, uint64_t seed) {
+bool lora_is_a(const Weight *weight) {
+    return strstr(weight->views[0].name, ".lora_A.") != NULL;
+}
+
+double lora_rate(const Lora *lora, const Weight *weight) {
+    return lora->options.plus_ratio > 0 && !lora_is_a(weight) ? lora->options.plus_ratio : 1;
+}
+
+/* Every magnitude is its row's length: gains of exactly 1. */
+static int init_magnitudes(const Lora *lora) {
+    for (int i = 0; i < lora->model->n_weights; i++) {
+        Weight *base = lora->model->weights[i];
+        if (!has_magnitudes(base)) continue;
+        float *scratch = malloc(dora_refresh_scratch(base) * sizeof *scratch);
+        if (!scratch) FAIL(ERR_FAILED, "out of memory");
+        dora_refresh(base, scratch);
+        free(scratch);
+        for (int v = 0; v < base->adapter->n; v++) {
+            const Weight *m = &base->adapter->views[v].magnitude;
+            memcpy(m->value, base->adapter->norms + base->adapter->views[v].first_row, (size_t)m->cols * sizeof(float));
+        }
+        adapter_changed(base);
+    }
+    return OK;
+}
+
+int lora_init(Lora *lora, uint64_t seed) {
     for (int i = 0; i < lora->n_weights; i++) {
         const Weight *weight = lora->weights[i];
         memset(weight->value, 0, weight_elements(weight) * sizeof(float));
-        if (!strstr(weight->views[0].name, ".lora_A.")) continue;
+        if (!lora_is_a(weight)) continue;
         float bound = 1 / sqrtf((float)weight->cols);
         for (int v = 0; v < weight->n_views; v++) {
             const WeightView *view = &weight->views[v];
@@ -178,6 +231,7 @@ void lora_init(Lora *lora, uint64_t seed) {
         }
     }
     lora_pack(lora);
+    return init_magnitudes(lora);
 }
 
 int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n) {
@@ -196,7 +250,21 @@ done:
     return rc;
 }
 
+/* A file of more than this adapter: other matrices, or kinds that are not implemented. */
+static int check_names(const Lora *lora, const NamedFile *file) {
+    for (size_t f = 0; f < named_count(file); f++) {
+        const char *name = named_at(file, f)->name;
+        bool known = strncmp(name, "cria.", strlen("cria.")) == 0;
+        for (int i = 0; i < lora->n_weights && !known; i++)
+            for (int v = 0; v < lora->weights[i]->n_views && !known; v++)
+                known = strcmp(lora->weights[i]->views[v].name, name) == 0;
+        if (!known) FAIL(ERR_REFUSED, "%s is in the file, but this adapter of this model has no such array", name);
+    }
+    return OK;
+}
+
 int lora_load(Lora *lora, const NamedFile *file) {
+    TRY(check_names(lora, file));
     TRY(lora_load_storage(lora, (WeightStorage){0}, file));
     lora_pack(lora);
     return OK;
@@ -204,18 +272,30 @@ int lora_load(Lora *lora, const NamedFile *file) {
 
 /* ---- merging ---- */
 
-bool lora_delta(const Lora *lora, const char *name, int first, int n, float *out) {
+/* Rows to the lengths m. */
+static void set_lengths(float *rows, int n, size_t cols, const float *m) {
+    for (int r = 0; r < n; r++) {
+        float *row = rows + (size_t)r * cols;
+        double sum = 0;
+        for (size_t i = 0; i < cols; i++) sum += (double)row[i] * (double)row[i];
+        float norm = (float)sqrt(sum), gain = norm > 0 ? m[r] / norm : 0;
+        for (size_t i = 0; i < cols; i++) row[i] *= gain;
+    }
+}
+
+bool lora_merge(const Lora *lora, const char *name, int first, int n, float *rows) {
     for (int i = 0; i < lora->model->n_weights; i++) {
         const Weight *base = lora->model->weights[i];
         const Adapter *adapter = base->adapter;
         for (int v = 0, next = 0; adapter && v < base->n_views; v++) {
             if (!wanted(lora, &base->views[v])) continue;
-            const Weight *b = &adapter->views[next].b;
+            const Weight *b = &adapter->views[next].b, *m = &adapter->views[next].magnitude;
             size_t rank = (size_t)adapter->rank, cols = (size_t)base->cols;
             const float *a = adapter->a.value + (size_t)next++ * rank * cols;
             if (strcmp(base->views[v].name, name) != 0) continue;
             kernels()->gemm(false, false, n, base->cols, adapter->rank, adapter->scale, b->value + (size_t)first * rank,
-                            rank, a, cols, 0, out, cols);
+                            rank, a, cols, 1, rows, cols);
+            if (adapter->gains) set_lengths(rows, n, cols, m->value + first);
             return true;
         }
     }

@@ -1,6 +1,6 @@
 /* LoRA (Hu et al. 2022): low-rank additions to the matrices of a Llama's layers. Names are PEFT's, so that files need
- * no translation: "base_model.model." + the matrix's name with ".lora_A.weight" [rank, in] and ".lora_B.weight" [out,
- * rank]. */
+ * no translation: "base_model.model." + the matrix's name with ".lora_A.weight" [rank, in], ".lora_B.weight" [out,
+ * rank] and with DoRA ".lora_magnitude_vector" [out]. */
 #ifndef CRIA_MODEL_LORA_H
 #define CRIA_MODEL_LORA_H
 
@@ -15,6 +15,10 @@ typedef struct {
     double alpha;
     bool rank_stabilised; /* scale alpha/sqrt(rank) instead of alpha/rank (Kalajdzievski 2023) */
     unsigned targets;     /* bits 1 << LoraTarget */
+    bool magnitudes;      /* DoRA (Liu et al. 2024): every adapted row has a trained length */
+    double dropout;       /* of what the addition reads, in training tapes; PEFT's lora_dropout */
+    uint64_t seed;        /* of the dropout */
+    double plus_ratio;    /* LoRA+ (Hayou et al. 2024): learning rate of B and magnitudes over that of A; 0 means 1 */
 } LoraOptions;
 static const unsigned LORA_ALL = (1u << LORA_TARGETS) - 1;
 
@@ -22,7 +26,7 @@ typedef struct {
     LoraOptions options;
     Llama *model;
     Weight **weights; /* every A and B, in canonical order: the layers', and in each those of qkv, o, gate|up, down, its
-                         A before its Bs */
+                         A, then its Bs, then their magnitudes */
     int n_weights;
     Adapter *adapters;
     float *values, *grads;
@@ -37,9 +41,13 @@ int lora_new(Lora **lora, Llama *model, LoraOptions options, LlamaOptions how);
 /* Detaches them. */
 void lora_free(Lora *lora);
 
-/* A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0: the model computes what it did. Element e of the parameter
- * named N is a function of (seed, N, e) alone. */
-void lora_init(Lora *lora, uint64_t seed);
+/* A ~ U(-1/sqrt(in), 1/sqrt(in)) as PEFT draws it, B = 0, magnitudes the lengths of the model's rows (which must be
+ * loaded): the model computes what it did. Element e of the parameter named N is a function of (seed, N, e) alone. */
+int lora_init(Lora *lora, uint64_t seed);
+/* Whether one of lora->weights is an A: LoRA+ gives the others a higher learning rate. */
+bool lora_is_a(const Weight *weight);
+/* The learning rate of one of lora->weights over the schedule's (OptimParameter's rate). */
+double lora_rate(const Lora *lora, const Weight *weight);
 /* After the values were changed by anyone but the optimizer. */
 void lora_pack(Lora *lora);
 
@@ -48,8 +56,8 @@ int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArra
 int lora_load(Lora *lora, const NamedFile *file);
 int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file);
 
-/* rows [first, first + n) of the view's scale·B·A, [n, in], to be added to the matrix of that name; false where that
- * matrix has no adapter. */
-bool lora_delta(const Lora *lora, const char *name, int first, int n, float *out);
+/* Folds the adapter into rows [first, first + n) of the matrix of that name, [n, in]: rows + scale·B·A, with magnitudes
+ * brought to their lengths. False where that matrix has no adapter. */
+bool lora_merge(const Lora *lora, const char *name, int first, int n, float *rows);
 
 #endif

@@ -184,7 +184,6 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     const OptimOptions *options = &optimizer->options;
     double t = (double)++optimizer->updates;
     AdamwStep step = {
-        .learning_rate = learning_rate,
         .beta1 = options->beta1,
         .beta2 = options->beta2,
         .epsilon = options->epsilon,
@@ -195,6 +194,7 @@ void optimizer_step(Optimizer *optimizer, double learning_rate, double norm) {
     for (size_t i = 0; i < optimizer->n; i++) {
         const OptimParameter *parameter = &optimizer->parameters[i];
         step.weight_decay = parameter->decay ? options->weight_decay : 0;
+        step.learning_rate = parameter->rate > 0 ? learning_rate * parameter->rate : learning_rate;
         update(optimizer, parameter, step);
     }
     optimizer->cleared = true;

@@ -12,6 +12,7 @@ typedef struct {
     float *value, *grad;
     size_t n;
     bool decay;
+    double rate;              /* of the step's learning rate (LoRA+: Hayou et al. 2024); 0 means 1 */
     int rows, cols;           /* n = rows·cols, or both 0 where the shape does not matter */
     bf16 *forward, *backward; /* packings (model/kernels/bf16.h), rewritten by every update; or NULL */
     uint64_t name;            /* a hash of its name: what random numbers for it follow from (bf16 moments) */

@@ -32,6 +32,7 @@ typedef struct {
     int n_tokens, n_segments;
     int32_t *tokens, *targets, *positions, *segment_start;
     float *weights;
+    uint32_t *segment_ids, step; /* for dropout */
 } Run;
 
 typedef struct {
@@ -152,7 +153,9 @@ static inline double engine_run(Engine *engine, const Run *run, double total_wei
                        .tokens = run->tokens,
                        .positions = run->positions,
                        .segment_start = run->segment_start,
-                       .targets = run->targets};
+                       .targets = run->targets,
+                       .segment_ids = run->segment_ids,
+                       .step = run->step};
     CHECK_OK(tape_bind(engine->tape, 0, &batch));
     tape_bind_input(0, engine->gradient, engine->values);
     CHECK_OK(tape_forward(engine->tape, 0));

@@ -1,9 +1,7 @@
 /* Whole models against Hugging Face transformers: values, gradients, and training. The expected numbers and how exact
  * they are themselves: tests/golden/llama.py, and the report in each tests/golden/llama_CASE/expected.json. Bounds are
  * a few times what two correct fp32 programs may differ by, which that report measures. */
-#include "model/formats/json_read.h"
-#include "optim/optimizer.h"
-#include "tests/golden_llama.h"
+#include "tests/golden_recipe.h"
 
 static const double gradient_bound = 5e-6; /* relative to the norm; transformers itself is up to 1.6e-6 from fp64 */
 static const double loss_bound = 1e-6;     /* of losses near 4; an ulp there is 4.8e-7 */
@@ -175,35 +173,6 @@ END_TEST
 
 /* ---- training ---- */
 
-typedef struct {
-    OptimOptions optimizer;
-    Schedule schedule;
-} Recipe;
-
-static Recipe golden_recipe(const Golden *golden) {
-    const char *text = named_text(golden->expected, "hyperparameters");
-    ck_assert_ptr_nonnull(text);
-    json_t *json = NULL;
-    Recipe r = {.schedule.kind = SCHEDULE_COSINE};
-    double warmup = 0, total = 0;
-    CHECK_OK(json_read_object(&json, text, strlen(text), "hyperparameters"));
-    CHECK_OK(json_read_number(&r.schedule.peak, json, "peak", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.schedule.final_ratio, json, "final_ratio", "hyperparameters"));
-    CHECK_OK(json_read_number(&warmup, json, "warmup", "hyperparameters"));
-    CHECK_OK(json_read_number(&total, json, "total", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.optimizer.beta1, json, "beta1", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.optimizer.beta2, json, "beta2", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.optimizer.epsilon, json, "epsilon", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.optimizer.weight_decay, json, "weight_decay", "hyperparameters"));
-    CHECK_OK(json_read_number(&r.optimizer.clip, json, "clip", "hyperparameters"));
-    json_decref(json);
-    ck_assert(r.schedule.peak > 0 && total == GOLDEN_STEPS && r.optimizer.clip > 0);
-    r.schedule.warmup = (int64_t)warmup;
-    r.schedule.total = (int64_t)total;
-    r.optimizer.learning_rate = r.schedule.peak;
-    return r;
-}
-
 static Optimizer *golden_optimizer(Golden *golden, Recipe recipe) {
     Llama *model = golden->model;
     int n = llama_untied_weights(model), next = 0;
@@ -242,7 +211,7 @@ static void train(Distance *distance, const char *table, const char *name, void 
     Engine engine;
     size_t n, m;
     golden_open(&golden, name);
-    Recipe recipe = golden_recipe(&golden);
+    Recipe recipe = golden_recipe(golden.expected);
     if (wrong) wrong(&recipe);
     NamedArray *before = NULL, *after = NULL;
     CHECK_OK(llama_arrays(golden.model, (WeightStorage){0}, &golden.arena, &before, &n));

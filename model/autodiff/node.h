@@ -83,8 +83,10 @@ void tape_limit_tokens(Tape *tape, int limit);
 void tape_limit_targets(Tape *tape, int limit);
 void tape_limit_positions(Tape *tape, int limit);
 void tape_limit_slots(Tape *tape, int limit);
-/* Batches must say where their segments start. */
+/* Batches must say where their segments start; which segments they are (segment_ids). */
 void tape_require_segments(Tape *tape);
+void tape_require_segment_ids(Tape *tape);
+bool tape_is_training(const Tape *tape);
 
 /* ---- the planned schedule (plan.c) ---- */
 
@@ -119,7 +121,7 @@ struct Tape {
     Arena arena;
     TapeOptions options;
     TapeMemory *memory;
-    bool owns_memory, planned, failed, in_region, needs_segments;
+    bool owns_memory, planned, failed, in_region, needs_segments, needs_ids;
     char failure[512];
     Node **nodes;
     int n_nodes, nodes_capacity;

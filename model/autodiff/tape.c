@@ -167,8 +167,9 @@ Node *tape_node(Tape *tape, const OpSpec *spec, int n_inputs, Tensor *const *inp
         node->inputs[i] = inputs[i];
         node->backward_inputs |= inputs[i]->needs_grad && spec->backward_inputs;
     }
-    node->backward_weights =
-        tape->options.training && weight && (weight->trainable || weight->adapter) && spec->backward_weights;
+    node->backward_weights = tape->options.training && weight &&
+                             (weight->trainable || (weight->adapter && weight->adapter->a.trainable)) &&
+                             spec->backward_weights;
     tape->nodes[tape->n_nodes++] = node;
     return node;
 }
@@ -239,6 +240,17 @@ void tape_limit_slots(Tape *tape, int limit) {
 void tape_require_segments(Tape *tape) {
     tape->needs_segments = true;
 }
+void tape_require_segment_ids(Tape *tape) {
+    tape->needs_segments = tape->needs_ids = true;
+}
+bool tape_is_training(const Tape *tape) {
+    return tape->options.training;
+}
+
+uint32_t tape_segment_id(uint64_t sample_id, int place) {
+    PhiloxKey mixed = philox_key(sample_id, PHILOX_DROPOUT, (uint32_t)place, 0);
+    return mixed.word[0];
+}
 
 size_t tape_bytes(const Tape *tape) {
     return tape->plan.bytes * (size_t)tape->options.buffers + tape->scratch_floats * sizeof(float);
@@ -297,6 +309,8 @@ int tape_bind(Tape *tape, int buffer, const TapeBatch *batch) {
         FAIL(ERR_REFUSED, "a batch of %d tokens, %d segments, %d samples; the tape holds %d, %d, %d", batch->n_tokens,
              batch->n_segments, batch->n_samples, options->capacity, options->segments, options->samples);
     TRY(check_segments(batch, tape->needs_segments));
+    if (tape->needs_ids && !batch->segment_ids && batch->n_segments > 0)
+        FAIL(ERR_FAILED, "the batch does not say which segments it has, and dropout depends on that");
     TRY(check_ids(batch->tokens, batch->n_tokens, tape->limit_tokens, "token"));
     TRY(check_ids(batch->targets, batch->n_tokens, tape->limit_targets, "target"));
     TRY(check_ids(batch->positions, batch->n_tokens, tape->limit_positions, "position"));

@@ -83,7 +83,14 @@ typedef struct {
     const int32_t *tokens, *positions, *segment_start; /* [n_tokens], [n_tokens], [n_segments + 1] */
     const int32_t *targets;                            /* [n_tokens]; NULL where nothing is scored */
     const int32_t *slots;                              /* [n_tokens] cache slot of each token; generation only */
+    /* What random draws (dropout) depend on besides the token's position, so that they do not depend on packing,
+     * micro-batches and ranks; training with dropout only. */
+    const uint32_t *segment_ids; /* [n_segments] tape_segment_id */
+    uint32_t step;
 } TapeBatch;
+
+/* A segment's id, from its sample's in the data set and its place in the sample. */
+uint32_t tape_segment_id(uint64_t sample_id, int place);
 
 /* Checks the batch against the capacity, the vocabulary and the positions. */
 int tape_bind(Tape *tape, int buffer, const TapeBatch *batch);

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "model/core/philox.h"
 #include "model/kernels/bf16.h"
 
 enum { WEIGHT_MAX_VIEWS = 3 };
@@ -40,15 +41,24 @@ typedef struct Weight {
 } Weight;
 
 /* A low-rank addition to some of a weight's views (LoRA: Hu et al. 2022): y += scale·(x·Aᵀ)·Bᵀ, and the same for their
- * gradients. One A for all of them, since they read the same x. */
+ * gradients. One A for all of them, since they read the same x.
+ *
+ * With magnitudes (DoRA: Liu et al. 2024, equation 5) the rows of W + scale·B·A are brought to the lengths m, which are
+ * trained: y = gain∘(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ), gain = m/‖W + scale·B·A‖; the norm is a constant to gradients (section
+ * 4.3). It is computed anew by the first forward pass after a backward pass or after adapter_changed. */
 typedef struct Adapter {
-    int rank, n; /* n: adapted views */
-    float scale; /* alpha/rank; rsLoRA: alpha/sqrt(rank) (Kalajdzievski 2023) */
-    Weight a;    /* [n·rank, cols]: one view of `rank` rows for each adapted view */
+    int rank, n;   /* n: adapted views */
+    float scale;   /* alpha/rank; rsLoRA: alpha/sqrt(rank) (Kalajdzievski 2023) */
+    float dropout; /* share of x's elements that a training tape leaves out of the addition, the others enlarged */
+    PhiloxKey key; /* of their choice: (seed, PHILOX_DROPOUT, layer, which of its matrices) */
+    Weight a;      /* [n·rank, cols]: one view of `rank` rows for each adapted view */
     struct {
-        int first_row; /* of the weight's rows: where the adapted view begins */
-        Weight b;      /* [the view's rows, rank] */
+        int first_row;    /* of the weight's rows: where the adapted view begins */
+        Weight b;         /* [the view's rows, rank] */
+        Weight magnitude; /* m, a vector: one for each of the view's rows. Empty without magnitudes */
     } views[WEIGHT_MAX_VIEWS];
+    float *norms, *gains; /* [the weight's rows] 1 where a row is not adapted; NULL without magnitudes; not owned */
+    bool current;         /* norms and gains are those of the values */
 } Adapter;
 
 /* One array for each untied weight, shaped like it: gradients, moments; their names are the weights' behind `prefix`.

@@ -26,6 +26,9 @@ PhiloxKey philox_key(uint64_t seed, PhiloxPurpose purpose, uint32_t layer, uint3
 
 void philox4x32(uint32_t out[4], const uint32_t counter[4], PhiloxKey key);
 
+/* The n blocks of counters (c0, c1, c2, c3), (c0 + 1, c1, c2, c3), … one after the other: 4·n words. */
+void philox_blocks(uint32_t *out, const uint32_t counter[4], uint64_t n, PhiloxKey key);
+
 /* Element `index` of the stream of `key`: uniform in [0, 1) with 24 bits; standard normal (Box–Muller on pairs). */
 float philox_uniform(PhiloxKey key, uint64_t index);
 void philox_fill_normal(float *out, uint64_t first, uint64_t n, PhiloxKey key, float mean, float stddev);

@@ -8,8 +8,25 @@ int adapter_width(const Weight *weight) {
     return weight->adapter ? weight->adapter->n * weight->adapter->rank : 0;
 }
 
-size_t adapter_scratch(const Weight *weight, int rows) {
-    return 2 * (size_t)rows * (size_t)adapter_width(weight);
+/* Floats that hold so many elements, in whole cache lines. */
+static size_t floats_for(size_t elements, Dtype dtype) {
+    return arena_round_up(elements * dtype_size(dtype)) / sizeof(float);
+}
+
+size_t dora_scratch(const Weight *weight, Dtype dtype, int rows) {
+    return floats_for((size_t)rows * (size_t)weight->rows, dtype);
+}
+
+/* du and its like in bf16; x' or a part of dx; the gradient of z. Forward's needs are less, but for the norms. */
+size_t adapter_scratch(const Node *node, int rows) {
+    const Weight *weight = node->weight;
+    Dtype dtype = node->inputs[0]->dtype;
+    if (!weight->adapter) return 0;
+    size_t n = (size_t)rows, floats = 2 * n * (size_t)adapter_width(weight);
+    if (weight->adapter->dropout > 0) floats += floats_for(n * (size_t)weight->cols, dtype);
+    if (!has_magnitudes(weight)) return floats;
+    floats += dora_scratch(weight, dtype, rows);
+    return floats > dora_refresh_scratch(weight) ? floats : dora_refresh_scratch(weight);
 }
 
 static void scale_narrow(bf16 *to, const bf16 *from, float scale, size_t n) {
@@ -40,8 +57,8 @@ static void forward_narrow(bf16 *y, bf16 *u, const bf16 *x, const Weight *weight
                 weight_forward(&adapter->views[v].b), rows);
 }
 
-static void backward_narrow(bf16 *dx, const bf16 *dz, const bf16 *x, const bf16 *u, const Weight *weight, bool weights,
-                            int rows, bf16 *scratch) {
+static void backward_narrow(bf16 *dx, bool add, const bf16 *dz, const bf16 *x, const bf16 *u, const Weight *weight,
+                            bool weights, int rows, bf16 *scratch) {
     const Adapter *adapter = weight->adapter;
     size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank, n = (size_t)rows * width;
     size_t stride = (size_t)weight->rows, cols = (size_t)weight->cols;
@@ -50,13 +67,14 @@ static void backward_narrow(bf16 *dx, const bf16 *dz, const bf16 *x, const bf16 
         product(du + (size_t)v * rank, width, false, dz + adapter->views[v].first_row, stride,
                 weight_backward(&adapter->views[v].b), rows);
     scale_narrow(du, du, adapter->scale, n);
-    if (dx) product(dx, cols, true, du, width, weight_backward(&adapter->a), rows);
-    if (!weights) return;
-    scale_narrow(scaled, u, adapter->scale, n);
-    kernels()->bf16.product_weight(adapter->a.grad, cols, du, width, x, cols, rows, adapter->a.rows, weight->cols);
-    for (int v = 0; v < adapter->n; v++)
+    if (weights) {
+        scale_narrow(scaled, u, adapter->scale, n);
+        kernels()->bf16.product_weight(adapter->a.grad, cols, du, width, x, cols, rows, adapter->a.rows, weight->cols);
+    }
+    for (int v = 0; weights && v < adapter->n; v++)
         kernels()->bf16.product_weight(adapter->views[v].b.grad, rank, dz + adapter->views[v].first_row, stride,
                                        scaled + (size_t)v * rank, width, rows, adapter->views[v].b.rows, adapter->rank);
+    if (dx) product(dx, cols, add, du, width, weight_backward(&adapter->a), rows);
 }
 
 /* ---- fp32 ---- */
@@ -71,7 +89,7 @@ static void forward_wide(float *y, float *u, const float *x, const Weight *weigh
                         y + adapter->views[v].first_row, (size_t)weight->rows);
 }
 
-static void backward_wide(float *dx, const float *dz, const float *x, const float *u, const Weight *weight,
+static void backward_wide(float *dx, bool add, const float *dz, const float *x, const float *u, const Weight *weight,
                           bool weights, int rows, float *du) {
     const Adapter *adapter = weight->adapter;
     size_t width = (size_t)adapter_width(weight), rank = (size_t)adapter->rank, cols = (size_t)weight->cols;
@@ -85,27 +103,57 @@ static void backward_wide(float *dx, const float *dz, const float *x, const floa
             kernels()->gemm(true, false, b->rows, adapter->rank, rows, adapter->scale, dz_view, stride,
                             u + (size_t)v * rank, width, 1, b->grad, rank);
     }
-    if (dx)
-        kernels()->gemm(false, false, rows, weight->cols, adapter->a.rows, 1, du, width, adapter->a.value, cols, 1, dx,
-                        cols);
     if (weights)
         kernels()->gemm(true, false, adapter->a.rows, weight->cols, rows, 1, du, width, x, cols, 1, adapter->a.grad,
                         cols);
+    if (dx)
+        kernels()->gemm(false, false, rows, weight->cols, adapter->a.rows, 1, du, width, adapter->a.value, cols,
+                        add ? 1 : 0, dx, cols);
 }
 
 /* ---- either ---- */
 
-void adapter_forward(void *y, void *u, const void *x, const Weight *weight, Dtype dtype, int rows, float *scratch) {
+static void forward_either(void *y, void *u, const void *x, const Weight *weight, Dtype dtype, int rows,
+                           float *scratch) {
     if (dtype == DTYPE_BF16)
         forward_narrow(y, u, x, weight, rows, (bf16 *)(void *)scratch);
     else
         forward_wide(y, u, x, weight, rows);
 }
 
-void adapter_backward(void *dx, const void *dz, const void *x, const void *u, const Weight *weight, bool weights,
-                      Dtype dtype, int rows, float *scratch) {
+static void backward_either(void *dx, bool add, const void *dz, const void *x, const void *u, const Weight *weight,
+                            bool weights, Dtype dtype, int rows, float *scratch) {
     if (dtype == DTYPE_BF16)
-        backward_narrow(dx, dz, x, u, weight, weights, rows, (bf16 *)(void *)scratch);
+        backward_narrow(dx, add, dz, x, u, weight, weights, rows, (bf16 *)(void *)scratch);
     else
-        backward_wide(dx, dz, x, u, weight, weights, rows, scratch);
+        backward_wide(dx, add, dz, x, u, weight, weights, rows, scratch);
+}
+
+/* Room for x' behind what the products use. */
+static float *dropped(const OpCall *call, float *scratch, int rows) {
+    return scratch + 2 * (size_t)rows * (size_t)adapter_width(call->node->weight);
+}
+
+void adapter_forward(OpCall *call, void *y, int rows) {
+    const void *x = call->in[0];
+    float *x_dropped = dropped(call, call->scratch, rows);
+    if (dropout_applies(call)) {
+        dropout_rows(call, x_dropped, x, false, rows);
+        x = x_dropped;
+    }
+    forward_either(y, call->out[1], x, call->node->weight, call->node->inputs[0]->dtype, rows, call->scratch);
+}
+
+void adapter_backward(OpCall *call, void *dx, const void *dz, bool weights, int rows, float *scratch) {
+    const Weight *weight = call->node->weight;
+    Dtype dtype = call->node->inputs[0]->dtype;
+    float *x_dropped = dropped(call, scratch, rows);
+    if (!dropout_applies(call)) {
+        backward_either(dx, true, dz, call->in[0], call->out[1], weight, weights, dtype, rows, scratch);
+        return;
+    }
+    if (weights) dropout_rows(call, x_dropped, call->in[0], false, rows);
+    /* du·A goes where x' was, when dA has been made of it */
+    backward_either(dx ? x_dropped : NULL, false, dz, x_dropped, call->out[1], weight, weights, dtype, rows, scratch);
+    if (dx) dropout_rows(call, dx, x_dropped, true, rows);
 }

@@ -18,8 +18,15 @@ Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight) {
 Tensor *linear_output(Tape *tape, Node *node, const Weight *weight) {
     const Tensor *x = node->inputs[0];
     Tensor *y = tape_output(tape, node, x->rows, weight->rows, x->dtype);
-    Tensor *u = weight->adapter ? tape_output(tape, node, x->rows, adapter_width(weight), x->dtype) : NULL;
+    if (!weight->adapter) return y;
+    if (weight->adapter->dropout > 0 && tape_is_training(tape)) {
+        if (x->rows != ROWS_TOKENS) return tape_fail(tape, "%s: dropout is for rows of tokens", node->spec->name);
+        tape_require_segment_ids(tape);
+    }
+    Tensor *u = tape_output(tape, node, x->rows, adapter_width(weight), x->dtype);
+    Tensor *z = has_magnitudes(weight) ? tape_output(tape, node, x->rows, weight->rows, x->dtype) : NULL;
     if (u) u->needs_grad = false;
+    if (z) z->needs_grad = false;
     return y;
 }
 
@@ -70,21 +77,36 @@ static int rows_of(const OpCall *call) {
     return batch_rows(call->batch, call->node->inputs[0]->rows);
 }
 
-void op_linear_forward(OpCall *call) {
-    const Weight *w = call->node->weight;
+void linear_forward(OpCall *call, int rows) {
+    Weight *w = call->node->weight;
     Dtype dtype = call->node->inputs[0]->dtype;
-    linear_product(call->out[0], dtype, call->in[0], w, dtype, rows_of(call), NULL, NULL);
-    if (w->adapter) adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows_of(call), call->scratch);
+    bool magnitudes = has_magnitudes(w);
+    void *sum = magnitudes ? call->out[2] : call->out[0];
+    linear_product(sum, dtype, call->in[0], w, dtype, rows, NULL, NULL);
+    if (!w->adapter) return;
+    adapter_forward(call, sum, rows);
+    if (!magnitudes) return;
+    dora_refresh(w, call->scratch);
+    dora_forward(call->out[0], sum, w, dtype, rows);
+}
+
+void op_linear_forward(OpCall *call) {
+    linear_forward(call, rows_of(call));
 }
 
 void linear_backward(OpCall *call, const void *dz, bool inputs, bool weights, float *scratch) {
-    const Weight *w = call->node->weight;
+    Weight *w = call->node->weight;
     Dtype dtype = call->node->inputs[0]->dtype;
     int rows = rows_of(call);
     void *dx = inputs ? call->in_grad[0] : NULL;
+    if (has_magnitudes(w)) { /* dz is that of y, and may be the caller's array */
+        dora_backward(scratch, dz, call->out[2], w, weights, dtype, rows);
+        dz = scratch;
+        scratch += dora_scratch(w, dtype, rows);
+    }
     if (weights && w->trainable) linear_product_weights(w, dz, call->in[0], dtype, rows);
     if (dx) linear_product_inputs(dx, call->accumulate[0], dz, w, dtype, rows);
-    if (w->adapter) adapter_backward(dx, dz, call->in[0], call->out[1], w, weights, dtype, rows, scratch);
+    if (w->adapter) adapter_backward(call, dx, dz, weights, rows, scratch);
 }
 
 /* With an adapter both parts share its inner gradient. */
@@ -99,7 +121,7 @@ void op_linear_backward_weights(OpCall *call) {
 }
 
 size_t op_linear_scratch(const Node *node, int capacity) {
-    return adapter_scratch(node->weight, capacity);
+    return adapter_scratch(node, capacity);
 }
 
 /* An adapter's are counted as what it does: its rank is small beside either width. */

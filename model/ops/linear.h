@@ -16,8 +16,11 @@ void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight,
 void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows);
 void linear_product_weights(const Weight *weight, const void *dy, const void *x, Dtype dtype, int rows);
 
-/* The outputs of a node that multiplies by `weight`: y, and the adapter's inner rows where it has one. */
+/* The outputs of a node that multiplies by `weight`: y, and where it has an adapter its inner rows, and with magnitudes
+ * z (adapter.h). */
 Tensor *linear_output(Tape *tape, Node *node, const Weight *weight);
+/* y, the adapter's part included. */
+void linear_forward(OpCall *call, int rows);
 /* All of backward that is asked for, from the gradient of the product. */
 void linear_backward(OpCall *call, const void *dz, bool inputs, bool weights, float *scratch);
 double linear_flops(const Weight *weight, int rows);

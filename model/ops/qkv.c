@@ -49,9 +49,11 @@ void op_qkv_forward(OpCall *call) {
     const Weight *w = call->node->weight;
     Dtype dtype = call->node->inputs[0]->dtype;
     int rows = call->batch->n_tokens;
-    linear_product(call->out[0], dtype, call->in[0], w, dtype, rows, w->adapter ? NULL : rotate_rows, call);
-    if (!w->adapter) return;
-    adapter_forward(call->out[0], call->out[1], call->in[0], w, dtype, rows, call->scratch);
+    if (!w->adapter) {
+        linear_product(call->out[0], dtype, call->in[0], w, dtype, rows, rotate_rows, call);
+        return;
+    }
+    linear_forward(call, rows);
     if (dtype == DTYPE_BF16)
         parallel_for((size_t)rows, GRAIN, rotate_range, call);
     else
@@ -94,7 +96,7 @@ void op_qkv_backward_weights(OpCall *call) {
 }
 
 size_t op_qkv_scratch(const Node *node, int capacity) {
-    return turned_floats(node, capacity) + adapter_scratch(node->weight, capacity);
+    return turned_floats(node, capacity) + adapter_scratch(node, capacity);
 }
 
 double op_qkv_flops(const Node *node, const TapeBatch *batch) {

@@ -1,0 +1,48 @@
+/* Adapters as PEFT 0.21 keeps them (peft/config.py, peft/tuners/lora/config.py): a folder with
+ *
+ *   adapter_config.json         peft_type LORA, r, lora_alpha, use_rslora, use_dora, lora_dropout, target_modules, …
+ *   adapter_model.safetensors   "base_model.model." + the matrix's name without ".weight", then ".lora_A.weight" [r,
+ * in],
+ *                               ".lora_B.weight" [out, r] and with DoRA ".lora_magnitude_vector" [out]
+ *
+ * What would change the mathematics in a way this program does not implement is refused by its key. */
+#ifndef CRIA_FORMATS_PEFT_H
+#define CRIA_FORMATS_PEFT_H
+
+#include <stdbool.h>
+
+#include "model/formats/named.h"
+
+#define PEFT_CONFIG "adapter_config.json"
+#define PEFT_ARRAYS "adapter_model.safetensors"
+
+typedef struct {
+    int rank;     /* r */
+    double alpha; /* lora_alpha */
+    double dropout;
+    bool rslora, dora;
+    const char *base;           /* base_model_name_or_path; "" where it says none */
+    const char *const *targets; /* target_modules, for writing: "q_proj", … (what was read is in the arrays' names) */
+    int n_targets;
+} PeftConfig;
+
+/* `name` is for messages. base: a malloc'd text. */
+int peft_config_parse(PeftConfig *config, const char *json, size_t size, const char *name);
+/* malloc'd JSON text. */
+int peft_config_format(const PeftConfig *config, char **json);
+
+typedef struct {
+    PeftConfig config;
+    NamedFile *arrays;
+    char *base; /* config.base */
+} PeftAdapter;  /* {0} may be closed */
+
+/* Whether the folder has an adapter_config.json. */
+bool peft_is_adapter(const char *directory);
+int peft_open(PeftAdapter *adapter, const char *directory);
+void peft_close(PeftAdapter *adapter);
+
+/* Writes both files into an existing folder. */
+int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n);
+
+#endif

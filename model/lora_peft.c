@@ -1,0 +1,191 @@
+/* See lora_peft.h. What an adapter targets is read from its arrays' names, since target_modules may be a pattern. */
+#include "model/lora_peft.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+
+/* ---- targets ---- */
+
+static int target_named(const char *name, size_t length) {
+    for (int t = 0; t < LORA_TARGETS; t++) {
+        const char *full = lora_target_name((LoraTarget)t);
+        size_t whole = strlen(full), stem = whole - strlen("_proj");
+        if ((length == whole || length == stem) && strncmp(full, name, length) == 0) return t;
+    }
+    return -1;
+}
+
+int lora_parse_targets(unsigned *targets, const char *text) {
+    *targets = 0;
+    if (strcmp(text, "all-linear") == 0) {
+        *targets = LORA_ALL;
+        return OK;
+    }
+    for (const char *at = text; *at;) {
+        at += strspn(at, ", ");
+        size_t length = strcspn(at, ", ");
+        int target = target_named(at, length);
+        if (length == 0) break;
+        if (target < 0)
+            FAIL(ERR_USAGE, "lora.targets: found '%.*s', expected all-linear or a list of q, k, v, o, gate, up, down",
+                 (int)length, at);
+        *targets |= 1u << target;
+        at += length;
+    }
+    if (!*targets) FAIL(ERR_USAGE, "lora.targets is empty; all-linear, or a list like q,v, is expected");
+    return OK;
+}
+
+/* The target of "….q_proj.lora_A.weight". */
+static int target_of(const char *name) {
+    const char *end = strstr(name, ".lora_"), *start = end;
+    if (!end || strncmp(name, "base_model.model.model.layers.", strlen("base_model.model.model.layers.")) != 0)
+        return -1;
+    while (start > name && start[-1] != '.') start--;
+    return target_named(start, (size_t)(end - start));
+}
+
+int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
+    *options = (LoraOptions){.rank = adapter->config.rank,
+                             .alpha = adapter->config.alpha,
+                             .rank_stabilised = adapter->config.rslora,
+                             .magnitudes = adapter->config.dora,
+                             .dropout = adapter->config.dropout};
+    for (size_t i = 0; i < named_count(adapter->arrays); i++) {
+        const char *name = named_at(adapter->arrays, i)->name;
+        int target = target_of(name);
+        if (target < 0)
+            FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (q, k, v, o, gate, up, down)",
+                 named_path(adapter->arrays), name);
+        options->targets |= 1u << target;
+    }
+    if (!options->targets) FAIL(ERR_REFUSED, "%s: there is no adapter in it", named_path(adapter->arrays));
+    return OK;
+}
+
+int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaOptions how) {
+    LoraOptions options;
+    *lora = NULL;
+    TRY(lora_options_from_peft(&options, adapter));
+    TRY(lora_new(lora, model, options, how));
+    int rc = lora_load(*lora, adapter->arrays);
+    if (rc == OK) return OK;
+    error_context(rc, "%s", named_path(adapter->arrays));
+    lora_free(*lora);
+    *lora = NULL;
+    return rc;
+}
+
+/* ---- writing ---- */
+
+int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    NamedSource *sources;
+    size_t n;
+    const char *targets[LORA_TARGETS];
+    const LoraOptions *options = &lora->options;
+    PeftConfig config = {.rank = options->rank,
+                         .alpha = options->alpha,
+                         .dropout = options->dropout,
+                         .rslora = options->rank_stabilised,
+                         .dora = options->magnitudes,
+                         .base = base,
+                         .targets = targets};
+    for (int t = 0; t < LORA_TARGETS; t++)
+        if (options->targets & 1u << t) targets[config.n_targets++] = lora_target_name((LoraTarget)t);
+    TRY_TO(done, lora_arrays(lora, (WeightStorage){0}, &arena, &arrays, &n));
+    sources = arena_alloc(&arena, n * sizeof *sources);
+    if (!sources) FAIL_TO(done, ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        sources[i] = (NamedSource){.array = arrays[i], .f32 = arrays[i].data};
+        sources[i].array.data = NULL;
+    }
+    TRY_TO(done, peft_write(directory, &config, sources, n));
+done:
+    arena_free(&arena);
+    return rc;
+}
+
+/* ---- several made one ---- */
+
+static double scale_of(const PeftConfig *config) {
+    return config->alpha / (config->rslora ? sqrt(config->rank) : config->rank);
+}
+
+/* Rows [at, at + rank) of `to`'s A become `from`'s, and those columns of its B, times factor. */
+static void copy_part(Weight *a, Weight *b, const float *from_a, const float *from_b, int at, int rank, int a_first,
+                      float factor) {
+    size_t cols = (size_t)a->cols, whole = (size_t)b->cols;
+    memcpy(a->value + (size_t)(a_first + at) * cols, from_a, (size_t)rank * cols * sizeof(float));
+    for (size_t r = 0; r < (size_t)b->rows; r++)
+        for (size_t k = 0; k < (size_t)rank; k++)
+            b->value[r * whole + (size_t)at + k] = factor * from_b[r * (size_t)rank + k];
+}
+
+/* Both are of the same weight, and the whole has every view that the part has. */
+static void add_part(Adapter *whole, const Adapter *part, int at, float factor) {
+    for (int v = 0, w = 0; part && v < part->n; v++) {
+        while (whole->views[w].first_row != part->views[v].first_row) w++;
+        copy_part(&whole->a, &whole->views[w].b,
+                  part->a.value + (size_t)part->a.views[v].first_row * (size_t)part->a.cols, part->views[v].b.value, at,
+                  part->rank, whole->a.views[w].first_row, factor);
+    }
+}
+
+/* The adapters of a model's weights, taken off so that others can be attached. */
+static void swap_adapters(Llama *model, Adapter **held) {
+    for (int i = 0; i < model->n_weights; i++) {
+        Adapter *mine = model->weights[i]->adapter;
+        model->weights[i]->adapter = held[i];
+        held[i] = mine;
+    }
+}
+
+static int add_adapter(Lora *lora, const PeftAdapter *adapter, Adapter **held, int at, double weight) {
+    Llama *model = lora->model;
+    Lora *part;
+    swap_adapters(model, held); /* now the model has none, and `held` the combined ones */
+    int rc = lora_from_peft(&part, model, adapter, (LlamaOptions){0});
+    for (int i = 0; rc == OK && i < model->n_weights; i++)
+        add_part(held[i], model->weights[i]->adapter, at, (float)(weight * scale_of(&adapter->config)));
+    if (rc == OK) lora_free(part);
+    swap_adapters(model, held);
+    return rc;
+}
+
+int lora_combine(Lora **out, Llama *model, const PeftAdapter *adapters, const double *weights, int n,
+                 LlamaOptions how) {
+    int rc = OK, rank = 0;
+    LoraOptions options, all = {0};
+    *out = NULL;
+    if (n == 1 && fabs(weights[0] - 1) <= 0) return lora_from_peft(out, model, &adapters[0], how);
+    for (int i = 0; i < n; i++) {
+        TRY(lora_options_from_peft(&options, &adapters[i]));
+        if (options.magnitudes)
+            FAIL(ERR_REFUSED, "%s: it has DoRA's magnitudes, which are merged alone and with weight 1",
+                 named_path(adapters[i].arrays));
+        all.targets |= options.targets;
+        all.rank += options.rank;
+    }
+    all.alpha = all.rank; /* scale 1: each part's is in its B */
+    TRY(lora_new(out, model, all, how));
+    Adapter **held = calloc((size_t)model->n_weights, sizeof *held);
+    if (!held) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    for (int i = 0; i < n; i++) {
+        TRY_TO(failed, add_adapter(*out, &adapters[i], held, rank, weights[i]));
+        rank += adapters[i].config.rank;
+    }
+    free(held);
+    lora_pack(*out);
+    return OK;
+failed:
+    free(held);
+    lora_free(*out);
+    *out = NULL;
+    return rc;
+}

@@ -1,0 +1,26 @@
+/* Adapters to and from PEFT's files, and several made into one. */
+#ifndef CRIA_MODEL_LORA_PEFT_H
+#define CRIA_MODEL_LORA_PEFT_H
+
+#include "model/formats/peft.h"
+#include "model/lora.h"
+
+/* "all-linear", or names like "q,v" or "q_proj, v_proj". ERR_USAGE for others. */
+int lora_parse_targets(unsigned *targets, const char *text);
+
+/* What an adapter's config and the names of its arrays say; dropout is PEFT's, for training on. Arrays that are no
+ * layer's matrix are refused by name. */
+int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter);
+
+/* A new adapter with the values of this one. */
+int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaOptions how);
+
+/* Writes both files into an existing folder; values are stored as fp32. `base`: what the adapter belongs to. */
+int lora_write_peft(const Lora *lora, const char *directory, const char *base);
+
+/* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without
+ * magnitudes, but for a single one of weight 1. */
+int lora_combine(Lora **lora, Llama *model, const PeftAdapter *adapters, const double *weights, int n,
+                 LlamaOptions how);
+
+#endif

@@ -1,0 +1,252 @@
+/* Adapters against PEFT: values, gradients and training on the golden Llamas, and PEFT's own files as the start. What
+ * the numbers are and how exact: tests/golden/lora.py and the report in each tests/golden/lora_CASE/expected.json. */
+#include "model/lora.h"
+#include "tests/golden_recipe.h"
+
+static const double gradient_bound = 5e-6; /* relative to the norm; PEFT itself is up to 1e-6 from fp64 */
+static const double loss_bound = 1e-6;     /* of losses near 4; an ulp there is 4.8e-7 */
+static const double change_bound = 5e-5; /* of ‖Δθ − Δθ_ref‖ / ‖Δθ_ref‖ after 20 steps; PEFT from fp64: 5e-6 */
+
+enum {
+    QV = 1u << LORA_Q | 1u << LORA_V,
+    QKUP = 1u << LORA_Q | 1u << LORA_K | 1u << LORA_UP,
+    VOGATE = 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE
+};
+
+typedef struct {
+    const char *name, *base;
+    LoraOptions options;
+} Case;
+
+static const Case golden_adapters[] = {
+    {"plain", "gqa", {.rank = 3, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1}},
+    {"rslora", "tied", {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = (1u << LORA_TARGETS) - 1}},
+    {"subset", "packed", {.rank = 3, .alpha = 7, .targets = QV}},
+    {"plus", "llama31", {.rank = 4, .alpha = 8, .targets = QKUP, .plus_ratio = 8}},
+    {"dora", "odd_heads", {.rank = 4, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1, .magnitudes = true}},
+    {"dora_fresh", "gqa", {.rank = 2, .alpha = 4, .targets = VOGATE, .magnitudes = true, .plus_ratio = 4}},
+};
+enum { N_CASES = sizeof golden_adapters / sizeof *golden_adapters };
+
+typedef struct {
+    Golden golden; /* the base, its batches; `expected` is the adapter's */
+    Lora *lora;
+    NamedArray *arrays; /* of the adapter */
+    size_t n;
+} Adapted;
+
+static void adapted_open(Adapted *adapted, const Case *c, void (*wrong)(LoraOptions *)) {
+    char path[256];
+    NamedFile *file = NULL;
+    Golden *golden = &adapted->golden;
+    LoraOptions options = c->options;
+    if (wrong) wrong(&options);
+    golden_open(golden, c->base);
+    for (int i = 0; i < golden->model->n_weights; i++) golden->model->weights[i]->trainable = false;
+    named_close(golden->expected);
+    snprintf(path, sizeof path, "tests/golden/lora_%s/expected.safetensors", c->name);
+    CHECK_OK(named_open(&golden->expected, path));
+    snprintf(path, sizeof path, "tests/golden/lora_%s/adapter_model.safetensors", c->name);
+    CHECK_OK(named_open(&file, path));
+    CHECK_OK(lora_new(&adapted->lora, golden->model, options, (LlamaOptions){.training = true}));
+    CHECK_OK(lora_load(adapted->lora, file));
+    CHECK_OK(lora_arrays(adapted->lora, (WeightStorage){0}, &golden->arena, &adapted->arrays, &adapted->n));
+    ck_assert_uint_eq(adapted->n, named_count(file));
+    named_close(file);
+}
+
+static void adapted_close(Adapted *adapted) {
+    lora_free(adapted->lora);
+    golden_close(&adapted->golden);
+}
+
+/* ---- values and gradients ---- */
+
+static void compare_gradients(Adapted *adapted, const char *table, const char *name, Worst *worst) {
+    Golden *golden = &adapted->golden;
+    Lora *lora = adapted->lora;
+    NamedArray *gradients;
+    size_t n, elements = 0;
+    float **storage = arena_alloc(&golden->arena, (size_t)lora->n_weights * sizeof *storage);
+    for (int i = 0; i < lora->n_weights; i++) storage[i] = lora->weights[i]->grad;
+    CHECK_OK(lora_arrays(lora, storage, "", &golden->arena, &gradients, &n));
+    for (size_t i = 0; i < n; i++) {
+        char key[160];
+        snprintf(key, sizeof key, "grad.%s", gradients[i].name);
+        const float *expected = golden_array(golden, key, DTYPE_F32, &elements);
+        ck_assert_uint_eq(elements, named_elements(&gradients[i]));
+        worst_of(worst, relative_distance(gradients[i].data, expected, NULL, elements), table, name, key);
+    }
+}
+
+static void run(Adapted *adapted, const char *table, const Case *c, EngineOptions options, Worst *loss,
+                Worst *gradient) {
+    Engine engine;
+    size_t n;
+    const Run *batch = &adapted->golden.batches[0];
+    engine_open(&engine, adapted->golden.model, 128, options);
+    double found = engine_run(&engine, batch, run_weight(batch));
+    const double *expected = golden_array(&adapted->golden, "loss", DTYPE_F64, &n);
+    worst_of(loss, fabs(found - *expected), table, c->name, "");
+    compare_gradients(adapted, table, c->name, gradient);
+    engine_close(&engine);
+}
+
+START_TEST(loss_and_gradients_equal_those_of_peft) {
+    for (int k = 0; k < N_GOLDEN_KERNELS; k++) {
+        Worst gradient = {0}, loss = {0};
+        if (!golden_select(golden_kernels[k])) continue;
+        for (int c = 0; c < N_CASES; c++)
+            for (int way = 0; way < 2 * RECOMPUTE_KINDS; way++) {
+                Adapted adapted;
+                adapted_open(&adapted, &golden_adapters[c], NULL);
+                run(&adapted, golden_kernels[k], &golden_adapters[c],
+                    (EngineOptions){.seeded = way & 1, .recompute = (Recompute)(way / 2)}, &loss, &gradient);
+                adapted_close(&adapted);
+            }
+        printf("%s: loss %.1e (%s), gradients %.1e (%s)\n", golden_kernels[k], loss.value, loss.where, gradient.value,
+               gradient.where);
+        ck_assert_msg(loss.value <= loss_bound, "loss: %g, %s", loss.value, loss.where);
+        ck_assert_msg(gradient.value <= gradient_bound, "gradient: %g, %s", gradient.value, gradient.where);
+    }
+}
+END_TEST
+
+static void another_alpha(LoraOptions *options) {
+    options->alpha *= 1.01;
+}
+static void another_scale(LoraOptions *options) {
+    options->rank_stabilised = !options->rank_stabilised;
+}
+static void unadapted(LoraOptions *options) {
+    options->alpha = 1e-20;
+}
+
+START_TEST(a_slightly_wrong_adapter_is_noticed) {
+    static void (*const controls[])(LoraOptions *) = {another_alpha, another_scale, unadapted};
+    if (!golden_select("auto")) return;
+    for (int w = 0; w < 3; w++)
+        for (int c = 0; c < N_CASES; c++) {
+            Adapted adapted;
+            Worst gradient = {0}, loss = {0};
+            adapted_open(&adapted, &golden_adapters[c], controls[w]);
+            run(&adapted, "auto", &golden_adapters[c], (EngineOptions){0}, &loss, &gradient);
+            ck_assert_msg(gradient.value > 100 * gradient_bound, "control %d passes in %s: %g", w,
+                          golden_adapters[c].name, gradient.value);
+            adapted_close(&adapted);
+        }
+}
+END_TEST
+
+/* ---- training ---- */
+
+typedef struct {
+    Worst change, loss, norm, rate;
+} Distance;
+
+static Optimizer *adapter_optimizer(Adapted *adapted, const Recipe *recipe) {
+    const Lora *lora = adapted->lora;
+    Optimizer *optimizer = NULL;
+    OptimParameter *parameters = arena_alloc(&adapted->golden.arena, (size_t)lora->n_weights * sizeof *parameters);
+    for (int i = 0; i < lora->n_weights; i++) {
+        Weight *w = lora->weights[i];
+        parameters[i] = (OptimParameter){
+            .value = w->value, .grad = w->grad, .n = weight_elements(w), .decay = w->decay, .rate = lora_rate(lora, w)};
+    }
+    CHECK_OK(optimizer_new(&optimizer, parameters, (size_t)lora->n_weights, recipe->optimizer));
+    return optimizer;
+}
+
+static void compare_change(Adapted *adapted, float *const *before, const char *table, const char *name, Worst *worst) {
+    for (size_t i = 0; i < adapted->n; i++) {
+        const NamedArray *after = &adapted->arrays[i];
+        char key[160];
+        size_t elements;
+        snprintf(key, sizeof key, "theta.%s", after->name);
+        const float *expected = golden_array(&adapted->golden, key, DTYPE_F32, &elements);
+        worst_of(worst, relative_distance(after->data, expected, before[i], elements), table, name, key);
+    }
+}
+
+/* 20 updates; the wrongs change what is trained first. */
+static void train(Distance *distance, const char *table, const Case *c, void (*wrong)(LoraOptions *),
+                  void (*wrong_recipe)(Recipe *)) {
+    Adapted adapted;
+    Engine engine;
+    size_t m;
+    adapted_open(&adapted, c, wrong);
+    Golden *golden = &adapted.golden;
+    Recipe recipe = golden_recipe(golden->expected);
+    if (!wrong) ck_assert(recipe.plus_ratio == fmax(1, c->options.plus_ratio));
+    if (wrong_recipe) wrong_recipe(&recipe);
+    float **before = arena_alloc(&golden->arena, adapted.n * sizeof *before);
+    for (size_t i = 0; i < adapted.n; i++) {
+        size_t bytes = named_bytes(&adapted.arrays[i]);
+        before[i] = memcpy(arena_alloc(&golden->arena, bytes), adapted.arrays[i].data, bytes);
+    }
+    const double *losses = golden_array(golden, "losses", DTYPE_F64, &m);
+    const double *norms = golden_array(golden, "grad_norms", DTYPE_F64, &m);
+    const double *rates = golden_array(golden, "learning_rates", DTYPE_F64, &m);
+    ck_assert_uint_eq(m, GOLDEN_STEPS);
+    Optimizer *optimizer = adapter_optimizer(&adapted, &recipe);
+    engine_open(&engine, golden->model, 128, (EngineOptions){0});
+    for (int step = 0; step < GOLDEN_STEPS; step++) {
+        const Run *batch = &golden->batches[step % GOLDEN_BATCHES];
+        double loss = engine_run(&engine, batch, run_weight(batch));
+        double norm = optimizer_grad_norm(optimizer), rate = schedule_at(&recipe.schedule, step);
+        optimizer_step(optimizer, rate, norm);
+        optimizer_zero_grad(optimizer);
+        worst_of(&distance->loss, fabs(loss - losses[step]), table, c->name, "");
+        worst_of(&distance->norm, fabs(norm / norms[step] - 1), table, c->name, "");
+        worst_of(&distance->rate, fabs(rate / rates[step] - 1), table, c->name, "");
+    }
+    compare_change(&adapted, before, table, c->name, &distance->change);
+    engine_close(&engine);
+    optimizer_free(optimizer);
+    adapted_close(&adapted);
+}
+
+START_TEST(twenty_adamw_steps_end_where_those_of_peft_end) {
+    for (int k = 0; k < N_GOLDEN_KERNELS; k++) {
+        Distance d = {0};
+        if (!golden_select(golden_kernels[k])) continue;
+        for (int c = 0; c < N_CASES; c++) train(&d, golden_kernels[k], &golden_adapters[c], NULL, NULL);
+        printf("%s: losses %.1e (%s), change %.1e (%s), norms %.1e\n", golden_kernels[k], d.loss.value, d.loss.where,
+               d.change.value, d.change.where, d.norm.value);
+        ck_assert_msg(d.rate.value <= 1e-14, "learning rate: %g, %s", d.rate.value, d.rate.where);
+        ck_assert_msg(d.norm.value <= 1e-5, "norm: %g, %s", d.norm.value, d.norm.where);
+        ck_assert_msg(d.loss.value <= loss_bound, "loss: %g, %s", d.loss.value, d.loss.where);
+        ck_assert_msg(d.change.value <= change_bound, "change: %g, %s", d.change.value, d.change.where);
+    }
+}
+END_TEST
+
+static void no_decay(Recipe *recipe) {
+    recipe->optimizer.weight_decay = 0;
+}
+static void another_ratio(LoraOptions *options) {
+    options->plus_ratio = (options->plus_ratio > 0 ? options->plus_ratio : 1) * 1.05;
+}
+
+START_TEST(a_wrong_recipe_is_noticed_in_every_case) {
+    static const struct {
+        const char *what;
+        void (*adapter)(LoraOptions *);
+        void (*recipe)(Recipe *);
+    } controls[] = {{"alpha 1 % off", another_alpha, NULL},
+                    {"the other scale", another_scale, NULL},
+                    {"no weight decay", NULL, no_decay},
+                    {"LoRA+ ratio 5 % off", another_ratio, NULL}};
+    if (!golden_select("auto")) return;
+    for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
+        for (int c = 0; c < N_CASES; c++) {
+            Distance d = {0};
+            train(&d, "auto", &golden_adapters[c], controls[i].adapter, controls[i].recipe);
+            ck_assert_msg(d.change.value > 5 * change_bound, "%s in %s passes: change %g", controls[i].what,
+                          golden_adapters[c].name, d.change.value);
+        }
+}
+END_TEST
+
+CHECK_MAIN("lora_golden", loss_and_gradients_equal_those_of_peft, a_slightly_wrong_adapter_is_noticed,
+           twenty_adamw_steps_end_where_those_of_peft_end, a_wrong_recipe_is_noticed_in_every_case)
