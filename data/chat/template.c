@@ -115,7 +115,6 @@ static int special_at(const ChatTemplate *chat, const char *at, int32_t *id, siz
     char name[LONGEST_SPECIAL + 1];
     size_t room = strnlen(at, LONGEST_SPECIAL);
     *size = 0;
-    if (*at != '<' && *at != '[' && *at != '{') return OK;
     if (strncmp(at, "{bos}", 5) == 0 || strncmp(at, "{eos}", 5) == 0) {
         *id = at[1] == 'b' ? chat->bos : chat->eos;
         *size = 5;
