@@ -13,10 +13,9 @@
 #define COMMENT_END " -#}\n"
 
 /* Every text and flag of a spec, once: for writing, reading and looking through them. */
-#define SPEC_TEXTS(FIELD)                                                                              \
-    FIELD(name)                                                                                        \
-    FIELD(begin) FIELD(default_system) FIELD(default_system_input) FIELD(input_before) FIELD(call_tag) \
-        FIELD(call_stop)
+#define SPEC_TEXTS(FIELD) \
+    FIELD(name)           \
+    FIELD(begin) FIELD(default_system) FIELD(default_system_input) FIELD(input_before) FIELD(call_tag) FIELD(call_stop)
 #define SPEC_FLAGS(FIELD) FIELD(trim) FIELD(system_in_user) FIELD(always_system) FIELD(tool_json) FIELD(tool_calls)
 
 void saved_template_free(SavedTemplate *saved) {
