@@ -21,7 +21,7 @@ TESTS := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
 
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion
 OPTIMISE ?= -O3 -g -fno-math-errno -fno-trapping-math -ffp-contract=off
-PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd
+PACKAGES := ompi-c hdf5-serial openblas libfyaml jansson libpcre2-8 zlib libzstd libedit
 # Asked once, when first needed: set-up may just have installed pkg-config.
 PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PACKAGES))))$(PKG_CFLAGS)
 PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)

@@ -87,11 +87,10 @@ static void fill_run(MicroBatch *micro, const Run *run, const Sequence *sequence
     memcpy(micro->targets + t, micro->tokens + t + 1, (size_t)(run->n - 1) * sizeof *micro->targets);
     micro->targets[end - 1] = 0;
     if (run->next >= 0) token_cache_read(sequence->cache, run->next, 1, &micro->targets[end - 1]);
-    for (int i = t; i < end; i++) {
-        micro->positions[i] = position++;
-        micro->weights[i] = 1.0f;
-    }
-    if (run->next < 0) micro->weights[end - 1] = 0.0f;
+    for (int i = t; i < end; i++) micro->positions[i] = position++;
+    token_cache_weights(sequence->cache, run->first + 1, run->n - 1, micro->weights + t); /* each of its target */
+    micro->weights[end - 1] = 0.0f;
+    if (run->next >= 0) token_cache_weights(sequence->cache, run->next, 1, &micro->weights[end - 1]);
     micro->n_tokens = end;
 }
 

@@ -44,7 +44,7 @@ static int check_header(const CacheHeader *header, const FileMap *map, const Ope
     if (crc32c(0, header, offsetof(CacheHeader, header_crc)) != header->header_crc)
         FAIL(ERR_REFUSED, "%s: the header is damaged", path);
     if (header->key != opening->key) FAIL(ERR_REFUSED, "%s: made for another source or tokenizer", path);
-    if (header->bytes_per_id != 2 && header->bytes_per_id != 4)
+    if (header->bytes_per_id != 2 && header->bytes_per_id != 4 && header->bytes_per_id != 8)
         FAIL(ERR_REFUSED, "%s: %u bytes per id", path, header->bytes_per_id);
     /* each bounded by the file's size first, so that no product or sum below can overflow */
     uint64_t size = map->size;
@@ -99,7 +99,10 @@ typedef struct {
 
 static bool ids_below(const TokenCache *cache, size_t first, size_t end, uint32_t bound) {
     uint32_t greatest = 0;
-    if (cache->bytes_per_id == 2) {
+    if (cache->bytes_per_id == 8) {
+        const WeightedId *ids = cache->ids;
+        for (size_t i = first; i < end; i++) greatest = ids[i].id > greatest ? ids[i].id : greatest;
+    } else if (cache->bytes_per_id == 2) {
         const uint16_t *ids = cache->ids;
         for (size_t i = first; i < end; i++) greatest = ids[i] > greatest ? ids[i] : greatest;
     } else {
@@ -139,7 +142,10 @@ static int check_all(TokenCache *cache, const Opening *opening) {
     cache->bytes_per_id = (int)header.bytes_per_id;
     cache->n_documents = (int64_t)header.n_documents;
     cache->n_tokens = (int64_t)header.n_tokens;
-    cache->n_skipped = (int64_t)header.n_skipped;
+    cache->n_skipped = cache->counts.n[RECORD_BAD] = (int64_t)header.n_skipped;
+    cache->counts.n[RECORD_TRUNCATED] = (int64_t)header.n_truncated;
+    cache->counts.n[RECORD_DROPPED] = (int64_t)header.n_dropped;
+    cache->counts.n[RECORD_MASKED] = (int64_t)header.n_masked;
     const FileStamp *stamps = (const FileStamp *)(const void *)(cache->start + header.n_documents + 1);
     const uint32_t *crcs = (const uint32_t *)(const void *)(stamps + header.n_files);
     if (header.n_skipped && opening->options->fail_on_error)
@@ -176,6 +182,7 @@ static int cache_key(uint64_t *key, const CacheOptions *options, char *const *fi
     hash = hash_bytes(numbers, sizeof numbers, hash);
     hash = hash_bytes(field, strlen(field) + 1, hash); /* with the NUL, so that parts do not run together */
     hash = hash_bytes(separator, strlen(separator) + 1, hash);
+    if (source->encoder) hash = hash_bytes(&source->encoder->key, sizeof source->encoder->key, hash);
     for (size_t i = 0; i < n_files; i++) {
         char *absolute = realpath(files[i], NULL);
         if (!absolute) FAIL(ERR_FAILED, "%s: realpath: %s", files[i], strerror(errno));
@@ -312,11 +319,31 @@ void token_cache_close(TokenCache *cache) {
 }
 
 void token_cache_read(const TokenCache *cache, int64_t first, int64_t n, int32_t *out) {
-    if (cache->bytes_per_id == 2) {
+    if (cache->bytes_per_id == 8) {
+        const WeightedId *ids = (const WeightedId *)cache->ids + first;
+        for (int64_t i = 0; i < n; i++) out[i] = (int32_t)ids[i].id;
+    } else if (cache->bytes_per_id == 2) {
         const uint16_t *ids = (const uint16_t *)cache->ids + first;
         for (int64_t i = 0; i < n; i++) out[i] = ids[i];
     } else {
         const int32_t *ids = (const int32_t *)cache->ids + first;
         memcpy(out, ids, (size_t)n * sizeof *out);
     }
+}
+
+bool token_cache_has_weights(const TokenCache *cache) {
+    return cache->bytes_per_id == sizeof(WeightedId);
+}
+
+void token_cache_weights(const TokenCache *cache, int64_t first, int64_t n, float *out) {
+    const WeightedId *ids = (const WeightedId *)cache->ids + (token_cache_has_weights(cache) ? first : 0);
+    for (int64_t i = 0; i < n; i++) out[i] = token_cache_has_weights(cache) ? ids[i].weight : 1.0f;
+}
+
+double token_cache_weight_sum(const TokenCache *cache, int64_t first, int64_t n) {
+    if (!token_cache_has_weights(cache)) return (double)n;
+    const WeightedId *ids = (const WeightedId *)cache->ids + first;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)ids[i].weight;
+    return sum;
 }

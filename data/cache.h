@@ -5,16 +5,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "data/encoder.h"
 #include "data/loader.h"
 #include "data/tokenizer/tokenizer.h"
 #include "model/core/file.h"
 
 typedef struct {
     FileMap map;
-    const void *ids;       /* [n_tokens] of uint16_t or uint32_t, in the file */
+    const void *ids;       /* [n_tokens] of uint16_t, uint32_t or both an uint32_t and a float, in the file */
     const uint64_t *start; /* [n_documents + 1]: where each document's tokens begin, in the file */
-    int bytes_per_id;      /* 2 or 4 */
+    int bytes_per_id;      /* 2, 4, or 8: with a weight */
     int64_t n_documents, n_tokens, n_skipped;
+    RecordCounts counts;  /* where an encoder made it; n_skipped is its RECORD_BAD */
     uint64_t fingerprint; /* of lengths and ids; the same wherever the source's files lie */
     bool was_built;       /* by this call; false: it was there */
 } TokenCache;
@@ -38,5 +40,9 @@ void token_cache_close(TokenCache *cache);
 
 /* `n` ids from token `first` on; the caller has checked the range. */
 void token_cache_read(const TokenCache *cache, int64_t first, int64_t n, int32_t *out);
+/* The weights of the loss of predicting them; 1 where the cache has none. */
+bool token_cache_has_weights(const TokenCache *cache);
+void token_cache_weights(const TokenCache *cache, int64_t first, int64_t n, float *out);
+double token_cache_weight_sum(const TokenCache *cache, int64_t first, int64_t n); /* in order, in fp64 */
 
 #endif

@@ -6,6 +6,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
+#include "model/core/threads.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PROGRESS_SECONDS = 10, OPEN_ATTEMPTS = 100 };
+enum { PROGRESS_SECONDS = 10, OPEN_ATTEMPTS = 100, MOST_REPORTED = 10 /* records of each kind, one by one */ };
 
 typedef struct {
     char *bytes; /* texts one after the other */
@@ -24,6 +25,11 @@ typedef struct {
     const char *texts[CACHE_BATCH_RECORDS];
     size_t sizes[CACHE_BATCH_RECORDS];
     TokenList ids[CACHE_BATCH_RECORDS];
+    EncodedRecord *encoded; /* [CACHE_BATCH_RECORDS] with an encoder, instead of ids */
+    struct {
+        const char *path;
+        int64_t line;
+    } place[CACHE_BATCH_RECORDS]; /* with an encoder */
     size_t n;
 } Batch;
 
@@ -39,6 +45,7 @@ typedef struct {
     uint32_t *crcs;
     size_t crcs_capacity;
     Batch *batch;
+    RecordCounts counts; /* with an encoder */
     time_t begun, reported;
 } Build;
 
@@ -78,7 +85,8 @@ static int write_chunk(Build *build) {
     return OK;
 }
 
-static int add_document(Build *build, const int32_t *ids, size_t n) {
+/* `weights`: NULL, or one a token, where the cache has them. */
+static int add_document(Build *build, const int32_t *ids, const float *weights, size_t n) {
     CacheHeader *header = &build->header;
     if (n == 0) return OK; /* nothing to learn from */
     if (header->n_documents == UINT32_MAX)
@@ -86,7 +94,10 @@ static int add_document(Build *build, const int32_t *ids, size_t n) {
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || (uint32_t)ids[i] >= header->vocab_size)
             FAIL(ERR_FAILED, "the tokenizer gave id %d; its vocabulary has %u", ids[i], header->vocab_size);
-        if (header->bytes_per_id == 2) {
+        if (weights) {
+            WeightedId both = {(uint32_t)ids[i], weights[i]};
+            memcpy(build->chunk + build->chunk_used, &both, sizeof both);
+        } else if (header->bytes_per_id == 2) {
             uint16_t narrow = (uint16_t)ids[i];
             memcpy(build->chunk + build->chunk_used, &narrow, sizeof narrow);
         } else {
@@ -135,6 +146,8 @@ static int batch_add(Batch *batch, const Record *record) {
     }
     if (record->size) memcpy(batch->bytes + batch->used, record->text, record->size);
     batch->begin[batch->n] = batch->used;
+    batch->place[batch->n].path = record->path;
+    batch->place[batch->n].line = record->line;
     batch->sizes[batch->n++] = record->size;
     batch->used += record->size;
     return OK;
@@ -143,6 +156,7 @@ static int batch_add(Batch *batch, const Record *record) {
 static void batch_clear(Batch *batch) {
     for (size_t i = 0; i < batch->n; i++) token_list_free(&batch->ids[i]);
     memset(batch->ids, 0, batch->n * sizeof *batch->ids);
+    for (size_t i = 0; batch->encoded && i < batch->n; i++) encoded_record_free(&batch->encoded[i]);
     batch->n = batch->used = 0;
     if (batch->capacity > 2 * (size_t)CACHE_BATCH_BYTES) { /* a giant record's room is given back */
         free(batch->bytes);
@@ -151,14 +165,105 @@ static void batch_clear(Batch *batch) {
     }
 }
 
+/* ---- records that are more than text ---------------------------------------------------------------------------- */
+
+typedef struct {
+    const RecordEncoder *encoder;
+    Batch *batch;
+    int rc; /* the first error of any thread, whose text is in its record */
+} Encoding;
+
+static void encode_part(void *context, size_t begin, size_t end, int thread) {
+    (void)thread;
+    Encoding *encoding = context;
+    Batch *batch = encoding->batch;
+    void *scratch = NULL;
+    for (size_t i = begin; i < end; i++) {
+        EncodedRecord *out = &batch->encoded[i];
+        int rc = encoding->encoder->encode(encoding->encoder, &scratch, batch->texts[i], batch->sizes[i], out);
+        if (rc == OK) continue;
+        free(out->text);
+        out->text = strdup(error_text()); /* errors are each thread's own */
+        int none = OK;
+        __atomic_compare_exchange_n(&encoding->rc, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+        break;
+    }
+    encoding->encoder->free_scratch(scratch);
+}
+
+static bool is_refused(const Build *build, RecordOutcome outcome) {
+    return outcome == RECORD_REFUSED || (outcome == RECORD_BAD && build->options->fail_on_error);
+}
+
+/* One warning a record, up to a number of each kind; all are counted. */
+static void report_record(Build *build, size_t i) {
+    const EncodedRecord *record = &build->batch->encoded[i];
+    static const char *const doing[N_RECORD_OUTCOMES] = {
+        [RECORD_DROPPED] = "left out: ", [RECORD_MASKED] = "left out: ", [RECORD_BAD] = "left out: "};
+    int64_t n = ++build->counts.n[record->outcome];
+    if (record->outcome == RECORD_KEPT || n > MOST_REPORTED) return;
+    bool refused = is_refused(build, record->outcome);
+    log_warning("%s:%lld: %s%s", build->batch->place[i].path, (long long)build->batch->place[i].line,
+                refused || !doing[record->outcome] ? "" : doing[record->outcome], record->text ? record->text : "");
+    if (n == MOST_REPORTED)
+        log_warning("further records of this kind are only counted; 'cria data lint' names them all");
+}
+
+static int batch_encode_records(Build *build) {
+    Batch *batch = build->batch;
+    Encoding encoding = {.encoder = build->options->source->encoder, .batch = batch};
+    parallel_for(batch->n, 1, encode_part, &encoding);
+    for (size_t i = 0; i < batch->n && encoding.rc != OK; i++)
+        if (batch->encoded[i].text && batch->encoded[i].ids.n == 0)
+            FAIL(encoding.rc, "%s:%lld: %s", batch->place[i].path, (long long)batch->place[i].line,
+                 batch->encoded[i].text);
+    TRY(encoding.rc);
+    for (size_t i = 0; i < batch->n; i++) {
+        const EncodedRecord *record = &batch->encoded[i];
+        report_record(build, i);
+        if (record->outcome == RECORD_KEPT || record->outcome == RECORD_TRUNCATED)
+            TRY(add_document(build, record->ids.ids, record->weights, record->ids.n));
+    }
+    batch_clear(batch);
+    return OK;
+}
+
+/* All records have been seen; whether they may be used. */
+static int settle_counts(Build *build) {
+    const RecordCounts *counts = &build->counts;
+    CacheHeader *header = &build->header;
+    int64_t refused = counts->n[RECORD_REFUSED] + (build->options->fail_on_error ? counts->n[RECORD_BAD] : 0);
+    if (refused > 0)
+        FAIL(ERR_REFUSED,
+             "%s: %lld of its records cannot be trained on, as named above; correct or remove them (data.on_error: "
+             "skip leaves malformed ones out, sft.overlong: drop or truncate-left those that are too long)",
+             build->options->source->path, (long long)refused);
+    header->n_skipped = (uint64_t)counts->n[RECORD_BAD];
+    header->n_truncated = (uint64_t)counts->n[RECORD_TRUNCATED];
+    header->n_dropped = (uint64_t)counts->n[RECORD_DROPPED];
+    header->n_masked = (uint64_t)counts->n[RECORD_MASKED];
+    if (header->n_documents == 0)
+        FAIL(ERR_REFUSED,
+             "%s: nothing to learn from: of %lld records none is kept (%lld malformed, %lld too long, %lld in which no "
+             "token is learned)",
+             build->options->source->path,
+             (long long)(counts->n[RECORD_BAD] + counts->n[RECORD_DROPPED] + counts->n[RECORD_MASKED]),
+             (long long)counts->n[RECORD_BAD], (long long)counts->n[RECORD_DROPPED],
+             (long long)counts->n[RECORD_MASKED]);
+    return OK;
+}
+
+/* ---- all of them ------------------------------------------------------------------------------------------------ */
+
 static int batch_encode(Build *build) {
     Batch *batch = build->batch;
     for (size_t i = 0; i < batch->n; i++) batch->texts[i] = batch->bytes ? batch->bytes + batch->begin[i] : "";
+    if (batch->encoded) return batch_encode_records(build);
     int rc = tokenizer_encode_many(build->options->tokenizer, batch->texts, batch->sizes, batch->n,
                                    build->options->flags, batch->ids);
     if (rc != OK) error_context(rc, "tokenising %s", build->options->source->path);
     TRY(rc);
-    for (size_t i = 0; i < batch->n; i++) TRY(add_document(build, batch->ids[i].ids, batch->ids[i].n));
+    for (size_t i = 0; i < batch->n; i++) TRY(add_document(build, batch->ids[i].ids, NULL, batch->ids[i].n));
     batch_clear(batch);
     return OK;
 }
@@ -187,6 +292,8 @@ static int tokenise(Build *build, RecordReader *reader) {
         }
         if (!found) break;
     }
+    build->counts.n[RECORD_BAD] += records_skipped(reader);
+    if (batch->encoded) return settle_counts(build);
     build->header.n_skipped = (uint64_t)records_skipped(reader);
     if (build->header.n_documents == 0)
         FAIL(ERR_REFUSED, "%s: no text in it (%lld bad records were skipped)", build->options->source->path,
@@ -225,6 +332,10 @@ static int build_start(Build *build, const char *path) {
     build->chunk = malloc(CACHE_CHUNK);
     build->batch = calloc(1, sizeof *build->batch);
     if (!build->chunk || !build->batch) FAIL(ERR_FAILED, "out of memory");
+    if (build->options->source->encoder) {
+        build->batch->encoded = calloc(CACHE_BATCH_RECORDS, sizeof *build->batch->encoded);
+        if (!build->batch->encoded) FAIL(ERR_FAILED, "out of memory");
+    }
     TRY(reserve(&build->start, &build->start_capacity, 0, sizeof *build->start));
     build->start[0] = 0;
     TRY(open_temporary(build, path));
@@ -238,6 +349,7 @@ static void build_free(Build *build) {
     if (build->batch) {
         batch_clear(build->batch);
         free(build->batch->bytes);
+        free(build->batch->encoded);
     }
     free(build->temporary);
     free(build->chunk);
@@ -265,6 +377,7 @@ int token_cache_build(const char *path, const CacheOptions *options, char *const
     memcpy(build.header.magic, CACHE_MAGIC, sizeof build.header.magic);
     build.header.version = CACHE_VERSION;
     build.header.bytes_per_id = vocab_size <= (uint32_t)UINT16_MAX + 1 ? sizeof(uint16_t) : sizeof(int32_t);
+    if (source->encoder) build.header.bytes_per_id = sizeof(WeightedId);
     build.header.vocab_size = vocab_size;
     build.header.key = key;
     build.header.n_files = n_files;
@@ -273,7 +386,8 @@ int token_cache_build(const char *path, const CacheOptions *options, char *const
                                                         .n_paths = n_files,
                                                         .field = source->field,
                                                         .separator = source->separator,
-                                                        .fail_on_error = options->fail_on_error}));
+                                                        .fail_on_error = options->fail_on_error,
+                                                        .whole = source->encoder != NULL}));
     TRY_TO(done, tokenise(&build, reader));
     TRY_TO(done, write_tables(&build, records_stamps(reader)));
     TRY_TO(done, commit(&build, path));

@@ -14,12 +14,15 @@
  *      0  magic "CRIATOKS"                     64  CRC32C of start, stamps and chunk CRCs
  *      8  version, bytes_per_id (u32 each)     68  vocabulary size (u32)
  *     16  key                                  72  when the build began (ns since 1970)
- *     24  n_documents                          80  zeros
- *     32  n_tokens                            124  CRC32C of bytes 0..123
- *     40  n_files                             128  ids, then zeros up to a multiple of 8
- *     48  n_skipped                             …  start       u64[n_documents + 1]
- *     56  n_chunks                              …  stamps      FileStamp[n_files]
+ *     24  n_documents                          80  records truncated, dropped, masked (u64 each)
+ *     32  n_tokens                            104  zeros
+ *     40  n_files                             124  CRC32C of bytes 0..123
+ *     48  n_skipped                           128  ids, then zeros up to a multiple of 8
+ *     56  n_chunks                              …  start       u64[n_documents + 1]
+ *                                               …  stamps      FileStamp[n_files]
  *                                               …  chunk CRCs  u32[n_chunks], one per CACHE_CHUNK bytes of ids
+ *
+ * bytes_per_id is 2 (u16), 4 (u32), or 8: a u32 and then the weight of its loss, fp32.
  */
 enum { CACHE_VERSION = 1, CACHE_CHUNK = 4 << 20 };
 /* What is encoded at once while a cache is made: no more text, or records, unless one record is larger. */
@@ -31,10 +34,18 @@ typedef struct {
     uint64_t key, n_documents, n_tokens, n_files, n_skipped, n_chunks;
     uint32_t tables_crc, vocab_size;
     int64_t built;
-    char zeros[44];
+    uint64_t n_truncated, n_dropped, n_masked;
+    char zeros[20];
     uint32_t header_crc;
 } CacheHeader;
 _Static_assert(sizeof(CacheHeader) == 128, "the header is 128 bytes");
+
+/* A token with the weight of its loss. */
+typedef struct {
+    uint32_t id;
+    float weight;
+} WeightedId;
+_Static_assert(sizeof(WeightedId) == 8, "a weighted id is 8 bytes");
 
 /* Tokenises the files into a new cache file at `path`: complete, or absent. */
 int token_cache_build(const char *path, const CacheOptions *options, char *const *files, size_t n_files, uint64_t key);

@@ -54,7 +54,7 @@ static int cut_document(Corpus *corpus, double share) {
 
 static int split(Corpus *corpus, double share) {
     uint32_t n_train, n_validation, n = (uint32_t)corpus->cache.n_documents;
-    if (n == 1) return cut_document(corpus, share);
+    if (n == 1 && !token_cache_has_weights(&corpus->cache)) return cut_document(corpus, share);
     TRY(order_split(&corpus->train_documents, &n_train, &corpus->validation_documents, &n_validation, n, share,
                     corpus->options->seed, corpus->index));
     corpus->train = (DocumentSet){corpus->cache.start, corpus->train_documents, n_train};
@@ -83,7 +83,7 @@ int corpus_open_train(Corpus *corpus, const SourceOptions *source, const LoaderO
     TRY(open_cache(corpus, source, options, tokenizer));
     TRY(split(corpus, validation));
     corpus->train_tokens = count_tokens(&corpus->train);
-    bool apart = options->packing == PACKING_BEST_FIT || options->document_mask;
+    bool apart = options->packing != PACKING_STREAM || options->document_mask;
     if (corpus->train_tokens < 2 || (apart && corpus->train_tokens == (int64_t)corpus->train.n_documents))
         FAIL(ERR_REFUSED, "%s: nothing to learn from: no training document has more than one token", source->path);
     return plan_validation(corpus);

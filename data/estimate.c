@@ -73,7 +73,8 @@ static int sample_records(SourceSize *size, const SourceOptions *source, const T
     TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = files,
                                                         .n_paths = n_files,
                                                         .field = source->field,
-                                                        .separator = source->separator}));
+                                                        .separator = source->separator,
+                                                        .whole = source->encoder != NULL}));
     while (text < SAMPLE_BYTES) {
         Record record;
         double more;
@@ -99,7 +100,7 @@ done:
 static int sample_source(SourceSize *size, const SourceOptions *source, const Tokenizer *tokenizer, int flags,
                          char *const *files, size_t n_files) {
     double on_disk = 0, largest = 0;
-    bool has_records = source->separator && *source->separator;
+    bool has_records = source->encoder || (source->separator && *source->separator);
     for (size_t i = 0; i < n_files; i++) {
         uint64_t bytes;
         TRY(file_size(&bytes, files[i]));
@@ -190,7 +191,7 @@ static double step_bytes(const LoaderOptions *options, double mean_document) {
     sequences = (double)(int64_t)sequences;
     double tokens = sequences * options->context;
     double runs = sequences + (mean_document > 0 ? tokens / mean_document : 0);
-    double segments = options->packing == PACKING_BEST_FIT || options->document_mask ? runs : sequences;
+    double segments = options->packing != PACKING_STREAM || options->document_mask ? runs : sequences;
     int per_micro = options->tokens_per_microbatch / options->context;
     double micros = sequences / per_micro + 1;
     return (double)batch_memory_bytes((size_t)tokens, (size_t)segments, (size_t)sequences, (size_t)micros) +

@@ -31,6 +31,7 @@ struct Loader {
     Mix mix;
     int64_t sequences_per_step, sequences_per_epoch, n_validation_sequences, skipped;
     uint64_t fingerprint;
+    bool has_weights; /* every training source's cache has them */
     SequenceList list;
     BatchMemory memory;
 };
@@ -140,6 +141,7 @@ static int open_all(Loader *loader, const LoaderOptions *options, const Tokenize
         TRY(corpus_open_train(&loader->sources[i], &options->sources[i], &loader->options, i,
                               loader->own_validation ? 0 : options->validation, tokenizer));
         loader->skipped += loader->sources[i].cache.n_skipped;
+        loader->has_weights = (i == 0 || loader->has_weights) && token_cache_has_weights(&loader->sources[i].cache);
     }
     while (loader->n_own_validation < options->n_validation_sources) {
         int i = loader->n_own_validation++;
@@ -232,6 +234,16 @@ int64_t loader_validation_tokens(const Loader *loader) {
 int64_t loader_skipped_records(const Loader *loader) {
     return loader->skipped;
 }
+static void add_counts(RecordCounts *sum, const Corpus *sources, int n) {
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < N_RECORD_OUTCOMES; k++) sum->n[k] += sources[i].cache.counts.n[k];
+}
+RecordCounts loader_record_counts(const Loader *loader) {
+    RecordCounts sum = {{0}};
+    add_counts(&sum, loader->sources, loader->n_sources);
+    add_counts(&sum, loader->own_validation, loader->n_own_validation);
+    return sum;
+}
 uint64_t loader_fingerprint(const Loader *loader) {
     return loader->fingerprint;
 }
@@ -245,6 +257,17 @@ int64_t loader_validation_steps(const Loader *loader) {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
+/* The weights of the targets of a sequence's tokens. */
+static double weight_of(const Sequence *sequence, const RunList *runs) {
+    double sum = 0;
+    for (size_t i = sequence->first_run; i < sequence->end_run; i++) {
+        const Run *run = &runs->runs[i];
+        sum += token_cache_weight_sum(sequence->cache, run->first + 1, run->n - 1);
+        if (run->next >= 0) sum += token_cache_weight_sum(sequence->cache, run->next, 1);
+    }
+    return sum;
+}
+
 /* Adds a sequence to the step: its sums on every rank, its runs only on the one whose it is. */
 static int add_sequence(Loader *loader, StepBatch *batch, const EpochPlan *plan, int64_t within, Sequence sequence,
                         bool is_mine) {
@@ -254,7 +277,7 @@ static int add_sequence(Loader *loader, StepBatch *batch, const EpochPlan *plan,
     TRY(plan_sequence(plan, within, &list->runs, &sequence.n_tokens, &n_targets));
     sequence.end_run = list->runs.n;
     batch->total_tokens += sequence.n_tokens;
-    batch->total_weight += n_targets;
+    batch->total_weight += token_cache_has_weights(sequence.cache) ? weight_of(&sequence, &list->runs) : n_targets;
     if (is_mine) return sequence_list_add(list, sequence);
     list->runs.n = sequence.first_run;
     return OK;
@@ -290,6 +313,11 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
         int source = mix_source(&loader->mix, step * n + i);
         TRY_TO(done, add_train_sequence(loader, batch, source, next[source]++, is_mine(&loader->options, i, n)));
     }
+    if (loader->has_weights && !(batch->total_weight > 0))
+        FAIL_TO(done, ERR_REFUSED,
+                "step %lld has not one token that is learned: all weights of its records are 0; look at them with "
+                "'cria data show', and at sft.train_on",
+                (long long)step);
     TRY_TO(done, batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch));
 done:
     free(next);

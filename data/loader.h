@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "data/encoder.h"
 #include "data/tokenizer/tokenizer.h"
 
 /* One flat run of tokens (DESIGN: a batch). Arrays of n_tokens except segment_start (n_segments + 1). */
@@ -34,9 +35,15 @@ typedef struct {
     const char *field;     /* JSONL: the key that holds the text; default "text" */
     double weight;         /* share of the mix (tokens); relative */
     const char *separator; /* plain text: what ends a document; NULL: a file is one document */
+    const RecordEncoder
+        *encoder; /* of records that are more than text, which is then JSONL or a JSON array; NULL: text */
 } SourceOptions;
 
-typedef enum { PACKING_STREAM, PACKING_BEST_FIT } Packing;
+typedef enum {
+    PACKING_STREAM,
+    PACKING_BEST_FIT,
+    PACKING_ALONE, /* a sequence is a document, or a piece of one of `context` tokens */
+} Packing;
 
 typedef struct {
     const SourceOptions *sources;
@@ -72,6 +79,8 @@ int64_t loader_validation_tokens(const Loader *loader);
 int loader_n_validation_sources(const Loader *loader);
 const char *loader_validation_source_name(const Loader *loader, int source);
 int64_t loader_skipped_records(const Loader *loader);
+/* What encoders have said of the records of all sources, those for validation too. */
+RecordCounts loader_record_counts(const Loader *loader);
 /* Steps after which as many sequences were taken as one epoch of every source holds (the sources themselves pass at the
  * pace of their weights). */
 int64_t loader_steps_per_epoch(const Loader *loader);
@@ -80,7 +89,7 @@ uint64_t loader_fingerprint(const Loader *loader); /* changes when the order or 
 /* This rank's micro-batches of step 0, 1, 2, …; valid until the next call. total_weight is Σ of weights over all
  * ranks' micro-batches of the step, total_tokens the tokens likewise. Any step may be asked for at any time. A rank may
  * have no micro-batch (fewer sequences than ranks); total_weight may be 0 where documents are kept apart and every
- * token of a small step ends its document. */
+ * token of a small step ends its document. A step of encoded records in which nothing has a weight is refused. */
 typedef struct {
     MicroBatch *micro;
     int n_micro;

@@ -134,9 +134,19 @@ static size_t best_fit(Window *window) {
     return n_sequences;
 }
 
+/* The same, each piece a sequence. */
+static size_t each_alone(Window *window) {
+    for (size_t i = 0; i < window->n; i++) {
+        window->sequence_of[i] = (uint32_t)i;
+        window->n_in[i] = 1;
+    }
+    return window->n;
+}
+
 /* Packs the window's pieces and appends its sequences to the plan. */
 static int window_pack(Window *window, EpochPlan *plan) {
-    size_t n_sequences = best_fit(window), had = (size_t)plan->n_sequences;
+    size_t n_sequences = plan->options.packing == PACKING_ALONE ? each_alone(window) : best_fit(window),
+           had = (size_t)plan->n_sequences;
     uint64_t first = had ? plan->first_piece[had] : 0;
     if (first + window->n > plan->pieces_capacity) {
         plan->pieces_capacity = 2 * ((size_t)first + window->n);

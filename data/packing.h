@@ -9,6 +9,8 @@
  * PACKING_WINDOW documents packed, longest first, each into the sequence that it fills best. Every piece is a segment.
  * A piece's last token has the document's next token as its target, the document's last token has none.
  *
+ * PACKING_ALONE: the same pieces, each a sequence.
+ *
  * Memory: twelve bytes per document (stream), or eight per piece and per sequence (best fit). */
 #ifndef CRIA_DATA_PACKING_H
 #define CRIA_DATA_PACKING_H

@@ -27,7 +27,9 @@ struct Generator {
     Tape *tape;
     Tensor *last, *logits; /* last: for each sequence that samples, its last row in the batch */
     int capacity;
-    Sequence *sequences;                                                     /* [max_batch] */
+    size_t n_computed;
+    Sequence *sequences; /* [max_batch] */
+    TokenList *kept;     /* [max_batch] with `keep`: whose keys and values a slot's cache holds */
     int32_t *ids, *positions, *slots, *last_rows, *segment_start, *samplers; /* one step's batch */
 };
 
@@ -42,11 +44,12 @@ int generator_new(Generator **out, Llama *model, const Tokenizer *tokenizer, Gen
     g->capacity = options.max_batch > PREFILL_CHUNK ? options.max_batch : PREFILL_CHUNK;
     size_t rows = (size_t)g->capacity + 1, slots = (size_t)options.max_batch;
     g->sequences = calloc(slots, sizeof *g->sequences);
+    g->kept = calloc(slots, sizeof *g->kept);
     g->ids = malloc((3 * rows + 3 * slots + 1) * sizeof *g->ids);
     if (options.max_batch <= 0 || options.max_sequence <= 1 || options.max_sequence > model->rotary.n_positions)
         FAIL_TO(failed, ERR_USAGE, "max_batch %d and max_sequence %d; at least 1, and 2 to %d, are expected",
                 options.max_batch, options.max_sequence, model->rotary.n_positions);
-    if (!g->sequences || !g->ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    if (!g->sequences || !g->kept || !g->ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
     g->positions = g->ids + rows;
     g->slots = g->positions + rows;
     g->last_rows = g->slots + rows;
@@ -80,6 +83,8 @@ static void sequence_clear(Sequence *sequence) {
 void generator_free(Generator *g) {
     if (!g) return;
     for (int s = 0; g->sequences && s < g->options.max_batch; s++) sequence_clear(&g->sequences[s]);
+    for (int s = 0; g->kept && s < g->options.max_batch; s++) token_list_free(&g->kept[s]);
+    free(g->kept);
     tape_free(g->tape);
     kv_cache_free(g->cache);
     free(g->sequences);
@@ -87,6 +92,9 @@ void generator_free(Generator *g) {
     free(g);
 }
 
+size_t generator_computed(const Generator *g) {
+    return g->n_computed;
+}
 size_t generator_bytes(const Generator *g) {
     return g->cache->bytes + tape_bytes(g->tape);
 }
@@ -99,7 +107,18 @@ void generation_free(Generation *generation) {
 
 /* ---- one step: the batch, and its forward pass ---- */
 
-static int start_sequence(Generator *g, Sequence *sequence, const TokenList *prompt, size_t index) {
+/* What the slot's cache holds of the prompt need not be computed again, but for its last token, which samples. What
+ * lies beyond is about to be overwritten. */
+static void reuse_cache(Generator *g, int slot) {
+    TokenList *kept = &g->kept[slot];
+    Sequence *q = &g->sequences[slot];
+    size_t n = 0;
+    while (n + 1 < q->tokens.n && n < kept->n && kept->ids[n] == q->tokens.ids[n]) n++;
+    q->n_cached = kept->n = n;
+}
+
+static int start_sequence(Generator *g, int slot, const TokenList *prompt, size_t index) {
+    Sequence *sequence = &g->sequences[slot];
     int32_t bos = tokenizer_bos(g->tokenizer);
     sequence->prompt = (ptrdiff_t)index;
     TRY(token_list_append(&sequence->tokens, prompt->ids, prompt->n));
@@ -111,6 +130,7 @@ static int start_sequence(Generator *g, Sequence *sequence, const TokenList *pro
     if (sequence->n_prompt >= (size_t)g->options.max_sequence)
         FAIL(ERR_REFUSED, "prompt %zu has %zu tokens; with max_sequence %d there is no room for an answer", index,
              sequence->n_prompt, g->options.max_sequence);
+    if (g->options.keep) reuse_cache(g, slot);
     return OK;
 }
 
@@ -248,6 +268,13 @@ static int finish(Sequence *q, FinishReason reason, Generation *out) {
     return OK;
 }
 
+/* The tokens whose keys and values the slot's cache holds. */
+static int keep_cache(Generator *g, int slot) {
+    const Sequence *q = &g->sequences[slot];
+    g->kept[slot].n = 0;
+    return token_list_append(&g->kept[slot], q->tokens.ids, q->n_cached);
+}
+
 /* ---- the run ---- */
 
 static int sample_all(Generator *g, Sampler *sampler, const TapeBatch *batch, const GenerateOptions *options,
@@ -266,6 +293,7 @@ static int sample_all(Generator *g, Sampler *sampler, const TapeBatch *batch, co
         TRY(accept(g, q, id, options, &reason, &finished));
         if (!finished) continue;
         (*n_finished)++;
+        if (g->options.keep) TRY(keep_cache(g, g->samplers[i]));
         TRY(finish(q, reason, &out[q->prompt]));
     }
     return OK;
@@ -274,6 +302,7 @@ static int sample_all(Generator *g, Sampler *sampler, const TapeBatch *batch, co
 static int step(Generator *g, Sampler *sampler, const GenerateOptions *options, Generation *out, size_t *n_finished) {
     TapeBatch batch;
     fill_batch(g, &batch);
+    g->n_computed += (size_t)batch.n_tokens;
     TRY(tape_bind(g->tape, 0, &batch));
     tape_bind_input(0, g->last, g->last_rows);
     TRY(tape_forward(g->tape, 0));
@@ -289,7 +318,7 @@ int generator_run(Generator *g, const TokenList *prompts, size_t n, const Genera
     while (n_finished < n) {
         for (int s = 0; s < g->options.max_batch && next < n; s++)
             if (g->sequences[s].prompt == IDLE) {
-                TRY_TO(done, start_sequence(g, &g->sequences[s], &prompts[next], next));
+                TRY_TO(done, start_sequence(g, s, &prompts[next], next));
                 next++;
             }
         TRY_TO(done, step(g, sampler, options, out, &n_finished));

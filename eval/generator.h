@@ -11,12 +11,15 @@
 typedef struct {
     int max_batch;    /* sequences at once */
     int max_sequence; /* tokens of prompt and continuation, at most; sizes the cache */
+    bool keep; /* what is in the cache stays from run to run: a prompt that begins like what its slot held (slot 0 for
+                  one prompt) is computed only from where they part: turns of a conversation */
 } GeneratorOptions;
 
 typedef struct Generator Generator;
 int generator_new(Generator **generator, Llama *model, const Tokenizer *tokenizer, GeneratorOptions options);
 void generator_free(Generator *generator);
-size_t generator_bytes(const Generator *generator); /* cache and activations */
+size_t generator_computed(const Generator *generator); /* tokens put through the model so far */
+size_t generator_bytes(const Generator *generator);    /* cache and activations */
 
 typedef enum { FINISH_STOP_TOKEN, FINISH_STOP_TEXT, FINISH_LENGTH, FINISH_CONTEXT } FinishReason;
 

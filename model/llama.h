@@ -57,6 +57,13 @@ typedef struct {
 /* Element e of the parameter named N is a function of (seed, N, e) alone: the same for any layout. */
 int llama_init(Llama *model, LlamaInit init);
 
+/* Copies every parameter of `from`, a model of the same shape but that its vocabulary may be smaller: the rows beyond
+ * it are left alone. */
+void llama_copy_rows(Llama *to, const Llama *from);
+/* Sets the rows first … of embedding and head to the mean of the rows before them, so that a new token begins as an
+ * average one (Hewitt 2021, "Initializing new word embeddings for pretrained language models"). */
+void llama_init_new_rows(Llama *model, int first);
+
 /* Writes the packings from the fp32 values, where there are any: after whoever changed the values but the optimizer. */
 void llama_pack(Llama *model);
 

@@ -67,9 +67,9 @@ static void compare_gradients(Adapted *adapted, const char *table, const char *n
     Lora *lora = adapted->lora;
     NamedArray *gradients;
     size_t n, elements = 0;
-    float **storage = arena_alloc(&golden->arena, (size_t)lora->n_weights * sizeof *storage);
+    void **storage = arena_alloc(&golden->arena, (size_t)lora->n_weights * sizeof *storage);
     for (int i = 0; i < lora->n_weights; i++) storage[i] = lora->weights[i]->grad;
-    CHECK_OK(lora_arrays(lora, storage, "", &golden->arena, &gradients, &n));
+    CHECK_OK(lora_arrays(lora, (WeightStorage){storage, DTYPE_F32, NULL}, &golden->arena, &gradients, &n));
     for (size_t i = 0; i < n; i++) {
         char key[160];
         snprintf(key, sizeof key, "grad.%s", gradients[i].name);

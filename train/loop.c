@@ -197,8 +197,10 @@ int loop_validate(Loop *loop, Validation *result) {
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
-    *result = (Validation){
-        .loss = sums.loss / sums.weight, .accuracy = sums.correct / sums.scored, .tokens = (int64_t)sums.scored};
+    *result = (Validation){.loss = sums.loss / sums.weight,
+                           .accuracy = sums.correct / sums.scored,
+                           .entropy = sums.entropy / sums.scored,
+                           .tokens = (int64_t)sums.scored};
     memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
     memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
     return OK;
@@ -248,6 +250,7 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "learning_rate", result->learning_rate);
     put(&figures, "num_tokens", (double)state->tokens);
     put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
     put(&figures, "tokens_per_second", rate);
     put(&figures, "memory", memory_gib());
     put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
@@ -261,6 +264,7 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     const Loader *loader = loop->parts.loader;
     put(&figures, "eval_loss", result->loss);
     put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
     put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->source_loss,
                       result->source_weight, loader, loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);

@@ -15,6 +15,7 @@ typedef struct {
     Recorded training, evaluation;
     float *gradient; /* [capacity] */
     int capacity;
+    bool entropy; /* is asked for */
 } Nll;
 
 static Recorded *recorded(Nll *self, bool training) {
@@ -24,7 +25,7 @@ static Recorded *recorded(Nll *self, bool training) {
 static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord record, bool training) {
     Recorded *r = recorded((Nll *)base, training);
     r->row_input = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false);
-    HeadOptions head = {.top1 = true};
+    HeadOptions head = {.top1 = true, .entropy = ((Nll *)base)->entropy};
     if (training)
         head.known_gradient = r->row_input;
     else
@@ -32,6 +33,7 @@ static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord rec
     r->out = llama_record(tape, model, record, head);
     tape_keep(r->out.logprob);
     tape_keep(r->out.top1);
+    if (head.entropy) tape_keep(r->out.entropy);
     return OK; /* a recording error is tape_plan's to tell */
 }
 
@@ -59,6 +61,7 @@ static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatc
     const Recorded *r = recorded((Nll *)base, training);
     const float *logprob = tape_value(tape, buffer, r->out.logprob);
     const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
+    const float *entropy = r->out.entropy ? tape_value(tape, buffer, r->out.entropy) : NULL;
     for (int s = 0; s < micro->n_segments; s++) {
         int source = micro->source[s] < OBJECTIVE_MAX_SOURCES ? micro->source[s] : OBJECTIVE_MAX_SOURCES - 1;
         for (int t = micro->segment_start[s]; t < micro->segment_start[s + 1]; t++) {
@@ -69,6 +72,7 @@ static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatc
             sums->weight += weight;
             sums->scored += 1;
             sums->correct += top1[t] == micro->targets[t];
+            if (entropy) sums->entropy += (double)entropy[t];
             sums->source_loss[source] -= weight * (double)logprob[t];
             sums->source_weight[source] += weight;
         }
@@ -81,7 +85,7 @@ static void nll_free(Objective *base) {
     free(self);
 }
 
-int nll_objective_new(Objective **objective, int capacity) {
+static int new_objective(Objective **objective, const char *name, int capacity, bool entropy) {
     Nll *self = calloc(1, sizeof *self);
     float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
     if (!self || !gradient) {
@@ -89,9 +93,18 @@ int nll_objective_new(Objective **objective, int capacity) {
         free(gradient);
         FAIL(ERR_FAILED, "out of memory");
     }
-    self->base = (Objective){"nll", nll_record, nll_bind, nll_collect, nll_free};
+    self->base = (Objective){name, nll_record, nll_bind, nll_collect, nll_free};
     self->gradient = gradient;
     self->capacity = capacity;
+    self->entropy = entropy;
     *objective = &self->base;
     return OK;
+}
+
+int nll_objective_new(Objective **objective, int capacity) {
+    return new_objective(objective, "nll", capacity, false);
+}
+
+int sft_objective_new(Objective **objective, int capacity) {
+    return new_objective(objective, "sft", capacity, true);
 }

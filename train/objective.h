@@ -17,6 +17,7 @@ typedef struct {
     double tokens;  /* tokens seen */
     double scored;  /* tokens with w > 0 */
     double correct; /* of those, top-1 equals the target */
+    double entropy; /* of those, the sum of the distributions' entropies; 0 where it is not asked for */
     double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES];
 } ObjectiveSums;
 enum { OBJECTIVE_SUMS = sizeof(ObjectiveSums) / sizeof(double) };
@@ -34,5 +35,7 @@ struct Objective {
 
 /* Negative log-likelihood of the next token: pretraining and SFT. `capacity` is the micro-batch's tokens at most. */
 int nll_objective_new(Objective **objective, int capacity);
+/* The same, and the entropy. */
+int sft_objective_new(Objective **objective, int capacity);
 
 #endif

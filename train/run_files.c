@@ -144,7 +144,7 @@ static int as_sources(const NamedArray *arrays, size_t n, size_t extra, Arena *a
 }
 
 /* The token ids of config.json and generation_config.json: the base's own, else the tokenizer's. */
-static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneration *generation) {
+static void base_tokens(const RunFiles *files, HfConfig *config, HfGeneration *generation) {
     if (files->base) {
         *generation = files->base->generation;
         config->bos_token_id = files->base->config.bos_token_id;
@@ -158,6 +158,22 @@ static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneratio
     memcpy(generation->eos_token_ids, config->eos_token_ids, sizeof generation->eos_token_ids);
 }
 
+/* Stop tokens come first: what has room for one end of a text takes the first. */
+static void add_stop(HfGeneration *generation, int32_t id) {
+    for (int i = 0; i < generation->n_eos; i++)
+        if (generation->eos_token_ids[i] == id) return;
+    if (generation->n_eos == HF_MAX_EOS) generation->n_eos--;
+    memmove(generation->eos_token_ids + 1, generation->eos_token_ids,
+            (size_t)generation->n_eos * sizeof *generation->eos_token_ids);
+    generation->eos_token_ids[0] = id;
+    generation->n_eos++;
+}
+
+static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneration *generation) {
+    base_tokens(files, config, generation);
+    for (size_t i = files->n_stop_tokens; i-- > 0;) add_stop(generation, files->stop_tokens[i]);
+}
+
 static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
     NamedArray *arrays, tokenizer = {0};
     NamedSource *sources;
@@ -167,7 +183,9 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
     HfConfig config = model_file_config(&files->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
-    const char *chat_template = files->base ? files->base->chat_template : NULL;
+    const char *chat_template = files->chat_template ? files->chat_template
+                                : files->base        ? files->base->chat_template
+                                                     : NULL;
     TRY(model_file_describe(&config, files->tokenizer, &generation, chat_template, files->resolved_config, arena,
                             &texts, &n_texts, &tokenizer));
     TRY(as_sources(arrays, n, 1, arena, &sources));

@@ -14,7 +14,10 @@ typedef struct {
     Llama *model;
     Optimizer *optimizer;
     const Tokenizer *tokenizer;
-    const ModelFile *base;       /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const ModelFile *base;      /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const char *chat_template;  /* Jinja, instead of the base's; NULL: the base's */
+    const int32_t *stop_tokens; /* that end an answer, besides EOS */
+    size_t n_stop_tokens;
     const char *resolved_config; /* YAML */
     uint64_t data_fingerprint;   /* loader_fingerprint */
     Mesh *mesh;

@@ -76,7 +76,10 @@ int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer) {
 
 /* ---- the data ---- */
 
-static int copy_sources(SourceOptions **out, int *n, const ConfigSources *sources, Arena *arena) {
+/* Stands for the encoder of conversations where only sizes are wanted. */
+static const RecordEncoder some_encoder = {0};
+
+static int copy_sources(SourceOptions **out, int *n, const ConfigSources *sources, const Config *config, Arena *arena) {
     ARENA_TRY(*out, arena, sources->n + 1);
     *n = (int)sources->n;
     for (size_t i = 0; i < sources->n; i++) {
@@ -85,7 +88,8 @@ static int copy_sources(SourceOptions **out, int *n, const ConfigSources *source
                                     .name = *from->name ? from->name : NULL,
                                     .field = from->field,
                                     .weight = from->weight,
-                                    .separator = *from->separator ? from->separator : NULL};
+                                    .separator = *from->separator ? from->separator : NULL,
+                                    .encoder = *config->template_name ? &some_encoder : NULL};
     }
     return OK;
 }
@@ -94,8 +98,8 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
     *options = (LoaderOptions){0};
-    TRY(copy_sources(&sources, &options->n_sources, &config->data_train, arena));
-    TRY(copy_sources(&validation, &options->n_validation_sources, &config->data_validation, arena));
+    TRY(copy_sources(&sources, &options->n_sources, &config->data_train, config, arena));
+    TRY(copy_sources(&validation, &options->n_validation_sources, &config->data_validation, config, arena));
     options->sources = sources;
     options->validation_sources = options->n_validation_sources > 0 ? validation : NULL;
     options->validation = config->data_validation.share;
@@ -104,6 +108,7 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     options->add_bos = config->data_add_bos;
     options->add_eos = config->data_add_eos;
     options->packing = (Packing)config->data_packing;
+    if (*config->template_name) options->packing = config->sft_packing ? PACKING_BEST_FIT : PACKING_ALONE;
     options->document_mask = config->data_document_mask;
     options->context = (int)config->train_context;
     options->tokens_per_batch = config->train_tokens_per_batch;

@@ -14,9 +14,10 @@
  * where the config has none. What was resolved is written back, so that the saved config says it. */
 int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
 
-/* n_sources is 0 where data.train is empty. Points into the config; `sources` and `validation` have room for the
- * config's lists (setup_sources allocates them in the arena). `cache` is where tokens are cached when the config does
- * not say. */
+/* n_sources is 0 where data.train is empty. With template.name, as `sft` sets it, the sources hold conversations: each
+ * has an encoder that only serves to estimate sizes. Points into the config; `sources` and `validation` have room for
+ * the config's lists (setup_sources allocates them in the arena). `cache` is where tokens are cached when the config
+ * does not say. */
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks);
 
 /* `auto` becomes what this CPU's kernels are best at, so that the saved config says what was computed. */

@@ -6,6 +6,7 @@
 
 #include "data/chat/template_parts.h"
 #include "model/core/error.h"
+#include "model/core/philox.h"
 
 enum { LONGEST_SPECIAL = 64 };
 
@@ -114,7 +115,6 @@ static int special_at(const ChatTemplate *chat, const char *at, int32_t *id, siz
     char name[LONGEST_SPECIAL + 1];
     size_t room = strnlen(at, LONGEST_SPECIAL);
     *size = 0;
-    if (*at != '<' && *at != '[' && *at != '{') return OK;
     if (strncmp(at, "{bos}", 5) == 0 || strncmp(at, "{eos}", 5) == 0) {
         *id = at[1] == 'b' ? chat->bos : chat->eos;
         *size = 5;
@@ -253,6 +253,28 @@ void chat_template_free(ChatTemplate *chat) {
     free(chat->date);
     free(chat->builtin_tools);
     free(chat);
+}
+
+static uint64_t hash_text(const char *text, uint64_t hash) {
+    char there = text != NULL;
+    hash = hash_bytes(&there, 1, hash);
+    return text ? hash_bytes(text, strlen(text) + 1, hash) : hash;
+}
+
+uint64_t chat_template_hash(const ChatTemplate *chat) {
+    const ChatTemplateSpec *spec = chat->spec;
+    const char flags[] = {spec->trim, spec->system_in_user, spec->always_system, spec->tool_json, spec->tool_calls};
+    const char *texts[] = {spec->begin,        spec->default_system, spec->default_system_input,
+                           spec->input_before, spec->call_tag,       spec->call_stop,
+                           chat->date,         chat->builtin_tools};
+    uint64_t hash = hash_bytes(flags, sizeof flags, HASH_START);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash = hash_text(texts[i], hash);
+    for (ChatRole r = 0; r < N_CHAT_ROLES; r++) {
+        hash = hash_text(spec->role[r].before, hash);
+        hash = hash_text(spec->role[r].after, hash);
+        hash = hash_text(spec->role[r].stop, hash);
+    }
+    return hash;
 }
 
 size_t chat_template_stops(const ChatTemplate *chat, int32_t stops[2]) {

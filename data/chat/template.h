@@ -59,6 +59,9 @@ int chat_template_new(ChatTemplate **chat, const ChatTemplateSpec *spec, const C
                       const Tokenizer *tokenizer);
 void chat_template_free(ChatTemplate *chat);
 
+/* Of all that the ids and weights depend on but the tokenizer. */
+uint64_t chat_template_hash(const ChatTemplate *chat);
+
 /* The tokens that end an answer, for generation. */
 size_t chat_template_stops(const ChatTemplate *chat, int32_t stops[2]);
 

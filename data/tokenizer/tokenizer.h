@@ -35,6 +35,9 @@ const char *tokenizer_kind(const Tokenizer *tokenizer);     /* "sentencepiece", 
  * tokenizer_config.json, special_tokens_map.json) into a directory. */
 int tokenizer_export(const Tokenizer *tokenizer, const char *directory);
 
+/* A new tokenizer: the same, and n more special tokens with the next ids. The names must be new. */
+int tokenizer_extend(Tokenizer **extended, const Tokenizer *tokenizer, const char *const *names, size_t n);
+
 int tokenizer_vocab_size(const Tokenizer *tokenizer);
 int32_t tokenizer_bos(const Tokenizer *tokenizer); /* -1 where there is none */
 int32_t tokenizer_eos(const Tokenizer *tokenizer);

@@ -1,0 +1,30 @@
+/* A model whose vocabulary grows: new tokens are new rows of the embedding and of the head. */
+#include <string.h>
+
+#include "model/llama.h"
+
+void llama_copy_rows(Llama *to, const Llama *from) {
+    for (int i = 0; i < to->n_weights; i++)
+        if (!to->weights[i]->tied)
+            memcpy(to->weights[i]->value, from->weights[i]->value,
+                   weight_elements(from->weights[i]) * sizeof *to->weights[i]->value);
+    llama_pack(to);
+}
+
+static void init_rows(Weight *weight, int first) {
+    size_t width = (size_t)weight->cols;
+    float *row = weight->value + (size_t)first * width;
+    for (size_t c = 0; c < width; c++) {
+        double sum = 0;
+        for (int r = 0; r < first; r++) sum += (double)weight->value[(size_t)r * width + c];
+        row[c] = (float)(sum / first);
+    }
+    for (int r = first + 1; r < weight->rows; r++) memcpy(weight->value + (size_t)r * width, row, width * sizeof *row);
+}
+
+void llama_init_new_rows(Llama *model, int first) {
+    if (first <= 0 || first >= model->shape.vocab_size) return;
+    init_rows(&model->embedding, first);
+    if (!model->head.tied) init_rows(&model->head, first);
+    llama_pack(model);
+}

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Instructions to an assistant: cria sft from a base, the files it leaves, and the known ways of going wrong.
+. tests/e2e.bash
+
+make_folder sft
+cd "$scratch/sft" || exit 1
+run 0 pretrain config.yaml output=base train.steps=10 model.max_context=256 train.checkpoint_every=0
+tell "a base is made" $?
+
+# Questions with one right answer each; the model is tiny, so they are short.
+make_records() { # FILE N
+    awk -v n="$2" 'BEGIN { for (i = 0; i < n; i++) printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\"}\n", 97 + i % 5, 97 + i % 5, 97 + i % 5 }' >"$1"
+}
+make_records records.jsonl 200
+cat >sft.yaml <<'END'
+output: tuned
+model: {base: base}
+template: {name: chatml}
+data: {train: [{path: records.jsonl}], validation: 0.1}
+sft: {sample_prompts: ["say b"]}
+optim: {lr: 1.0e-2, schedule: constant, warmup: 0}
+train: {steps: 150, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 128, validate_every: 50, sample_every: 150, checkpoint_every: 20, checkpoint_minutes: 0}
+generate: {max_new_tokens: 20, temperature: 0}
+END
+
+run 0 sft sft.yaml && says 'the vocabulary grows from 258 to 260' && says 'validation loss' && each_step_once tuned 150
+tell "sft trains, and new tokens grow the embedding" $?
+says 'step 150: say b' && ! says 'no stop' && says '-> bb'
+tell "the assistant has learned to answer, and to stop" $?
+grep -q '"entropy": ' tuned/metrics.jsonl && grep -q '"mean_token_accuracy": ' tuned/metrics.jsonl && grep -q '"eval_entropy": ' tuned/metrics.jsonl
+tell "entropy and token accuracy are measured" $?
+
+losses tuned >whole
+sums tuned 150 >whole.sums
+mkdir ../parts && cp -r base records.jsonl sft.yaml ../parts
+(cd ../parts && run 0 sft sft.yaml train.steps=40 && run 0 sft sft.yaml && says 'resuming at step 40' && sums tuned 150 | cmp - ../sft/whole.sums)
+tell "stopped and resumed, the same bits" $?
+run 0 sft sft.yaml output=micro train.tokens_per_microbatch=128 train.steps=10 && losses micro | grep -v eval >first &&
+    head -n 10 whole | paste - first | awk '{ d = $2 - $4; if (d < 0) d = -d; if (d > 1e-5) bad = 1 } END { exit bad || NR != 10 }'
+tell "accumulation weights as one batch does, whatever the micro-batches" $?
+
+# ---- what a model is, besides its parameters ----
+run 0 export tuned hf && grep -q '^{#- cria {"name":"chatml"' hf/chat_template.jinja && grep -q '<|im_end|>' hf/tokenizer.json && grep -q '"vocab_size": 260' hf/config.json
+tell "the export has the template, the new tokens and their rows" $?
+grep -A3 eos_token_id hf/generation_config.json | grep -q 259
+tell "the stop token ends generation" $?
+run 0 sft sft.yaml output=again model.base=hf template.name= train.steps=2 && ! says 'vocabulary grows'
+tell "the exported template is recognised, and used without being named" $?
+run 0 export tuned m.gguf --format gguf && run 0 sft sft.yaml output=gguf model.base=m.gguf template.name= train.steps=2
+tell "from a GGUF file too" $?
+sed -i 's/im_start/im_begin/2' hf/chat_template.jinja
+run 3 sft sft.yaml output=no model.base=hf template.name= && one_error && says 'none that cria knows' && says 'template.name='
+tell "a template that is not known is refused, with the way to give one" $?
+
+# ---- the known ways of going wrong ----
+run 2 sft sft.yaml output=no template.name= && one_error && says 'base has no chat template'
+tell "a base without a template asks for one" $?
+echo '{"messages": [{"role": "user", "content": "a"}]}' >masked.jsonl
+run 3 sft sft.yaml output=no data.train=masked.jsonl && one_error && says 'masked.jsonl:1: left out: no token of it is learned' && says 'nothing to learn from'
+tell "everything masked is refused, and not a loss of 0" $?
+{ cat records.jsonl; echo '{"prompt": "only"}'; echo '{"messages": [{"role": "assistant", "content": "a"}]}'; } >bad.jsonl
+run 3 sft sft.yaml output=no data.train=bad.jsonl && one_error && says 'bad.jsonl:201: ' && says 'bad.jsonl:202: role order' && says '2 of its records'
+tell "malformed records are named with their lines, all at once" $?
+run 0 sft sft.yaml output=skip data.train=bad.jsonl data.on_error=skip train.steps=1 && says 'bad.jsonl:201: left out' && says '2 malformed records were skipped'
+tell "or left out where the config says so, and told" $?
+{ cat records.jsonl; printf '{"prompt": "%0300d", "completion": "a"}\n' 7; } >long.jsonl
+run 3 sft sft.yaml output=no data.train=long.jsonl && one_error && says 'long.jsonl:201: .* tokens, and the context is 128'
+tell "a record that is too long is refused: nothing is truncated silently" $?
+for policy in drop truncate-left; do
+    run 0 sft sft.yaml output=cut data.train=long.jsonl sft.overlong=$policy train.steps=1 && says 'long.jsonl:201: ' && says 'left out for being longer' &&
+        run 0 sft sft.yaml output=cut data.train=long.jsonl sft.overlong=$policy train.steps=2 && says 'left out for being longer'
+    tell "with $policy it is told, again at the next start" $?
+    rm -rf cut
+done
+run 2 pretrain sft.yaml output=no && one_error && says 'template.name' && says 'cria sft'
+tell "pretrain does not take conversations for text" $?
+run 2 sft sft.yaml output=no model.base= && one_error && says 'model.base'
+tell "sft asks for its base" $?
+
+# ---- a template of one's own ----
+cat >own.yaml <<'END'
+output: own
+model: {base: base}
+template:
+  name: mine
+  begin: "{bos}"
+  user: {before: "Q: ", after: "\n"}
+  assistant: {before: "A: ", after: "<end>\n", stop: "<end>"}
+  tokens: ["<end>"]
+data: {train: [{path: renamed.jsonl, columns: "prompt=question,completion=answer"}], validation: 0}
+optim: {lr: 1.0e-2, schedule: constant, warmup: 0}
+train: {steps: 2, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 128}
+END
+sed 's/"prompt"/"question"/; s/"completion"/"answer"/' records.jsonl >renamed.jsonl
+run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
+tell "a template written in the config trains and is exported; columns may have other names" $?
+run 3 sft own.yaml output=no template.assistant.stop= && one_error && says 'stop'
+tell "a template whose answers would never end is refused" $?
+
+finish

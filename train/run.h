@@ -1,0 +1,56 @@
+/* A training run: what all stages have in common, from the config to the last checkpoint. A stage (pretrain.c, sft.c)
+ * says what is its own: the data, the objective, what a sample is. */
+#ifndef CRIA_TRAIN_RUN_H
+#define CRIA_TRAIN_RUN_H
+
+#include "configs/config.h"
+#include "dist/mesh.h"
+#include "dist/watchdog.h"
+#include "train/loop.h"
+#include "train/model_file.h"
+#include "train/run_files.h"
+
+typedef struct Run Run;
+
+typedef struct {
+    void (*about)(Text *out);                      /* what --help begins with */
+    const char *sections;                          /* of options, that --help lists */
+    int (*defaults)(Config *config);               /* fills in what the stage resolves, before any check; may be NULL */
+    int (*prepare)(Run *run);                      /* tokenizer and model are there, no data; may be NULL */
+    int (*data)(Run *run, LoaderOptions *options); /* the sources are the run's arena's, to be changed; may be NULL */
+    void (*data_opened)(const Run *run);           /* may be NULL */
+    void (*new_rows)(Run *run);                    /* sets again what `prepare` added to the base; may be NULL */
+    int (*objective)(Objective **objective, int capacity);
+    void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
+    void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
+} Stage;
+
+/* Everything a run is made of; {0} with its stage is freed safely. */
+struct Run {
+    const Stage *stage;
+    void *own; /* the stage's */
+    Config *config;
+    Mesh *mesh;
+    int lock; /* of the output folder, on rank 0 */
+    Watchdog *watchdog;
+    Arena arena;
+    Text resolved;
+    Tokenizer *tokenizer;
+    Loader *loader;
+    ModelFile base; /* where model.base was given */
+    Llama *model;
+    Optimizer *optimizer;
+    Objective *objective;
+    MetricsWriter *metrics;
+    Loop *loop;
+    RunFiles files;
+    LoopState state;
+    const char *chat_template; /* saved with the model, in the base's place; NULL: the base's */
+    int32_t stop_tokens[2];    /* that end an answer, besides the base's */
+    size_t n_stop_tokens;
+};
+
+/* The whole of a command: arguments, the run, its end. Returns the exit status. */
+int run_command(const Stage *stage, int argc, char **argv);
+
+#endif
