@@ -68,12 +68,13 @@ double peak_flops(Dtype dtype, PeakKind kind) {
     Sample sample = {.loops = loops, .kind = kind, .dtype = dtype, .operands = pages_alloc(bytes), .rounds = 1};
     if (!sample.operands) return 0;
     for (size_t part = 0; part < n_threads; part++) fill(sample.operands + part * PEAK_OPERAND_BYTES, dtype);
-    double seconds;
-    timed(&sample); /* wakes the threads */
-    do {
+    /* So many rounds that undisturbed ones take long enough: a short run that was interrupted measures nothing. */
+    double seconds = timed(&sample), best = seconds; /* of a round; the first also wakes the threads */
+    while ((double)sample.rounds * best < SAMPLE_SECONDS && sample.rounds < MOST_ROUNDS) {
         sample.rounds *= 2;
         seconds = timed(&sample);
-    } while (seconds < SAMPLE_SECONDS && sample.rounds < MOST_ROUNDS);
+        if (seconds / (double)sample.rounds < best) best = seconds / (double)sample.rounds;
+    }
     pages_free(sample.operands, bytes);
     return (double)n_threads * sample.flops / seconds;
 }
