@@ -9,7 +9,7 @@
 #include "model/kernels/kernels.h"
 
 static const double SAMPLE_SECONDS = 0.01;
-enum { MOST_ROUNDS = 1 << 24 };
+enum { LEAST_ROUNDS = 1 << 10, MOST_ROUNDS = 1 << 24 }; /* the least take some 3 ms */
 
 /* The loop that the selected table's products are made of. */
 static const PeakLoops *find_loops(Dtype dtype) {
@@ -68,12 +68,15 @@ double peak_flops(Dtype dtype, PeakKind kind) {
     Sample sample = {.loops = loops, .kind = kind, .dtype = dtype, .operands = pages_alloc(bytes), .rounds = 1};
     if (!sample.operands) return 0;
     for (size_t part = 0; part < n_threads; part++) fill(sample.operands + part * PEAK_OPERAND_BYTES, dtype);
-    double seconds;
+    /* So many rounds that they take long enough undisturbed: a short run that was interrupted measures nothing. */
     timed(&sample); /* wakes the threads */
-    do {
+    sample.rounds = LEAST_ROUNDS;
+    double seconds = timed(&sample), best = seconds / LEAST_ROUNDS; /* of one */
+    while ((double)sample.rounds * best < SAMPLE_SECONDS && sample.rounds < MOST_ROUNDS) {
         sample.rounds *= 2;
         seconds = timed(&sample);
-    } while (seconds < SAMPLE_SECONDS && sample.rounds < MOST_ROUNDS);
+        if (seconds / (double)sample.rounds < best) best = seconds / (double)sample.rounds;
+    }
     pages_free(sample.operands, bytes);
     return (double)n_threads * sample.flops / seconds;
 }
