@@ -24,7 +24,9 @@ static Run *make_samples(Arena *arena, int vocab) {
                      arena_alloc(arena, n * sizeof(int32_t)),
                      arena_alloc(arena, n * sizeof(int32_t)),
                      arena_alloc(arena, 2 * sizeof(int32_t)),
-                     arena_alloc(arena, n * sizeof(float))};
+                     arena_alloc(arena, n * sizeof(float)),
+                     NULL,
+                     0};
         run->segment_start[1] = lengths[s];
         for (int t = 0; t < lengths[s]; t++) {
             run->tokens[t] = (int32_t)philox_below(key, drawn++, (uint64_t)vocab);
@@ -45,7 +47,9 @@ static Run pack(Arena *arena, const Run *samples, const int *order, int n) {
                arena_alloc(arena, CAPACITY * sizeof(int32_t)),
                arena_alloc(arena, CAPACITY * sizeof(int32_t)),
                arena_alloc(arena, (SAMPLES + 1) * sizeof(int32_t)),
-               arena_alloc(arena, CAPACITY * sizeof(float))};
+               arena_alloc(arena, CAPACITY * sizeof(float)),
+               NULL,
+               0};
     for (int i = 0; i < n; i++) {
         const Run *sample = &samples[order[i]];
         size_t length = (size_t)sample->n_tokens;

@@ -178,16 +178,21 @@ START_TEST(rmsnorm_agrees_with_the_reference_at_every_width) {
             CHECK_CLOSE(y2, y, n, 3 * ulp, "y without rstd, width %d, %s", D, fast.name);
             for (int accumulate = 0; accumulate < 2; accumulate++) {
                 float *dx = noise(&arena, n, 4, 1), *dx2 = copy(&arena, dx, n);
-                slow.rmsnorm_backward(dx, accumulate, dy, x, weight, r, T, D);
-                fast.rmsnorm_backward(dx2, accumulate, dy, x, weight, r, T, D);
+                slow.add_rmsnorm_backward(dx, accumulate, NULL, NULL, NULL, dy, x, weight, r, T, D,
+                                          numbers(&arena, norm_scratch(T, D)));
+                fast.add_rmsnorm_backward(dx2, accumulate, NULL, NULL, NULL, dy, x, weight, r, T, D,
+                                          numbers(&arena, norm_scratch(T, D)));
                 /* of its terms, which cancel where the width is small */
                 double terms = largest(r, (size_t)T) * largest(weight, width) * largest(dy, n);
                 CHECK_CLOSE(dx2, dx, n, 2 * ulp * fmax(1, terms / largest(dx, n)), "dx, width %d, %s", D, fast.name);
             }
-            fast.rmsnorm_backward(NULL, false, dy, x, weight, r, T, D);
+            fast.add_rmsnorm_backward(NULL, false, NULL, NULL, NULL, dy, x, weight, r, T, D,
+                                      numbers(&arena, norm_scratch(T, D)));
             float *dw = noise(&arena, width, 5, 1), *dw2 = copy(&arena, dw, width);
-            slow.rmsnorm_backward_weight(dw, dy, x, r, T, D);
-            fast.rmsnorm_backward_weight(dw2, dy, x, r, T, D);
+            slow.add_rmsnorm_backward(NULL, false, NULL, dw, NULL, dy, x, weight, r, T, D,
+                                      numbers(&arena, norm_scratch(T, D)));
+            fast.add_rmsnorm_backward(NULL, false, NULL, dw2, NULL, dy, x, weight, r, T, D,
+                                      numbers(&arena, norm_scratch(T, D)));
             CHECK_CLOSE(dw2, dw, width, 8 * ulp, "dw, width %d, %s", D, fast.name);
             arena_free(&arena);
         }
@@ -312,8 +317,10 @@ START_TEST(rows_and_arrays_give_the_same_bits_for_any_number_of_threads) {
             y[run] = numbers(&arena, N), r[run] = numbers(&arena, T);
             dx[run] = numbers(&arena, N), dw[run] = numbers(&arena, D);
             k.rmsnorm_forward(y[run], r[run], x, w, T, D, 1e-5f);
-            k.rmsnorm_backward(dx[run], false, dy, x, w, r[run], T, D);
-            k.rmsnorm_backward_weight(dw[run], dy, x, r[run], T, D);
+            k.add_rmsnorm_backward(dx[run], false, NULL, NULL, NULL, dy, x, w, r[run], T, D,
+                                   numbers(&arena, norm_scratch(T, D)));
+            k.add_rmsnorm_backward(NULL, false, NULL, dw[run], NULL, dy, x, w, r[run], T, D,
+                                   numbers(&arena, norm_scratch(T, D)));
             squares[run] = k.sum_of_squares(x, N);
         }
         for (int run = 1; run < 3 && available; run++) {

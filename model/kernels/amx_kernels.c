@@ -1,5 +1,5 @@
-/* What AMX adds to the avx512 rows: the bf16 kernels that use its products. The Makefile gives this file its instruction
- * set; on another architecture it is empty. */
+/* What AMX adds to the avx512 rows: the bf16 kernels that use its products. The Makefile gives this file its
+ * instruction set; on another architecture it is empty. */
 #include "model/kernels/fast.h"
 
 #if defined(__AMX_BF16__)

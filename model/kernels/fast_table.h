@@ -1,8 +1,6 @@
 /* The rows that the fast_*.h files give. Included by avx2_kernels.c and avx512_kernels.c after them. */
 static void fast_table(Kernels *table) {
     table->rmsnorm_forward = fast_rmsnorm_forward;
-    table->rmsnorm_backward = fast_rmsnorm_backward;
-    table->rmsnorm_backward_weight = fast_rmsnorm_backward_weight;
     table->rotary = fast_rotary;
     table->attention_forward = fast_attention_forward;
     table->attention_backward = fast_attention_backward;

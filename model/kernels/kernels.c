@@ -21,7 +21,6 @@
 #define REFERENCE_ROWS                                                                                                \
     {                                                                                                                 \
         .name = "reference", .gemm = reference_gemm, .rmsnorm_forward = reference_rmsnorm_forward,                    \
-        .rmsnorm_backward = reference_rmsnorm_backward, .rmsnorm_backward_weight = reference_rmsnorm_backward_weight, \
         .rotary = reference_rotary, .attention_forward = reference_attention_forward,                                 \
         .attention_backward = reference_attention_backward, .attention_cached = reference_attention_cached,           \
         .swiglu_forward = reference_swiglu_forward, .swiglu_backward = reference_swiglu_backward,                     \

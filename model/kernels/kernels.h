@@ -65,10 +65,6 @@ typedef struct {
     /* y = x / sqrt(mean(x²) + eps) · w; rstd[T] is kept for backward (NULL when not training). Zhang & Sennrich 2019.
      */
     void (*rmsnorm_forward)(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width, float eps);
-    void (*rmsnorm_backward)(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
-                             const float *rstd, int n_tokens, int width);
-    void (*rmsnorm_backward_weight)(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
-                                    int width);
 
     /* Rotary embedding in place on n_heads heads of each row (Su et al. 2021), Hugging Face's half-split layout:
      * element i pairs with i + HD/2. cos, sin: tables [positions, HD/2]. inverse rotates back (the backward pass). */

@@ -12,10 +12,6 @@ void reference_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha
 
 void reference_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
                                float eps);
-void reference_rmsnorm_backward(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
-                                const float *rstd, int n_tokens, int width);
-void reference_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
-                                       int width);
 
 void reference_add_rmsnorm_forward(float *sum, float *y, float *rstd, const float *x, const float *delta,
                                    const float *w, int n_tokens, int width, float eps);

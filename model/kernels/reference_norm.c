@@ -26,26 +26,7 @@ void reference_rmsnorm_forward(float *y, float *rstd, const float *x, const floa
     }
 }
 
-void reference_rmsnorm_backward(float *dx, bool accumulate, const float *dy, const float *x, const float *w,
-                                const float *rstd, int n_tokens, int width) {
-    if (!dx) return;
-#pragma omp parallel for num_threads(threads_count()) schedule(static)
-    for (int t = 0; t < n_tokens; t++) {
-        size_t row = (size_t)t * (size_t)width;
-        const float *dy_D = dy + row, *x_D = x + row;
-        float *dx_D = dx + row;
-        double r = rstd[t], dot = 0;
-        for (int i = 0; i < width; i++) dot += (double)dy_D[i] * w[i] * x_D[i];
-        double shrink = dot * r * r * r / width;
-        for (int i = 0; i < width; i++) {
-            double d = r * w[i] * dy_D[i] - shrink * x_D[i];
-            dx_D[i] = (float)(accumulate ? dx_D[i] + d : d);
-        }
-    }
-}
-
-void reference_rmsnorm_backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens,
-                                       int width) {
+static void backward_weight(float *dw, const float *dy, const float *x, const float *rstd, int n_tokens, int width) {
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int i = 0; i < width; i++) {
         double sum = 0;
@@ -68,7 +49,7 @@ void reference_add_rmsnorm_backward(float *dx, bool accumulate, float *ddelta, f
                                     int width, float *scratch) {
     (void)scratch;
     size_t D = (size_t)width;
-    if (dw) reference_rmsnorm_backward_weight(dw, dy, sum, rstd, n_tokens, width); /* first: ddelta may be dy */
+    if (dw) backward_weight(dw, dy, sum, rstd, n_tokens, width); /* first: ddelta may be dy */
 #pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int t = 0; t < n_tokens; t++) {
         size_t row = (size_t)t * D;
