@@ -142,7 +142,7 @@ static void copy_part(Weight *a, Weight *b, const float *from_a, const float *fr
 
 /* Both are of the same weight, and the whole has every view that the part has. */
 static void add_part(Adapter *whole, const Adapter *part, int at, float factor) {
-    for (int v = 0, w = 0; part && v < part->n; v++) {
+    for (int v = 0, w = 0; whole && part && v < part->n; v++) {
         while (whole->views[w].first_row != part->views[v].first_row) w++;
         copy_part(&whole->a, &whole->views[w].b,
                   part->a.value + (size_t)part->a.views[v].first_row * (size_t)part->a.cols, part->views[v].b.value, at,

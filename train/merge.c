@@ -111,10 +111,10 @@ static int logits_of_model(float **logits, int32_t ids[MOST_TOKENS], int *n, Lla
 }
 
 static double log_sum_exp(const float *row, int n) {
-    double most = (double)row[0], sum = 0;
+    double most = (double)row[0], sum = 0; /* at least 1 in the end */
     for (int i = 1; i < n; i++) most = fmax(most, (double)row[i]);
     for (int i = 0; i < n; i++) sum += exp((double)row[i] - most);
-    return most + log(sum);
+    return most + log(fmax(sum, 1));
 }
 
 static int best(const float *row, int n) {
