@@ -283,6 +283,15 @@ static void set_lengths(float *rows, int n, size_t cols, const float *m) {
     }
 }
 
+bool lora_adapts(const Lora *lora, const char *name) {
+    for (int i = 0; i < lora->model->n_weights; i++) {
+        const Weight *base = lora->model->weights[i];
+        for (int v = 0; base->adapter && v < base->n_views; v++)
+            if (strcmp(base->views[v].name, name) == 0) return wanted(lora, &base->views[v]);
+    }
+    return false;
+}
+
 bool lora_merge(const Lora *lora, const char *name, int first, int n, float *rows) {
     for (int i = 0; i < lora->model->n_weights; i++) {
         const Weight *base = lora->model->weights[i];

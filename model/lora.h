@@ -56,6 +56,8 @@ int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArra
 int lora_load(Lora *lora, const NamedFile *file);
 int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file);
 
+/* Whether the matrix of that name has an adapter. */
+bool lora_adapts(const Lora *lora, const char *name);
 /* Folds the adapter into rows [first, first + n) of the matrix of that name, [n, in]: rows + scale·B·A, with magnitudes
  * brought to their lengths. False where that matrix has no adapter. */
 bool lora_merge(const Lora *lora, const char *name, int first, int n, float *rows);

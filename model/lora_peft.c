@@ -81,14 +81,9 @@ int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaO
 
 /* ---- writing ---- */
 
-int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
-    int rc = OK;
-    Arena arena = {0};
-    NamedArray *arrays;
-    NamedSource *sources;
-    size_t n;
+static int write_sources(const LoraOptions *options, const char *directory, const char *base,
+                         const NamedSource *sources, size_t n) {
     const char *targets[LORA_TARGETS];
-    const LoraOptions *options = &lora->options;
     PeftConfig config = {.rank = options->rank,
                          .alpha = options->alpha,
                          .dropout = options->dropout,
@@ -98,16 +93,34 @@ int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
                          .targets = targets};
     for (int t = 0; t < LORA_TARGETS; t++)
         if (options->targets & 1u << t) targets[config.n_targets++] = lora_target_name((LoraTarget)t);
+    return peft_write(directory, &config, sources, n);
+}
+
+int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    NamedSource *sources;
+    size_t n;
     TRY_TO(done, lora_arrays(lora, (WeightStorage){0}, &arena, &arrays, &n));
     sources = arena_alloc(&arena, n * sizeof *sources);
     if (!sources) FAIL_TO(done, ERR_FAILED, "out of memory");
-    for (size_t i = 0; i < n; i++) {
-        sources[i] = (NamedSource){.array = arrays[i], .f32 = arrays[i].data};
-        sources[i].array.data = NULL;
-    }
-    TRY_TO(done, peft_write(directory, &config, sources, n));
+    for (size_t i = 0; i < n; i++) sources[i] = (NamedSource){.array = arrays[i]};
+    TRY_TO(done, write_sources(&lora->options, directory, base, sources, n));
 done:
     arena_free(&arena);
+    return rc;
+}
+
+int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
+    LoraOptions options;
+    size_t n = named_count(adapter->arrays);
+    TRY(lora_options_from_peft(&options, adapter));
+    NamedSource *sources = calloc(n, sizeof *sources);
+    if (!sources) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < n; i++) sources[i].array = *named_at(adapter->arrays, i);
+    int rc = write_sources(&options, directory, adapter->config.base, sources, n);
+    free(sources);
     return rc;
 }
 
@@ -129,7 +142,7 @@ static void copy_part(Weight *a, Weight *b, const float *from_a, const float *fr
 
 /* Both are of the same weight, and the whole has every view that the part has. */
 static void add_part(Adapter *whole, const Adapter *part, int at, float factor) {
-    for (int v = 0, w = 0; part && v < part->n; v++) {
+    for (int v = 0, w = 0; whole && part && v < part->n; v++) {
         while (whole->views[w].first_row != part->views[v].first_row) w++;
         copy_part(&whole->a, &whole->views[w].b,
                   part->a.value + (size_t)part->a.views[v].first_row * (size_t)part->a.cols, part->views[v].b.value, at,

@@ -18,6 +18,9 @@ int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaO
 /* Writes both files into an existing folder; values are stored as fp32. `base`: what the adapter belongs to. */
 int lora_write_peft(const Lora *lora, const char *directory, const char *base);
 
+/* The same of an opened adapter, of any model: its arrays as they are stored. */
+int lora_copy_peft(const PeftAdapter *adapter, const char *directory);
+
 /* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without
  * magnitudes, but for a single one of weight 1. */
 int lora_combine(Lora **lora, Llama *model, const PeftAdapter *adapters, const double *weights, int n,

@@ -9,11 +9,12 @@
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
-#include "model/formats/safetensors.h"
+#include "model/lora_peft.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/export_gguf.h"
 #include "train/model_copy.h"
+#include "train/model_write.h"
 #include "train/new_directory.h"
 
 typedef struct {
@@ -23,40 +24,36 @@ typedef struct {
 
 /* ---- the forms ---- */
 
-static int write_template(const char *directory, const char *text) {
-    char *path = path_join(directory, MODEL_FILE_TEMPLATE);
-    if (!path) FAIL(ERR_FAILED, "out of memory");
-    int rc = file_write_atomic(path, text, strlen(text));
-    free(path);
-    return rc;
-}
-
-/* config.json, generation_config.json, the tokenizer's files and chat template, and the arrays in one file or several.
- */
-static int write_hugging_face(ModelCopy *copy, const char *directory, const void *context) {
-    const Arguments *arguments = context;
-    TRY(hf_config_write(&copy->file.config, directory));
-    TRY(hf_generation_write(&copy->file.generation, directory));
-    if (copy->file.tokenizer)
-        TRY(tokenizer_export(copy->file.tokenizer, directory));
-    else
-        log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
-    if (copy->file.chat_template) TRY(write_template(directory, copy->file.chat_template));
-    return safetensors_write_directory(directory, copy->sources, copy->n, arguments->shard_bytes);
-}
-
 static int export_hugging_face(const Arguments *arguments, const char *model, const char *to) {
     ModelCopy copy;
     TRY(new_directory_check(to));
     TRY(model_copy_open(&copy, model,
                         (ModelCopyOptions){.tokenizer = arguments->tokenizer, .dtype = arguments->dtype}));
-    int rc = model_copy_write(&copy, to, "export", write_hugging_face, arguments);
+    int rc = model_copy_write(&copy, to, "export", model_write_hugging_face, &arguments->shard_bytes);
     model_copy_close(&copy);
     return rc;
 }
 
 static int export_to_gguf(const Arguments *arguments, const char *model, const char *to) {
     return export_gguf(model, to, arguments->dtype, arguments->tokenizer);
+}
+
+/* An adapter once more, as PEFT's newest form has it; its arrays stay as they are stored. */
+static int export_peft(const Arguments *arguments, const char *model, const char *to) {
+    PeftAdapter adapter;
+    NewDirectory directory = {0};
+    if (arguments->dtype) FAIL(ERR_USAGE, "--dtype: an adapter is exported as it is stored");
+    TRY(new_directory_check(to));
+    if (!peft_is_adapter(model))
+        FAIL(ERR_REFUSED, "%s: it is no adapter (there is no " PEFT_CONFIG "); a whole model goes to hf or gguf",
+             model);
+    TRY(peft_open(&adapter, model));
+    int rc = new_directory_begin(&directory, to);
+    if (rc == OK) rc = lora_copy_peft(&adapter, directory.path);
+    if (rc == OK) rc = new_directory_commit(&directory);
+    new_directory_abandon(&directory);
+    peft_close(&adapter);
+    return rc;
 }
 
 typedef struct {
@@ -67,6 +64,7 @@ typedef struct {
 static const Format formats[] = {
     {"hf", "a Hugging Face directory with safetensors", export_hugging_face},
     {"gguf", "a file for llama.cpp, Ollama and LM Studio", export_to_gguf},
+    {"peft", "an adapter for PEFT", export_peft},
 };
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
@@ -113,7 +111,7 @@ int command_export(int argc, char **argv) {
     Arguments arguments = {.format = "hf", .shard_size = "5GB"};
     const Flag flags[] = {
         {"format", 'f', FLAG_TEXT, &arguments.format, "FORMAT", "",
-         "hf: a Hugging Face directory (the default); gguf: a file for llama.cpp and Ollama"},
+         "hf: a Hugging Face directory (the default); gguf: a file for llama.cpp and Ollama; peft: an adapter"},
         {"dtype", 0, FLAG_TEXT, &arguments.dtype, "DTYPE", "",
          "hf: fp32, bf16, fp16; gguf: f32, f16, bf16, q8_0, q4_0 (default: as they are stored)"},
         {"shard-size", 0, FLAG_TEXT, &arguments.shard_size, "SIZE", "", "hf: largest safetensors file (5GB)"},
@@ -123,7 +121,8 @@ int command_export(int argc, char **argv) {
                     .about =
                         "Writes a model for other programs: as hf a folder TO, new or empty, with config.json,\n"
                         "generation_config.json, model.safetensors and the tokenizer; as gguf a new file TO.gguf with\n"
-                        "everything inside, and an Ollama Modelfile beside it. MODEL: a checkpoint, a run's folder, a\n"
+                        "everything inside, and an Ollama Modelfile beside it; as peft a folder with an adapter. "
+                        "MODEL: a checkpoint, a run's folder, a\n"
                         "Hugging Face directory, a GGUF file, a llama2.c file.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,

@@ -1,31 +1,11 @@
 /* cria import: any model becomes a folder like a run's, with one checkpoint: TO/checkpoints/step-0. It has everything
  * but an optimizer's state, and serves wherever a MODEL is asked for. */
 #include "model/core/error.h"
-#include "model/formats/checkpoint.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/model_copy.h"
+#include "train/model_write.h"
 #include "train/new_directory.h"
-
-static int write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
-    (void)context;
-    NamedText *texts;
-    NamedArray tokenizer = {0};
-    CheckpointWriter *writer;
-    size_t n_texts;
-    const ModelFile *file = &copy->file;
-    const char *resolved = named_text(file->arrays, MODEL_FILE_YAML); /* of the run that made it */
-    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
-                            &copy->arena, &texts, &n_texts, &tokenizer));
-    copy->sources[copy->n] = (NamedSource){.array = tokenizer};
-    TRY(checkpoint_begin(&writer, run, 0));
-    int rc = checkpoint_add_arrays(writer, CHECKPOINT_MODEL, copy->sources, copy->n + 1, texts, n_texts);
-    if (rc != OK) {
-        checkpoint_abandon(writer);
-        return rc;
-    }
-    return checkpoint_commit(writer);
-}
 
 int command_import(int argc, char **argv) {
     ModelCopyOptions options = {.need_tokenizer = true};
@@ -48,7 +28,7 @@ int command_import(int argc, char **argv) {
     if (cli.helped) return OK;
     TRY(new_directory_check(cli.words[1]));
     TRY(model_copy_open(&copy, cli.words[0], options));
-    int rc = model_copy_write(&copy, cli.words[1], "import", write_checkpoint, NULL);
+    int rc = model_copy_write(&copy, cli.words[1], "import", model_write_checkpoint, NULL);
     model_copy_close(&copy);
     return rc;
 }

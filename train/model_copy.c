@@ -36,7 +36,8 @@ static int fill(void *context, size_t first, size_t n, float *out) {
     ModelCopy *copy = array->copy;
     if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s", interrupt_name());
     TRY(named_read_f32(copy->file.arrays, array->from, first, n, out));
-    if (array->to == DTYPE_F16 && array->from->dtype != DTYPE_F16) TRY(check_fp16(out, n));
+    if (copy->change) TRY(copy->change(copy->change_context, copy->file.arrays, array->from, first, n, out));
+    if (array->to == DTYPE_F16 && (copy->change || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
     copy->done += (int64_t)(n * dtype_size(array->to));
     progress_update(&copy->progress, copy->done / MEGABYTE, "");
     return OK;

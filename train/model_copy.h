@@ -7,8 +7,14 @@
 #include "train/model_file.h"
 #include "train/progress.h"
 
+/* Changes elements [first, first + n) of an array, [rows, cols] in fp32, on their way. */
+typedef int (*ModelCopyChange)(void *context, const NamedFile *file, const NamedArray *array, size_t first, size_t n,
+                               float *values);
+
 typedef struct {
     ModelFile file;
+    ModelCopyChange change; /* or NULL: set after model_copy_open */
+    void *change_context;
     NamedSource *sources; /* the parameters in canonical order, a tied head left out; room for one more */
     size_t n;
     uint64_t elements, bytes; /* of all sources, as they will be stored */

@@ -1,11 +1,15 @@
-/* logits MODEL OUT.safetensors ID …: the model's logits [T, V] over one sequence, as a safetensors file, for
- * check_export.py --expected. Build it with `make build/tests/peers/logits`. */
+/* logits MODEL OUT.safetensors [--adapter DIR [--save DIR]] ID …: the model's logits [T, V] over one sequence, as a
+ * safetensors file, for check_export.py --expected and check_peft.py; with an adapter of PEFT's, which --save writes
+ * anew. Build it with `make build/tests/peers/logits`. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/core/error.h"
 #include "model/core/threads.h"
+#include "model/core/file.h"
 #include "model/formats/safetensors.h"
+#include "model/lora_peft.h"
 #include "train/model_file.h"
 
 enum { LONGEST = 4096 };
@@ -30,17 +34,39 @@ static int compute(Llama *model, const int32_t *ids, int n, const char *path) {
     return rc;
 }
 
+/* The adapter in a folder, attached to the model; written into the folder `save`. */
+static int attach(Lora **lora, Llama *model, const char *directory, const char *save) {
+    PeftAdapter adapter;
+    TRY(peft_open(&adapter, directory));
+    int rc = lora_from_peft(lora, model, &adapter, (LlamaOptions){0});
+    if (rc == OK && save) rc = directory_make(save);
+    if (rc == OK && save) rc = lora_write_peft(*lora, save, adapter.config.base);
+    peft_close(&adapter);
+    return rc;
+}
+
 int main(int argc, char **argv) {
     ModelFile file;
+    Lora *lora = NULL;
     int32_t ids[LONGEST];
-    if (argc < 4 || argc - 3 > LONGEST)
-        return fprintf(stderr, "usage: logits MODEL OUT.safetensors ID ...\n"), ERR_USAGE;
-    for (int i = 3; i < argc; i++) ids[i - 3] = (int32_t)strtol(argv[i], NULL, 10);
+    const char *adapter = NULL, *save = NULL;
+    int n = 0;
+    for (int i = 3; i < argc && n < LONGEST; i++)
+        if (strcmp(argv[i], "--adapter") == 0 && i + 1 < argc)
+            adapter = argv[++i];
+        else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc)
+            save = argv[++i];
+        else
+            ids[n++] = (int32_t)strtol(argv[i], NULL, 10);
+    if (n == 0)
+        return fprintf(stderr, "usage: logits MODEL OUT.safetensors [--adapter DIR [--save DIR]] ID ...\n"), ERR_USAGE;
     threads_init(0);
     int rc = kernels_select("auto");
     if (rc == OK) rc = model_file_open(&file, argv[1], (ModelFileOptions){0});
     if (rc == OK) {
-        rc = compute(file.model, ids, argc - 3, argv[2]);
+        if (adapter) rc = attach(&lora, file.model, adapter, save);
+        if (rc == OK) rc = compute(file.model, ids, n, argv[2]);
+        lora_free(lora);
         model_file_close(&file);
     }
     if (rc != OK) fprintf(stderr, "error: %s\n", error_text());

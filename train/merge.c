@@ -1,0 +1,153 @@
+/* See merge.h. A slice of a matrix is merged by whole rows, since DoRA needs their lengths; matrices without an adapter
+ * pass as they are. */
+#include "train/merge.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/philox.h"
+#include "model/lora_peft.h"
+
+struct Merge {
+    Lora *lora;
+    float *rows; /* room for a slice and what its first and last row lack */
+    size_t room;
+};
+
+/* ---- writing ---- */
+
+static int reserve(Merge *merge, size_t n) {
+    if (n <= merge->room) return OK;
+    float *larger = realloc(merge->rows, n * sizeof *larger);
+    if (!larger) FAIL(ERR_FAILED, "out of memory");
+    merge->rows = larger;
+    merge->room = n;
+    return OK;
+}
+
+static int change(void *context, const NamedFile *file, const NamedArray *array, size_t first, size_t n,
+                  float *values) {
+    Merge *merge = context;
+    if (array->n_dims != 2 || !lora_adapts(merge->lora, array->name)) return OK;
+    size_t cols = (size_t)array->dims[1], row = first / cols, end = (first + n + cols - 1) / cols;
+    TRY(reserve(merge, (end - row) * cols));
+    TRY(named_read_f32(file, array, row * cols, (end - row) * cols, merge->rows));
+    lora_merge(merge->lora, array->name, (int)row, (int)(end - row), merge->rows);
+    memcpy(values, merge->rows + (first - row * cols), n * sizeof *values);
+    return OK;
+}
+
+int merge_new(Merge **out, ModelCopy *copy, MergeParts parts) {
+    Merge *merge = calloc(1, sizeof *merge);
+    *out = NULL;
+    if (!merge) FAIL(ERR_FAILED, "out of memory");
+    int rc = lora_combine(&merge->lora, copy->file.model, parts.adapters, parts.weights, parts.n, (LlamaOptions){0});
+    if (rc != OK) {
+        free(merge);
+        return rc;
+    }
+    copy->change = change;
+    copy->change_context = merge;
+    *out = merge;
+    return OK;
+}
+
+void merge_free(Merge *merge) {
+    if (!merge) return;
+    lora_free(merge->lora);
+    free(merge->rows);
+    free(merge);
+}
+
+/* ---- comparing ---- */
+
+enum { MOST_TOKENS = 32 };
+
+/* Logits [n, V] of the model on ids, malloc'd. */
+static int logits_of(float **logits, Llama *model, const int32_t *ids, int n) {
+    int rc = OK;
+    int32_t positions[MOST_TOKENS], starts[2] = {0, n};
+    size_t size = (size_t)n * (size_t)model->shape.vocab_size * sizeof(float);
+    for (int i = 0; i < n; i++) positions[i] = i;
+    Tape *tape = tape_new(&(TapeOptions){.capacity = n, .dtype = llama_inference_dtype(model)});
+    if (!tape) FAIL(ERR_FAILED, "out of memory");
+    Tensor *out = op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
+    TapeBatch batch = {.n_tokens = n, .n_segments = 1, .tokens = ids, .positions = positions, .segment_start = starts};
+    tape_keep(out);
+    TRY_TO(done, tape_plan(tape));
+    TRY_TO(done, tape_bind(tape, 0, &batch));
+    TRY_TO(done, tape_forward(tape, 0));
+    *logits = malloc(size);
+    if (!*logits) FAIL_TO(done, ERR_FAILED, "out of memory");
+    memcpy(*logits, tape_value(tape, 0, out), size);
+done:
+    tape_free(tape);
+    return rc;
+}
+
+/* Any ids will do: drawn from the vocabulary. */
+static int draw_ids(int32_t ids[MOST_TOKENS], const LlamaShape *shape) {
+    int n = shape->max_context < MOST_TOKENS ? shape->max_context : MOST_TOKENS;
+    PhiloxKey key = philox_key(0, PHILOX_SAMPLE, 0, 0);
+    for (int i = 0; i < n; i++) ids[i] = (int32_t)philox_below(key, (uint64_t)i, (uint64_t)shape->vocab_size);
+    return n;
+}
+
+static int logits_of_model(float **logits, int32_t ids[MOST_TOKENS], int *n, LlamaShape *shape, const char *path,
+                           const MergeParts *parts) {
+    ModelFile file;
+    Lora *lora = NULL;
+    TRY(model_file_open(&file, path, (ModelFileOptions){.n_positions = MOST_TOKENS}));
+    *shape = file.model->shape;
+    *n = draw_ids(ids, shape);
+    int rc = OK;
+    if (parts) rc = lora_combine(&lora, file.model, parts->adapters, parts->weights, parts->n, (LlamaOptions){0});
+    if (rc == OK) rc = logits_of(logits, file.model, ids, *n);
+    lora_free(lora);
+    model_file_close(&file);
+    return rc;
+}
+
+static double log_sum_exp(const float *row, int n) {
+    double most = (double)row[0], sum = 0; /* at least 1 in the end */
+    for (int i = 1; i < n; i++) most = fmax(most, (double)row[i]);
+    for (int i = 0; i < n; i++) sum += exp((double)row[i] - most);
+    return most + log(fmax(sum, 1));
+}
+
+static int best(const float *row, int n) {
+    int at = 0;
+    for (int i = 1; i < n; i++)
+        if (row[i] > row[at]) at = i;
+    return at;
+}
+
+static void compare(MergeDifference *d, const float *a, const float *b, const int32_t *ids, int n, int vocabulary) {
+    *d = (MergeDifference){.n_tokens = n};
+    for (int t = 0; t < n; t++, a += vocabulary, b += vocabulary) {
+        for (int i = 0; i < vocabulary; i++) {
+            double apart = fabs((double)a[i] - (double)b[i]);
+            if (!(apart <= d->difference)) d->difference = apart; /* a NaN is kept */
+            d->greatest = fmax(d->greatest, fabs((double)a[i]));
+        }
+        d->same_best += best(a, vocabulary) == best(b, vocabulary);
+        if (t + 1 == n) continue;
+        d->loss += (log_sum_exp(a, vocabulary) - (double)a[ids[t + 1]]) / (n - 1);
+        d->merged_loss += (log_sum_exp(b, vocabulary) - (double)b[ids[t + 1]]) / (n - 1);
+    }
+}
+
+int merge_difference(MergeDifference *difference, const char *base, MergeParts parts, const char *merged) {
+    float *before = NULL, *after = NULL;
+    int32_t ids[MOST_TOKENS];
+    int n, rc;
+    LlamaShape shape;
+    rc = logits_of_model(&before, ids, &n, &shape, base, &parts);
+    if (rc == OK) rc = logits_of_model(&after, ids, &n, &shape, merged, NULL);
+    if (rc == OK) compare(difference, before, after, ids, n, shape.vocab_size);
+    free(before);
+    free(after);
+    return rc;
+}

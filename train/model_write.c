@@ -1,0 +1,53 @@
+/* See model_write.h. */
+#include "train/model_write.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/core/log.h"
+#include "model/formats/checkpoint.h"
+#include "model/formats/safetensors.h"
+
+static int write_template(const char *directory, const char *text) {
+    char *path = path_join(directory, MODEL_FILE_TEMPLATE);
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    int rc = file_write_atomic(path, text, strlen(text));
+    free(path);
+    return rc;
+}
+
+/* config.json, generation_config.json, the tokenizer's files and chat template, and the arrays in one file or several.
+ */
+int model_write_hugging_face(ModelCopy *copy, const char *directory, const void *context) {
+    const uint64_t *shard_bytes = context;
+    TRY(hf_config_write(&copy->file.config, directory));
+    TRY(hf_generation_write(&copy->file.generation, directory));
+    if (copy->file.tokenizer)
+        TRY(tokenizer_export(copy->file.tokenizer, directory));
+    else
+        log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
+    if (copy->file.chat_template) TRY(write_template(directory, copy->file.chat_template));
+    return safetensors_write_directory(directory, copy->sources, copy->n, *shard_bytes);
+}
+
+int model_write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
+    (void)context;
+    NamedText *texts;
+    NamedArray tokenizer = {0};
+    CheckpointWriter *writer;
+    size_t n_texts;
+    const ModelFile *file = &copy->file;
+    const char *resolved = named_text(file->arrays, MODEL_FILE_YAML); /* of the run that made it */
+    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
+                            &copy->arena, &texts, &n_texts, &tokenizer));
+    copy->sources[copy->n] = (NamedSource){.array = tokenizer};
+    TRY(checkpoint_begin(&writer, run, 0));
+    int rc = checkpoint_add_arrays(writer, CHECKPOINT_MODEL, copy->sources, copy->n + 1, texts, n_texts);
+    if (rc != OK) {
+        checkpoint_abandon(writer);
+        return rc;
+    }
+    return checkpoint_commit(writer);
+}
