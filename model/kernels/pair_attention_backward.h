@@ -39,6 +39,7 @@ typedef struct {
     _Alignas(64) Pair p[TILE_KEYS * LANES / 2], ds[TILE_KEYS * LANES / 2]; /* pairs of queries */
     _Alignas(64) Pair ds_keys[TILE_KEYS / 2 * LANES];                      /* pairs of keys */
     _Alignas(64) float lse[LANES], delta[LANES];                           /* lse in powers of 2; −δ */
+    Ahead ahead;
 } PairBackward;
 
 static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin, int end) {
@@ -139,6 +140,7 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
             }
         }
     const __m512 factor = _mm512_set1_ps(scale);
+    ahead_row(&w->ahead);
     for (int u = 0; u < vectors; u++) {
         __m512 x[8], lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
         for (int r = 0; r < rows; r++) x[r] = _mm512_fmsub_ps(s[r][u], factor, lse);
@@ -249,13 +251,32 @@ static float *thread_slot(const PairArrays *a) {
     return a->scratch + (size_t)omp_get_thread_num() * a->slot;
 }
 
+/* The unit after this one in order, for backward_whole. */
+static void ahead_gradients(Ahead *ahead, const PairArrays *a, int s, int kv) {
+    *ahead = (Ahead){0};
+    if (!next_unit(&s, &kv, a->in->n_kv_heads, a->segments)) return;
+    PairGradients g = pair_gradients(a, s, kv);
+    const PairRun *r = &g.run;
+    int width = r->group * r->head_dim;
+    ahead_inputs(ahead, r);
+    ahead_add(ahead, g.dout, r->out_stride, width, false);
+    ahead_add(ahead, r->out, r->out_stride, width, false);
+    if (g.dq) ahead_add(ahead, g.dq, r->q_stride, width, true);
+    if (g.dk) ahead_add(ahead, g.dk, r->kv_stride, r->head_dim, true);
+    if (g.dv) ahead_add(ahead, g.dv, r->kv_stride, r->head_dim, true);
+}
+
 static void pair_backward_keys(const void *context, int s, int kv, int first, int begin, int end, bool with_dq) {
     const PairArrays *a = context;
     PairGradients g = pair_gradients(a, s, kv);
     const PairRun *r = &g.run;
     PairBackward w;
     KeySlot slot;
-    if (!with_dq) g.dq = NULL;
+    w.ahead = (Ahead){0};
+    if (with_dq)
+        ahead_gradients(&w.ahead, a, s, kv);
+    else
+        g.dq = NULL;
     fill_slot(&slot, thread_slot(a), r, begin, end);
     for (int i = first; i < r->n; i += block_queries(r->group))
         for (int h = 0; h < r->group; h += block_heads(r->group)) {
@@ -275,6 +296,7 @@ static void pair_backward_queries(const void *context, int s, int kv, int head, 
     PairBackward w;
     KeySlot slot;
     g.dk = g.dv = NULL;
+    w.ahead = (Ahead){0};
     fill_slot(&slot, thread_slot(a), &g.run, 0, b.first + b.n);
     backward_block(&w, &g, &b, &slot);
 }
