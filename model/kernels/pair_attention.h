@@ -23,7 +23,7 @@
 #include "model/kernels/fast.h"
 #include "model/kernels/reference.h"
 
-enum { LAZY = 8, KEY_ROWS = 4, MAX_PAIRS = MAX_HEAD_DIM / 2, PACK_PAIRS = 1 << 15 };
+enum { LAZY = 8, KEY_ROWS = 4, SHORT_PAIRS = 4, MAX_PAIRS = MAX_HEAD_DIM / 2, PACK_PAIRS = 1 << 15 };
 
 /* The score of a key that is not seen: times any scale that is served, far below any score that is. */
 static const float never = -1e30f, least_scale = 1e-6f;
@@ -62,7 +62,8 @@ static PairRun pair_run(bf16 *out, float *lse, const AttentionInputsBf16 *in, Se
 }
 
 /* The rows that the next unit will read and write. Bringing them near while this one computes hides what memory takes:
- * about a seventh of the time with heads of 48 and segments of 256, which are not in cache and lie in rows far apart. */
+ * about a seventh of the time with heads of 48 and segments of 256, which are not in cache and lie in rows far apart.
+ */
 enum { AHEAD_ARRAYS = 8, AHEAD_LARGEST = 1 << 15, LINE = 64 };
 typedef struct {
     int n_arrays, n, at; /* rows there are, and rows asked for */
@@ -249,15 +250,15 @@ static void exponentials(PairForward *w, int v, int n_keys, float scale, int hea
     _mm512_store_ps(w->sum + v * PAIR_VF, (sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, PairKeys keys) {
+static ALWAYS_INLINE void forward_tile_pairs(const int pairs, PairForward *w, const PairRun *r, const QueryBlock *b,
+                                             const KeyTile *tile, PairKeys keys) {
     int vectors = b->heads * b->vectors, n_keys = padded_keys(tile->n);
     PairProduct gather = {keys.v, w->p, w->o, (size_t)r->padded, LANES, LANES};
-    for (int i = 0; i < LANES; i++) w->tile_top[i] = never;
     if (!tile->diagonal) {
-        if (vectors == 4) score_vectors(4, w, keys.k, 0, n_keys, r->pairs);
-        if (vectors == 3) score_vectors(3, w, keys.k, 0, n_keys, r->pairs);
-        if (vectors == 2) score_vectors(2, w, keys.k, 0, n_keys, r->pairs);
-        if (vectors == 1) score_vectors(1, w, keys.k, 0, n_keys, r->pairs);
+        if (vectors == 4) score_vectors(4, w, keys.k, 0, n_keys, pairs);
+        if (vectors == 3) score_vectors(3, w, keys.k, 0, n_keys, pairs);
+        if (vectors == 2) score_vectors(2, w, keys.k, 0, n_keys, pairs);
+        if (vectors == 1) score_vectors(1, w, keys.k, 0, n_keys, pairs);
         for (int v = 0; v < vectors; v++) exponentials(w, v, n_keys, r->scale * log2_e, r->head_dim);
         pair_add(1, gather, r->head_dim, vectors * PAIR_VF, n_keys / 2);
         return;
@@ -265,10 +266,18 @@ static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, 
     for (int v = 0; v < vectors; v++, gather.b += PAIR_VF, gather.c += PAIR_VF) {
         int position = vector_position(tile, b, 0, v), seen = padded_keys(visible_keys(tile, position));
         if (seen == 0) continue;
-        score_masked(w, keys.k, v, seen, r->pairs, position);
+        score_masked(w, keys.k, v, seen, pairs, position);
         exponentials(w, v, seen, r->scale * log2_e, r->head_dim);
         pair_add(1, gather, r->head_dim, PAIR_VF, seen / 2);
     }
+}
+
+static void forward_tile(PairForward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, PairKeys keys) {
+    for (int i = 0; i < LANES; i++) w->tile_top[i] = never;
+    if (r->pairs == SHORT_PAIRS) /* known, the loop over them unrolls */
+        forward_tile_pairs(SHORT_PAIRS, w, r, b, tile, keys);
+    else
+        forward_tile_pairs(r->pairs, w, r, b, tile, keys);
 }
 
 static void forward_store(const PairForward *w, const PairRun *r, const QueryBlock *b) {
