@@ -39,6 +39,7 @@ typedef struct {
     _Alignas(64) Pair p[TILE_KEYS * LANES / 2], ds[TILE_KEYS * LANES / 2]; /* pairs of queries */
     _Alignas(64) Pair ds_keys[TILE_KEYS / 2 * LANES];                      /* pairs of keys */
     _Alignas(64) float lse[LANES], delta[LANES];                           /* lse in powers of 2; −δ */
+    Ahead ahead;
 } PairBackward;
 
 static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin, int end) {
@@ -54,6 +55,11 @@ static void fill_slot(KeySlot *slot, float *memory, const PairRun *r, int begin,
     pair_pack_row_pairs(slot->k_pairs, r->k + row, r->kv_stride, end - begin, n, r->head_dim, r->padded);
 }
 
+/* Heads whose sums of dk and dv are made by quads (pair_tile.h) */
+static bool narrow(int head_dim) {
+    return head_dim <= PAIR_VF / 2;
+}
+
 /* rows = (or +=) scale·sums */
 static void store_sums(bf16 *rows, size_t stride, const float *sums, int padded, int n, int width, float scale,
                        bool add) {
@@ -63,6 +69,7 @@ static void store_sums(bf16 *rows, size_t stride, const float *sums, int padded,
             bf16 *at = rows + (size_t)i * stride + d;
             __mmask16 mask = pair_mask(width - d);
             __m512 x = _mm512_loadu_ps(sums + (size_t)i * (size_t)padded + d) * factor;
+            if (narrow(width)) x = pair_add_lanes(x);
             if (add) x = x + (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), 16);
             _mm256_mask_storeu_epi16(at, mask, (__m256i)_mm512_cvtneps_pbh(x));
         }
@@ -98,6 +105,10 @@ static void pack_block(PairBackward *w, const PairGradients *g, const QueryBlock
         const float *lse = r->lse + first * r->lse_stride + (size_t)(b->head + h);
         for (int i = 0; i < lanes; i++)
             w->lse[h * lanes + i] = i < b->n ? lse[(size_t)i * r->lse_stride] * log2_e : no_query;
+    }
+    if (narrow(r->head_dim)) {
+        pair_interleave(w->q_pairs, (int)b->lanes / 2);
+        pair_interleave(w->g_pairs, (int)b->lanes / 2);
     }
     if (g->dq) memset(w->dq, 0, (size_t)r->head_dim * LANES * sizeof *w->dq);
 }
@@ -139,6 +150,7 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
             }
         }
     const __m512 factor = _mm512_set1_ps(scale);
+    ahead_row(&w->ahead);
     for (int u = 0; u < vectors; u++) {
         __m512 x[8], lse = _mm512_load_ps(w->lse + (v + u) * PAIR_VF);
         for (int r = 0; r < rows; r++) x[r] = _mm512_fmsub_ps(s[r][u], factor, lse);
@@ -153,40 +165,58 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
     }
 }
 
+/* to[n_keys, HD] += from·rows over pairs [begin, end) of queries */
+static void scatter_pairs(float *to, const PairRun *r, int n_keys, const Pair *from, const Pair *rows, int begin,
+                          int end) {
+    size_t padded = (size_t)r->padded;
+    PairProduct t = {from + begin, rows + (size_t)begin * padded, to, 1, padded, padded};
+    if (narrow(r->head_dim)) {
+        t.b = rows + begin / 2 * PAIR_VF;
+        t.a_column = 2;
+        pair_add_quads(LANES / 2, t, n_keys, (end - begin) / 2);
+    } else {
+        pair_add(LANES / 2, t, n_keys, r->padded, end - begin);
+    }
+}
+
 /* dk or dv += from·pairs of queries; on the diagonal, for 16 keys at a time, the vectors that see them. */
 static void scatter(float *to, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *from,
                     const Pair *rows) {
-    size_t padded = (size_t)r->padded;
-    PairProduct t = {from, rows, to, 1, padded, padded};
+    enum { VECTOR_PAIRS = PAIR_VF / 2 };
     if (!tile->diagonal) {
-        pair_add(LANES / 2, t, padded_keys(tile->n), r->padded, (int)b->lanes / 2);
+        scatter_pairs(to, r, padded_keys(tile->n), from, rows, 0, (int)b->lanes / 2);
         return;
     }
     for (int j = 0; j < tile->n; j += PAIR_VF)
         for (int h = 0; h < b->heads; h++) {
             int v = 0, n = padded_keys(tile->n - j < PAIR_VF ? tile->n - j : PAIR_VF);
             while (v < b->vectors && visible_keys(tile, vector_position(tile, b, 0, v)) <= j) v++;
-            int pair = (h * b->vectors + v) * PAIR_VF / 2;
-            t.a = from + j * LANES / 2 + pair;
-            t.b = rows + (size_t)pair * padded;
-            t.c = to + (size_t)j * padded;
-            pair_add(LANES / 2, t, n, r->padded, (b->vectors - v) * PAIR_VF / 2);
+            scatter_pairs(to + (size_t)j * (size_t)r->padded, r, n, from + j * LANES / 2, rows,
+                          (h * b->vectors + v) * VECTOR_PAIRS, (h + 1) * b->vectors * VECTOR_PAIRS);
         }
 }
 
-static void gradient_tile(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k,
-                          const Pair *value) {
+static ALWAYS_INLINE void gradient_pairs(const int pairs, PairBackward *w, const PairRun *r, const QueryBlock *b,
+                                         const KeyTile *tile, const Pair *k, const Pair *value) {
     int vectors = b->heads * b->vectors, n_keys = padded_keys(tile->n), v = 0;
     float scale = r->scale * log2_e;
     for (; !tile->diagonal && v + 2 <= vectors; v += 2)
         for (int j = 0; j < n_keys; j += KEY_ROWS)
-            gradient_registers(KEY_ROWS, 2, false, w, k, value, j, v, r->pairs, scale, 0);
+            gradient_registers(KEY_ROWS, 2, false, w, k, value, j, v, pairs, scale, 0);
     for (; v < vectors; v++) {
         int position = vector_position(tile, b, 0, v), seen = padded_keys(visible_keys(tile, position));
         for (int j = 0; j < seen; j += KEY_ROWS)
-            gradient_registers(KEY_ROWS, 1, true, w, k, value, j, v, r->pairs, scale,
+            gradient_registers(KEY_ROWS, 1, true, w, k, value, j, v, pairs, scale,
                                tile->diagonal ? position : TILE_KEYS);
     }
+}
+
+static void gradient_tile(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k,
+                          const Pair *value) {
+    if (r->pairs == SHORT_PAIRS) /* known, the loop over them unrolls */
+        gradient_pairs(SHORT_PAIRS, w, r, b, tile, k, value);
+    else
+        gradient_pairs(r->pairs, w, r, b, tile, k, value);
 }
 
 static void gather(PairBackward *w, const PairRun *r, const QueryBlock *b, const KeyTile *tile, const Pair *k_pairs) {
@@ -249,13 +279,32 @@ static float *thread_slot(const PairArrays *a) {
     return a->scratch + (size_t)omp_get_thread_num() * a->slot;
 }
 
+/* The unit after this one in order, for backward_whole. */
+static void ahead_gradients(Ahead *ahead, const PairArrays *a, int s, int kv) {
+    *ahead = (Ahead){0};
+    if (!next_unit(&s, &kv, a->in->n_kv_heads, a->segments)) return;
+    PairGradients g = pair_gradients(a, s, kv);
+    const PairRun *r = &g.run;
+    int width = r->group * r->head_dim;
+    ahead_inputs(ahead, r);
+    ahead_add(ahead, g.dout, r->out_stride, width, false);
+    ahead_add(ahead, r->out, r->out_stride, width, false);
+    if (g.dq) ahead_add(ahead, g.dq, r->q_stride, width, true);
+    if (g.dk) ahead_add(ahead, g.dk, r->kv_stride, r->head_dim, true);
+    if (g.dv) ahead_add(ahead, g.dv, r->kv_stride, r->head_dim, true);
+}
+
 static void pair_backward_keys(const void *context, int s, int kv, int first, int begin, int end, bool with_dq) {
     const PairArrays *a = context;
     PairGradients g = pair_gradients(a, s, kv);
     const PairRun *r = &g.run;
     PairBackward w;
     KeySlot slot;
-    if (!with_dq) g.dq = NULL;
+    w.ahead = (Ahead){0};
+    if (with_dq)
+        ahead_gradients(&w.ahead, a, s, kv);
+    else
+        g.dq = NULL;
     fill_slot(&slot, thread_slot(a), r, begin, end);
     for (int i = first; i < r->n; i += block_queries(r->group))
         for (int h = 0; h < r->group; h += block_heads(r->group)) {
@@ -275,6 +324,7 @@ static void pair_backward_queries(const void *context, int s, int kv, int head, 
     PairBackward w;
     KeySlot slot;
     g.dk = g.dv = NULL;
+    w.ahead = (Ahead){0};
     fill_slot(&slot, thread_slot(a), &g.run, 0, b.first + b.n);
     backward_block(&w, &g, &b, &slot);
 }

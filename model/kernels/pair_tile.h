@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "model/core/dtype.h"
 
@@ -42,16 +43,27 @@ static ALWAYS_INLINE __m512 pair_high(__m512i x) {
 }
 
 /* c[m, n] += A·B over k pairs: A(i, p) = a[i·a_row + p·a_column]; n is a multiple of 16. a_row is an argument, and a
- * constant: offsets that are known leave the address registers to c. */
+ * constant: offsets that are known leave the address registers to c.
+ *
+ * Where only half of a vector's lanes are used (n <= 8), `quads`: k counts quads, a reads two pairs at once, and row p
+ * of b holds column d of pair 2p in lane 2d, of pair 2p + 1 in lane 2d + 1. The sums of column d are then in these two
+ * lanes of c, to be added at the end. */
 typedef struct {
     const Pair *a, *b;
     float *c;
     size_t a_column, b_stride, c_stride;
 } PairProduct;
 
+static ALWAYS_INLINE __m512i pair_broadcast(const Pair *a, const bool quads) {
+    int64_t two;
+    if (!quads) return _mm512_set1_epi32(*a);
+    memcpy(&two, a, sizeof two);
+    return _mm512_set1_epi64(two);
+}
+
 /* rows × vectors of c in registers over all of k; both are constants at every call, so the loops over them unroll. */
-static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, const int a_row, const PairProduct *t,
-                                         int i, size_t column, int k) {
+static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, const int a_row, const bool quads,
+                                         const PairProduct *t, int i, size_t column, int k) {
     __m512 sum[8][4];
     float *c = t->c + (size_t)i * t->c_stride + column;
     for (int r = 0; r < rows; r++)
@@ -61,7 +73,7 @@ static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, cons
         __m512i row[4];
         for (int v = 0; v < vectors; v++) row[v] = _mm512_loadu_si512(b + v * PAIR_VF);
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(a[r * a_row]);
+            __m512i x = pair_broadcast(a + r * a_row, quads);
             for (int v = 0; v < vectors; v++) sum[r][v] = pair_dot(sum[r][v], x, row[v]);
         }
     }
@@ -69,21 +81,26 @@ static ALWAYS_INLINE void pair_registers(const int rows, const int vectors, cons
         for (int v = 0; v < vectors; v++) _mm512_storeu_ps(c + (size_t)r * t->c_stride + v * PAIR_VF, sum[r][v]);
 }
 
-static ALWAYS_INLINE void pair_rows(const int rows, const int vectors, const int a_row, const PairProduct *t,
-                                    size_t column, int m, int k) {
+static ALWAYS_INLINE void pair_rows(const int rows, const int vectors, const int a_row, const bool quads,
+                                    const PairProduct *t, size_t column, int m, int k) {
     int i = 0;
-    for (; i + rows <= m; i += rows) pair_registers(rows, vectors, a_row, t, i, column, k);
-    for (; rows > 4 && i + 4 <= m; i += 4) pair_registers(4, vectors, a_row, t, i, column, k);
-    for (; i < m; i++) pair_registers(1, vectors, a_row, t, i, column, k);
+    for (; i + rows <= m; i += rows) pair_registers(rows, vectors, a_row, quads, t, i, column, k);
+    for (; rows > 4 && i + 4 <= m; i += 4) pair_registers(4, vectors, a_row, quads, t, i, column, k);
+    for (; i < m; i++) pair_registers(1, vectors, a_row, quads, t, i, column, k);
 }
 
 static ALWAYS_INLINE void pair_add(const int a_row, PairProduct t, int m, int n, int k) {
     int vectors = n / PAIR_VF;
     size_t column = 0;
-    for (; vectors >= 4; vectors -= 4, column += 4 * PAIR_VF) pair_rows(4, 4, a_row, &t, column, m, k);
-    if (vectors == 3) pair_rows(8, 3, a_row, &t, column, m, k);
-    if (vectors == 2) pair_rows(8, 2, a_row, &t, column, m, k);
-    if (vectors == 1) pair_rows(8, 1, a_row, &t, column, m, k);
+    for (; vectors >= 4; vectors -= 4, column += 4 * PAIR_VF) pair_rows(4, 4, a_row, false, &t, column, m, k);
+    if (vectors == 3) pair_rows(8, 3, a_row, false, &t, column, m, k);
+    if (vectors == 2) pair_rows(8, 2, a_row, false, &t, column, m, k);
+    if (vectors == 1) pair_rows(8, 1, a_row, false, &t, column, m, k);
+}
+
+/* The same for `quads`, n = 16 */
+static ALWAYS_INLINE void pair_add_quads(const int a_row, PairProduct t, int m, int k) {
+    pair_rows(8, 1, a_row, true, &t, 0, m, k);
 }
 
 /* Four rows: to[c], quarter q, is column 4·q + c of all of them. */
@@ -192,6 +209,21 @@ static void pair_pack_row_pairs(Pair *to, const bf16 *rows, size_t stride, int n
             _mm512_storeu_si512(to + d, _mm512_permutex2var_epi16(a, low, b));
             if (d + 16 < padded) _mm512_storeu_si512(to + d + 16, _mm512_permutex2var_epi16(a, high, b));
         }
+}
+
+/* Rows [n, 16] of pairs, of which 8 columns are used, become rows [n / 2, 16] of quads, in place. */
+static void pair_interleave(Pair *rows, int n) {
+    const __m512i turn = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    for (int i = 0; i < n; i += 2) {
+        __m512i a = _mm512_loadu_si512(rows + i * PAIR_VF), b = _mm512_loadu_si512(rows + (i + 1) * PAIR_VF);
+        _mm512_storeu_si512(rows + i / 2 * PAIR_VF, _mm512_permutex2var_epi32(a, turn, b));
+    }
+}
+
+/* Sums of columns from those of their two lanes */
+static ALWAYS_INLINE __m512 pair_add_lanes(__m512 x) {
+    const __m512i even = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 14, 12, 10, 8, 6, 4, 2, 0);
+    return _mm512_permutexvar_ps(even, x + _mm512_movehdup_ps(x));
 }
 
 /* 2^x of n vectors where the result is rounded to bf16 in any case (2^-8): the fraction of x above floor(x) through a
