@@ -14,6 +14,7 @@ make_records() { # FILE N
 make_records records.jsonl 200
 cat >sft.yaml <<'END'
 output: tuned
+precision: fp32
 model: {base: base}
 template: {name: chatml}
 data: {train: [{path: records.jsonl}], validation: 0.1}
