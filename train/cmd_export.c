@@ -5,10 +5,13 @@
 #include <string.h>
 #include <strings.h>
 
+#include <jansson.h>
+
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
+#include "model/formats/json_read.h"
 #include "model/formats/safetensors.h"
 #include "train/cli.h"
 #include "train/commands.h"
@@ -31,6 +34,28 @@ static int write_template(const char *directory, const char *text) {
     return rc;
 }
 
+/* Programs that do not read chat_template.jinja look for the template in tokenizer_config.json. */
+static int add_to_config(const char *directory, const char *text) {
+    int rc = OK;
+    char *path = path_join(directory, "tokenizer_config.json"), *bytes = NULL, *dumped = NULL;
+    json_t *root = NULL;
+    size_t size;
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    if (!file_exists(path)) goto done;
+    TRY_TO(done, file_read(&bytes, &size, path, 0));
+    TRY_TO(done, json_read_object(&root, bytes, size, path));
+    json_object_set_new(root, "chat_template", json_string(text));
+    dumped = json_dumps(root, JSON_INDENT(2));
+    if (!dumped) FAIL_TO(done, ERR_FAILED, "out of memory");
+    TRY_TO(done, file_write_atomic(path, dumped, strlen(dumped)));
+done:
+    json_decref(root);
+    free(bytes);
+    free(dumped);
+    free(path);
+    return rc;
+}
+
 /* config.json, generation_config.json, the tokenizer's files and chat template, and the arrays in one file or several.
  */
 static int write_hugging_face(ModelCopy *copy, const char *directory, const void *context) {
@@ -41,7 +66,10 @@ static int write_hugging_face(ModelCopy *copy, const char *directory, const void
         TRY(tokenizer_export(copy->file.tokenizer, directory));
     else
         log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
-    if (copy->file.chat_template) TRY(write_template(directory, copy->file.chat_template));
+    if (copy->file.chat_template) {
+        TRY(write_template(directory, copy->file.chat_template));
+        TRY(add_to_config(directory, copy->file.chat_template));
+    }
     return safetensors_write_directory(directory, copy->sources, copy->n, arguments->shard_bytes);
 }
 
