@@ -8,6 +8,7 @@ run 0 pretrain config.yaml output=base train.steps=5 model.max_context=256 train
 awk 'BEGIN { for (i = 0; i < 200; i++) printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\"}\n", 97 + i % 5, 97 + i % 5, 97 + i % 5 }' >records.jsonl
 cat >sft.yaml <<'END'
 output: tuned
+precision: fp32
 model: {base: base}
 template: {name: chatml}
 data: {train: [{path: records.jsonl}], validation: 0}

@@ -14,6 +14,7 @@ make_records() { # FILE N
 make_records records.jsonl 200
 cat >sft.yaml <<'END'
 output: tuned
+precision: fp32
 model: {base: base}
 template: {name: chatml}
 data: {train: [{path: records.jsonl}], validation: 0.1}
@@ -40,12 +41,14 @@ run 0 sft sft.yaml output=micro train.tokens_per_microbatch=128 train.steps=10 &
 tell "accumulation weights as one batch does, whatever the micro-batches" $?
 
 # ---- what a model is, besides its parameters ----
-run 0 export tuned hf && grep -q '^{#- cria {"name":"chatml"' hf/chat_template.jinja && grep -q '<|im_end|>' hf/tokenizer.json && grep -q '"vocab_size": 260' hf/config.json
+run 0 export tuned hf && grep -q '^{#- cria {"name":"chatml"' hf/chat_template.jinja && grep -q '<|im_end|>' hf/tokenizer.json && grep -q '"vocab_size": 260' hf/config.json && grep -q '"chat_template": "{#- cria ' hf/tokenizer_config.json
 tell "the export has the template, the new tokens and their rows" $?
 grep -A3 eos_token_id hf/generation_config.json | grep -q 259
 tell "the stop token ends generation" $?
 run 0 sft sft.yaml output=again model.base=hf template.name= train.steps=2 && ! says 'vocabulary grows'
 tell "the exported template is recognised, and used without being named" $?
+run 0 data lint tuned records.jsonl --json && mv "$scratch/out" own.json && run 0 data lint base records.jsonl --template chatml --json && says 'training adds them' && cmp own.json "$scratch/out"
+tell "so it is by cria data lint, which sees a base as training will" $?
 run 0 export tuned m.gguf --format gguf && run 0 sft sft.yaml output=gguf model.base=m.gguf template.name= train.steps=2
 tell "from a GGUF file too" $?
 sed -i 's/im_start/im_begin/2' hf/chat_template.jinja

@@ -8,6 +8,7 @@
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "model/core/log.h"
 #include "model/core/text.h"
 #include "model/shape_hf.h"
 #include "train/model_file.h"
@@ -15,7 +16,7 @@
 void chat_input_flags(ChatInput *input, Flag *flags) {
     const Flag rows[CHAT_INPUT_FLAGS] = {
         {"template", 0, FLAG_TEXT, &input->template_name, "NAME", "",
-         "llama2, llama3, llama3.1, llama3.2, alpaca, chatml or plain"},
+         "llama2, llama3, llama3.1, llama3.2, alpaca, chatml or plain (default: the model's own)"},
         {"train-on", 0, FLAG_TEXT, &input->train_on, "WHAT", "",
          "what is learned: all, completion, assistant (every answer) or last (default assistant)"},
         {"context", 'c', FLAG_INT, &input->context, "N", ">= 2", "tokens at most (a model's own; else any number)"},
@@ -49,25 +50,64 @@ static int open_tokenizer(ChatInput *input, const char *path) {
     tokenizer_free(input->tokenizer);
     input->tokenizer = file.tokenizer;
     file.tokenizer = NULL;
+    input->jinja = file.chat_template;
+    file.chat_template = NULL;
     model_file_close(&file);
     return OK;
 }
 
-static int open_template(ChatInput *input) {
+/* The template that was named, else the model's own. */
+static int choose_template(ChatInput *input, ChatTemplateSpec *spec, ChatTemplateOptions *options) {
     size_t n;
+    bool found = false;
     const char *const *names = chat_template_names(&n);
+    *options = (ChatTemplateOptions){0};
+    if (!input->template_name && input->jinja)
+        TRY(saved_template_read(&input->saved, &found, input->jinja, input->tokenizer));
+    if (found) {
+        *spec = input->saved.spec;
+        *options = input->saved.options;
+        return OK;
+    }
     if (!input->template_name)
-        FAIL(ERR_USAGE, "no template was named: --template llama3.1, say (llama2, llama3, llama3.1, llama3.2, alpaca, "
-                        "chatml, plain)");
-    const ChatTemplateSpec *spec = chat_template_spec(input->template_name);
-    if (!spec) {
+        FAIL(ERR_USAGE,
+             "%sno template was named: --template llama3.1, say (llama2, llama3, llama3.1, llama3.2, alpaca, "
+             "chatml, plain)",
+             input->jinja ? "the model's own template is none that cria knows, and " : "");
+    const ChatTemplateSpec *known = chat_template_spec(input->template_name);
+    if (!known) {
         const char *nearest = text_nearest(input->template_name, names, n);
         FAIL(ERR_USAGE, "there is no template '%s'; did you mean '%s'?", input->template_name,
              nearest ? nearest : "llama3.1");
     }
-    return chat_template_new(&input->chat, spec,
-                             &(ChatTemplateOptions){.date = input->date, .builtin_tools = input->builtin_tools},
-                             input->tokenizer);
+    *spec = *known;
+    return OK;
+}
+
+/* Tokens that the template needs and the tokenizer lacks are added, as training adds them. */
+static int extend_tokenizer(ChatInput *input) {
+    char **names;
+    size_t n;
+    Tokenizer *extended = NULL;
+    TRY(chat_spec_missing(&input->spec, NULL, 0, input->tokenizer, &names, &n));
+    int rc = n > 0 ? tokenizer_extend(&extended, input->tokenizer, (const char *const *)names, n) : OK;
+    if (extended) {
+        log_info("template %s needs %zu tokens that the tokenizer lacks (%s …); training adds them", input->spec.name,
+                 n, names[0]);
+        tokenizer_free(input->tokenizer);
+        input->tokenizer = extended;
+    }
+    names_free(names, n);
+    return rc;
+}
+
+static int open_template(ChatInput *input) {
+    ChatTemplateOptions options;
+    TRY(choose_template(input, &input->spec, &options));
+    TRY(extend_tokenizer(input));
+    if (input->date) options.date = input->date;
+    if (input->builtin_tools) options.builtin_tools = input->builtin_tools;
+    return chat_template_new(&input->chat, &input->spec, &options, input->tokenizer);
 }
 
 static int add_files(ChatInput *input, const char *word) {
@@ -98,6 +138,8 @@ int chat_input_open(ChatInput *input, char *const *words, int n_words) {
 
 void chat_input_close(ChatInput *input) {
     chat_template_free(input->chat);
+    saved_template_free(&input->saved);
+    free(input->jinja);
     tokenizer_free(input->tokenizer);
     chat_columns_free(&input->renamed);
     names_free(input->paths, input->n_paths);

@@ -2,7 +2,7 @@
 #ifndef CRIA_TRAIN_CHAT_INPUT_H
 #define CRIA_TRAIN_CHAT_INPUT_H
 
-#include "data/chat/template.h"
+#include "data/chat/saved.h"
 #include "train/cli.h"
 
 typedef struct {
@@ -11,6 +11,9 @@ typedef struct {
     int64_t context; /* 0: the model's, or any */
     /* what they lead to */
     Tokenizer *tokenizer;
+    char *jinja; /* the model's own template; NULL: none */
+    SavedTemplate saved;
+    ChatTemplateSpec spec;
     ChatTemplate *chat;
     ChatColumns renamed;
     TrainOn mode;

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include <jansson.h>
+
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"

@@ -123,7 +123,7 @@ int data_lint_command(int argc, char **argv) {
     chat_input_flags(&input, flags + 2);
     CliResult cli;
     TRY(cli_parse(&cli,
-                  &(CliSpec){.usage = "TOKENIZER|MODEL FILE... --template NAME [flags]",
+                  &(CliSpec){.usage = "TOKENIZER|MODEL FILE... [--template NAME] [flags]",
                              .about =
                                  "Checks instruction records (JSONL, or a JSON array; also .gz and .zst): what\n"
                                  "would be learned wrongly or not at all, with file and line. Exit status 3 where\n"

@@ -166,7 +166,7 @@ int data_show_command(int argc, char **argv) {
     chat_input_flags(&show.input, flags + 5);
     CliResult cli;
     TRY(cli_parse(&cli,
-                  &(CliSpec){.usage = "TOKENIZER|MODEL FILE... --template NAME [flags]",
+                  &(CliSpec){.usage = "TOKENIZER|MODEL FILE... [--template NAME] [flags]",
                              .about = "Shows records as a model sees them, and what of them is learned: green on a\n"
                                       "terminal, in « » elsewhere or with NO_COLOR set.",
                              .flags = flags,

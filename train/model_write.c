@@ -1,6 +1,7 @@
 /* See model_write.h. */
 #include "train/model_write.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,12 +9,35 @@
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/formats/checkpoint.h"
+#include "model/formats/json_read.h"
 #include "model/formats/safetensors.h"
 
 static int write_template(const char *directory, const char *text) {
     char *path = path_join(directory, MODEL_FILE_TEMPLATE);
     if (!path) FAIL(ERR_FAILED, "out of memory");
     int rc = file_write_atomic(path, text, strlen(text));
+    free(path);
+    return rc;
+}
+
+/* Programs that do not read chat_template.jinja look for the template in tokenizer_config.json. */
+static int add_to_config(const char *directory, const char *text) {
+    int rc = OK;
+    char *path = path_join(directory, "tokenizer_config.json"), *bytes = NULL, *dumped = NULL;
+    json_t *root = NULL;
+    size_t size;
+    if (!path) FAIL(ERR_FAILED, "out of memory");
+    if (!file_exists(path)) goto done;
+    TRY_TO(done, file_read(&bytes, &size, path, 0));
+    TRY_TO(done, json_read_object(&root, bytes, size, path));
+    json_object_set_new(root, "chat_template", json_string(text));
+    dumped = json_dumps(root, JSON_INDENT(2));
+    if (!dumped) FAIL_TO(done, ERR_FAILED, "out of memory");
+    TRY_TO(done, file_write_atomic(path, dumped, strlen(dumped)));
+done:
+    json_decref(root);
+    free(bytes);
+    free(dumped);
     free(path);
     return rc;
 }
@@ -28,7 +52,10 @@ int model_write_hugging_face(ModelCopy *copy, const char *directory, const void 
         TRY(tokenizer_export(copy->file.tokenizer, directory));
     else
         log_warning("%s has no tokenizer, so the export has none; --tokenizer FILE gives it one", copy->file.path);
-    if (copy->file.chat_template) TRY(write_template(directory, copy->file.chat_template));
+    if (copy->file.chat_template) {
+        TRY(write_template(directory, copy->file.chat_template));
+        TRY(add_to_config(directory, copy->file.chat_template));
+    }
     return safetensors_write_directory(directory, copy->sources, copy->n, *shard_bytes);
 }
 

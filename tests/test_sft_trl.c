@@ -1,0 +1,148 @@
+/* cria sft against TRL: the same base, the same conversations, 20 AdamW steps (tests/golden/sft_trl.py). The program
+ * itself runs, from records to checkpoint, so that template, mask, weights, normalisation and update are all in it.
+ * Bounds as in test_golden.c: losses within 1e-6 of values up to 6 (an ulp is 4.8e-7), the parameters' change within
+ * 5e-5 of its norm, where two correct fp32 programs differ by some 1e-5. */
+#include <math.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "model/formats/checkpoint.h"
+#include "tests/data_fixture.h"
+#include "train/metrics.h"
+
+#define GOLDEN "tests/golden/sft_trl"
+enum { STEPS = 20 };
+
+static const char recipe[] = "precision: fp32\nmodel: {base: " GOLDEN "}\n"
+                             "tokenizer: {path: tests/golden/tokenizer_chat.json}\ntemplate: {name: llama3}\n"
+                             "data: {train: [{path: " GOLDEN "/records.jsonl}], validation: 0}\n"
+                             "sft: {train_on: completion}\n"
+                             "optim: {lr: 2.0e-3, schedule: constant, warmup: 0, weight_decay: 0.1, beta2: 0.95}\n";
+
+/* Every step is all eight records, however they are packed and cut. */
+static const char *const ways[] = {
+    "sft.packing=false train.context=128 train.tokens_per_batch=1024 train.tokens_per_microbatch=512",
+    "sft.packing=false train.context=128 train.tokens_per_batch=1024 train.tokens_per_microbatch=128",
+    "sft.packing=true train.context=256 train.tokens_per_batch=512 train.tokens_per_microbatch=512 "
+    "train.recompute=layer",
+};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+static void run_cria(const char *config, const char *output, const char *way, const char *more) {
+    char command[1024];
+    const char *cria = getenv("CRIA");
+    snprintf(command, sizeof command, "%s sft %s output=%s train.steps=%d train.threads=1 %s %s 2>%s.log",
+             cria ? cria : "build/cria", config, output, STEPS, way, more, output);
+    ck_assert_msg(system(command) == 0, "%s", command);
+}
+
+/* The largest difference of a metric from the golden list, relative to it or not. */
+static double compare_metric(const char *output, const char *metric, const json_t *expected, bool relative) {
+    char path[512];
+    double *x, *y, worst = 0;
+    size_t n;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", output);
+    CHECK_OK(metrics_read(path, metric, &x, &y, &n));
+    ck_assert_uint_eq(n, STEPS);
+    ck_assert_uint_eq(json_array_size(expected), STEPS);
+    for (size_t i = 0; i < n; i++) {
+        double wanted = json_number_value(json_array_get(expected, i)), d = fabs(y[i] - wanted);
+        if (relative) d /= wanted;
+        if (!(d <= worst)) worst = d;
+    }
+    free(x);
+    free(y);
+    return worst;
+}
+
+static float *read_array(const NamedFile *file, const char *name, size_t *n) {
+    const NamedArray *array;
+    CHECK_OK(named_get(&array, file, name));
+    *n = named_elements(array);
+    float *values = malloc(*n * sizeof *values);
+    CHECK_OK(named_read_f32(file, array, 0, *n, values));
+    return values;
+}
+
+/* ‖Δθ - Δθ_TRL‖ / ‖Δθ_TRL‖ of the parameter for which it is largest. */
+static double compare_change(const char *output) {
+    NamedFile *base, *expected, *found;
+    char *folder;
+    double worst = 0;
+    CHECK_OK(named_open(&base, GOLDEN "/model.safetensors"));
+    CHECK_OK(named_open(&expected, GOLDEN "/expected.safetensors"));
+    CHECK_OK(checkpoint_resolve(&folder, output));
+    CHECK_OK(checkpoint_open_arrays(&found, folder, CHECKPOINT_MODEL));
+    ck_assert_uint_eq(named_count(expected), 21);
+    for (size_t i = 0; i < named_count(expected); i++) {
+        const char *name = named_at(expected, i)->name;
+        size_t n, m;
+        float *from = read_array(base, name, &n), *to = read_array(expected, name, &m),
+              *is = read_array(found, name, &m);
+        ck_assert_uint_eq(n, m);
+        double difference = 0, size = 0;
+        for (size_t e = 0; e < n; e++) {
+            double d = (double)is[e] - (double)to[e], s = (double)to[e] - (double)from[e];
+            difference += d * d;
+            size += s * s;
+        }
+        double relative = sqrt(difference / size);
+        if (!(relative <= worst)) worst = relative;
+        free(from);
+        free(to);
+        free(is);
+    }
+    named_close(base);
+    named_close(expected);
+    named_close(found);
+    free(folder);
+    return worst;
+}
+
+typedef struct {
+    double loss, norm, change;
+} Distance;
+
+static Distance distance_of(const char *config, int number, const char *way, const char *more) {
+    char name[16];
+    snprintf(name, sizeof name, "run%d", number);
+    const char *output = fixture_path(name);
+    json_t *golden = json_load_file(GOLDEN "/expected.json", 0, NULL);
+    ck_assert_ptr_nonnull(golden);
+    run_cria(config, output, way, more);
+    Distance d = {compare_metric(output, "loss", json_object_get(golden, "losses"), false),
+                  compare_metric(output, "grad_norm", json_object_get(golden, "grad_norms"), true),
+                  compare_change(output)};
+    json_decref(golden);
+    return d;
+}
+
+START_TEST(twenty_steps_end_where_those_of_trl_end_however_records_are_cut) {
+    fixture_setup();
+    const char *config = fixture_text("sft.yaml", recipe);
+    for (int way = 0; way < N_WAYS; way++) {
+        Distance d = distance_of(config, way, ways[way], "");
+        printf("%s\n  losses %.1e, norms %.1e, change %.1e\n", ways[way], d.loss, d.norm, d.change);
+        ck_assert_msg(d.loss <= 1e-6, "loss: %g", d.loss);
+        ck_assert_msg(d.norm <= 1e-5, "norm: %g", d.norm);
+        ck_assert_msg(d.change <= 5e-5, "change: %g", d.change);
+    }
+    fixture_teardown();
+}
+END_TEST
+
+START_TEST(another_mask_template_or_decay_is_noticed) {
+    static const char *const wrong[] = {"sft.train_on=all", "template.name=chatml", "optim.weight_decay=0"};
+    fixture_setup();
+    const char *config = fixture_text("sft.yaml", recipe);
+    for (int i = 0; i < 3; i++) {
+        Distance d = distance_of(config, i, ways[0], wrong[i]);
+        ck_assert_msg(d.change > 1e-3, "%s passes: change %g", wrong[i], d.change);
+    }
+    fixture_teardown();
+}
+END_TEST
+
+CHECK_MAIN("sft and TRL", twenty_steps_end_where_those_of_trl_end_however_records_are_cut,
+           another_mask_template_or_decay_is_noticed)
