@@ -71,9 +71,10 @@ static int add(Chat *chat, ChatRole role, const char *text) {
         chat->messages = grown;
         chat->capacity = capacity;
     }
-    char *copy = strdup(text);
-    if (!copy) FAIL(ERR_FAILED, "out of memory");
-    chat->messages[chat->n++] = (Message){role, copy};
+    Message *message = &chat->messages[chat->n];
+    *message = (Message){role, strdup(text)};
+    if (!message->text) FAIL(ERR_FAILED, "out of memory");
+    chat->n++;
     return OK;
 }
 

@@ -51,6 +51,10 @@ run 0 data lint tuned records.jsonl --json && mv "$scratch/out" own.json && run 
 tell "so it is by cria data lint, which sees a base as training will" $?
 run 0 export tuned m.gguf --format gguf && run 0 sft sft.yaml output=gguf model.base=m.gguf template.name= train.steps=2
 tell "from a GGUF file too" $?
+grep -q '^TEMPLATE """.*{{ range .Messages }}' Modelfile && grep -q '^PARAMETER stop "<|im_end|>"' Modelfile
+tell "the Modelfile has the template and the stop" $?
+LC_ALL=C grep -qaP 'add_bos_token\x07\x00\x00\x00\x00' m.gguf
+tell "a template without BOS gets none from llama.cpp" $?
 sed -i 's/im_start/im_begin/2' hf/chat_template.jinja
 run 3 sft sft.yaml output=no model.base=hf template.name= && one_error && says 'none that cria knows' && says 'template.name='
 tell "a template that is not known is refused, with the way to give one" $?

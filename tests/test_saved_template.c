@@ -98,6 +98,36 @@ START_TEST(known_texts_of_others_are_recognised) {
 }
 END_TEST
 
+/* These texts, run by Go 1.19's text/template over conversations with and without a system message, gave cria's ids. */
+START_TEST(ollamas_template_says_the_same) {
+    static const char llama2[] =
+        "{{ $first := true }}{{ range .Messages }}{{ if eq .Role \"user\" }}{{ if not $first }}<s>{{ end }}[INST] {{ "
+        "if "
+        "and $first $.System }}<<SYS>>\n{{ $.System }}\n<</SYS>>\n\n{{ end }}{{ .Content }} [/INST]{{ $first = false "
+        "}}{{ else if eq .Role \"assistant\" }} {{ .Content }} </s>{{ end }}{{ end }}";
+    static const char chatml[] =
+        "{{ $first := true }}{{ range .Messages }}{{ if eq .Role \"user\" }}<|im_start|>user\n{{ .Content "
+        "}}<|im_end|>\n"
+        "{{ $first = false }}{{ else if eq .Role \"assistant\" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ "
+        "else "
+        "if eq .Role \"system\" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n{{ else if eq .Role \"tool\" "
+        "}}<|im_start|>tool\n{{ .Content }}<|im_end|>\n{{ end }}{{ end }}<|im_start|>assistant\n";
+    static const char *const rows[][3] = {{"llama2", LLAMA_TOKENIZER, llama2}, {"chatml", CHAT_TOKENIZER, chatml}};
+    for (int i = 0; i < 2; i++) {
+        Tokenizer *tokenizer;
+        ChatTemplate *chat;
+        Text text = {0};
+        CHECK_OK(tokenizer_load(&tokenizer, rows[i][1]));
+        CHECK_OK(chat_template_new(&chat, chat_template_spec(rows[i][0]), NULL, tokenizer));
+        CHECK_OK(chat_template_ollama(chat, &text));
+        ck_assert_str_eq(text.bytes, rows[i][2]);
+        text_free(&text);
+        chat_template_free(chat);
+        tokenizer_free(tokenizer);
+    }
+}
+END_TEST
+
 /* ---- growing ---------------------------------------------------------------------------------------------------- */
 
 static void check_extension(const char *path) {
@@ -177,5 +207,5 @@ START_TEST(new_rows_begin_as_the_mean_and_old_ones_stay) {
 END_TEST
 
 CHECK_MAIN("saved templates", a_saved_template_is_read_again_and_a_changed_one_is_not,
-           known_texts_of_others_are_recognised, tokenizers_of_every_kind_take_new_special_tokens,
-           new_rows_begin_as_the_mean_and_old_ones_stay)
+           known_texts_of_others_are_recognised, ollamas_template_says_the_same,
+           tokenizers_of_every_kind_take_new_special_tokens, new_rows_begin_as_the_mean_and_old_ones_stay)

@@ -14,18 +14,20 @@
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/model_file.h"
+#include "train/model_template.h"
 #include "train/setup.h"
 
 typedef struct {
     const char *prompt, *prompt_file, *tokenizer;
     int64_t copies, max_batch, max_sequence;
-    bool json, no_bos;
+    bool json, no_bos, chat;
 } Arguments;
 
 typedef struct {
     TokenList *items;
     char **texts;
     size_t n;
+    ModelTemplate chat; /* with --chat: prompts are messages to be answered */
 } Prompts;
 
 static void prompts_free(Prompts *prompts) {
@@ -35,6 +37,21 @@ static void prompts_free(Prompts *prompts) {
     }
     free(prompts->items);
     free(prompts->texts);
+    model_template_free(&prompts->chat);
+}
+
+/* A user's message, up to where the model's answer begins. */
+static int render_message(const ChatTemplate *chat, const char *text, TokenList *out) {
+    int rc = OK;
+    Conversation conversation = {.kind = RECORD_MESSAGES};
+    ChatTokens tokens = {0};
+    TRY_TO(done, conversation_add(&conversation, CHAT_USER, text));
+    TRY_TO(done, chat_render_prompt(chat, &conversation, &tokens));
+    TRY_TO(done, token_list_append(out, tokens.ids, tokens.n));
+done:
+    chat_tokens_free(&tokens);
+    conversation_free(&conversation);
+    return rc;
 }
 
 static int add_prompt(Prompts *prompts, const Tokenizer *tokenizer, const char *text, size_t size, int flags) {
@@ -50,6 +67,7 @@ static int add_prompt(Prompts *prompts, const Tokenizer *tokenizer, const char *
     items[prompts->n] = (TokenList){0};
     texts[prompts->n] = copy;
     prompts->n++;
+    if (prompts->chat.chat) return render_message(prompts->chat.chat, copy, &items[prompts->n - 1]);
     return tokenizer_encode(tokenizer, text, size, flags, &items[prompts->n - 1]);
 }
 
@@ -121,7 +139,7 @@ static int print_json(const Prompts *prompts, const Generation *generations, dou
 static void print_texts(const Prompts *prompts, const Generation *generations) {
     for (size_t i = 0; i < prompts->n; i++) {
         if (i) printf("\n---\n");
-        fwrite(prompts->texts[i], 1, strlen(prompts->texts[i]), stdout);
+        if (!prompts->chat.chat) fwrite(prompts->texts[i], 1, strlen(prompts->texts[i]), stdout);
         fwrite(generations[i].text, 1, generations[i].text_size, stdout);
     }
     printf("\n");
@@ -159,7 +177,7 @@ static int generate(const Arguments *arguments, const Config *config, ModelFile 
            generator_new(&generator, file->model, file->tokenizer,
                          (GeneratorOptions){.max_batch = (int)batch,
                                             .max_sequence = (int)sequence_length(arguments, config, file, prompts)}));
-    if (streaming) TRY_TO(done, stream(NULL, 0, prompts->texts[0], strlen(prompts->texts[0])));
+    if (streaming && !arguments->chat) TRY_TO(done, stream(NULL, 0, prompts->texts[0], strlen(prompts->texts[0])));
     double start = clock_seconds();
     TRY_TO(done, generator_run(generator, prompts->items, prompts->n, &options, generations));
     double seconds = clock_seconds() - start;
@@ -179,6 +197,17 @@ done:
     return rc;
 }
 
+/* An answer also ends with the template's stops. */
+static int open_template(ModelTemplate *chat, const Config *config, ModelFile *file) {
+    int32_t stops[2];
+    TRY(model_template_choose(chat, config, file->chat_template, file->path, file->tokenizer));
+    TRY(model_template_open(chat, file->tokenizer));
+    size_t n = chat_template_stops(chat->chat, stops);
+    for (size_t i = 0; i < n && file->generation.n_eos < HF_MAX_EOS; i++)
+        file->generation.eos_token_ids[file->generation.n_eos++] = stops[i];
+    return OK;
+}
+
 int command_generate(int argc, char **argv) {
     int rc = OK;
     Arguments arguments = {.copies = 1, .max_batch = 16};
@@ -195,6 +224,8 @@ int command_generate(int argc, char **argv) {
         {"max-sequence", 0, FLAG_INT, &arguments.max_sequence, "N", ">= 2",
          "tokens of prompt and continuation; sizes the cache (default: what is needed)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+        {"chat", 0, FLAG_SWITCH, &arguments.chat, "", "",
+         "a prompt is a message, and the answer is generated, by the model's chat template"},
         {"no-bos", 0, FLAG_SWITCH, &arguments.no_bos, "", "", "do not begin with BOS"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object: texts, ids, log-probabilities"},
     };
@@ -209,12 +240,13 @@ int command_generate(int argc, char **argv) {
         .max_words = 1,
         .config = config,
         .section = "generate",
-        .sections = "generate"};
+        .sections = "generate template"};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     if (arguments.prompt && arguments.prompt_file) FAIL_TO(done, ERR_USAGE, "--prompt and --prompts: give one of them");
     TRY_TO(done, model_file_open(&file, cli.words[0],
                                  (ModelFileOptions){.tokenizer = arguments.tokenizer, .need_tokenizer = true}));
+    if (arguments.chat) TRY_TO(done, open_template(&prompts.chat, config, &file));
     TRY_TO(done, read_prompts(&prompts, &arguments, file.tokenizer));
     TRY_TO(done, generate(&arguments, config, &file, &prompts));
 done:

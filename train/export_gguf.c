@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "data/chat/saved.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
@@ -52,11 +53,34 @@ static void put_stop(Text *out, const Tokenizer *tokenizer, int32_t id) {
     if (name && !strpbrk(name, "\"\\\n")) text_printf(out, "PARAMETER stop \"%s\"\n", name);
 }
 
+/* TEMPLATE, where the chat template is one that cria knows: Ollama does not read the Jinja inside the file. */
+static int put_template(Text *out, const ModelFile *file) {
+    SavedTemplate saved;
+    ChatTemplate *chat = NULL;
+    Text made = {0};
+    bool found = false;
+    int rc = file->tokenizer ? saved_template_read(&saved, &found, file->chat_template, file->tokenizer) : OK;
+    if (found) rc = chat_template_new(&chat, &saved.spec, &saved.options, file->tokenizer);
+    if (rc == OK && found) rc = chat_template_ollama(chat, &made);
+    if (rc == OK && found)
+        text_printf(out, "TEMPLATE \"\"\"%s\"\"\"\n", made.bytes);
+    else if (rc == OK || rc == ERR_REFUSED)
+        text_puts(out, "# its chat template is not one that can be written here; Ollama needs a TEMPLATE\n");
+    if (rc == ERR_REFUSED) rc = OK;
+    error_clear();
+    text_free(&made);
+    chat_template_free(chat);
+    if (found) saved_template_free(&saved);
+    return rc;
+}
+
 static int make_modelfile(Text *out, const ModelFile *file, const char *gguf) {
     text_printf(out, "# ollama create NAME -f THIS-FILE && ollama run NAME\nFROM ./%s\n", path_base(gguf));
     if (!file->chat_template)
         text_puts(out,
                   "# it has no chat template: it continues the text it is given\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n");
+    else
+        TRY(put_template(out, file));
     text_printf(out, "PARAMETER num_ctx %d\n", file->config.max_position_embeddings);
     for (int i = 0; i < file->generation.n_eos; i++) put_stop(out, file->tokenizer, file->generation.eos_token_ids[i]);
     if (file->generation.do_sample)

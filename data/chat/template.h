@@ -98,5 +98,7 @@ bool chat_fit(ChatTokens *tokens, size_t context, Overlong policy);
 
 /* The same template for transformers, llama.cpp and others (`chat_template`). */
 int chat_template_jinja(const ChatTemplate *chat, Text *out);
+/* And for the TEMPLATE of an Ollama Modelfile. ERR_REFUSED where its texts cannot be said there. */
+int chat_template_ollama(const ChatTemplate *chat, Text *out);
 
 #endif

@@ -207,7 +207,7 @@ static int put_arrays(GgufOutput *out, const TokenizerArrays *a) {
     return OK;
 }
 
-int gguf_put_tokenizer(GgufOutput *out, const Tokenizer *tokenizer, int n_rows) {
+int gguf_put_tokenizer(GgufOutput *out, const Tokenizer *tokenizer, int n_rows, bool add_bos) {
     Arena arena = {0};
     TokenizerArrays a;
     int rc = OK;
@@ -219,7 +219,7 @@ int gguf_put_tokenizer(GgufOutput *out, const Tokenizer *tokenizer, int n_rows) 
     TRY_TO(done, put_arrays(out, &a));
     put_id(out, "tokenizer.ggml.bos_token_id", a.bos, rows);
     put_id(out, "tokenizer.ggml.unknown_token_id", unknown, rows);
-    gguf_put_value_bool(out, "tokenizer.ggml.add_bos_token", a.bos >= 0);
+    gguf_put_value_bool(out, "tokenizer.ggml.add_bos_token", add_bos && a.bos >= 0);
     gguf_put_value_bool(out, "tokenizer.ggml.add_eos_token", false);
 done:
     arena_free(&arena);

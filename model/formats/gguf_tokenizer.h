@@ -11,7 +11,8 @@
 #include "model/formats/gguf_output.h"
 
 /* Appends a tokenizer's metadata. llama.cpp wants as many tokens as the embedding has rows: further rows are called
- * [PADn], which reading leaves out again; tokens beyond the rows, which no model can use, are left out. */
-int gguf_put_tokenizer(GgufOutput *out, const Tokenizer *tokenizer, int n_rows);
+ * [PADn], which reading leaves out again; tokens beyond the rows, which no model can use, are left out. `add_bos`:
+ * texts begin with BOS, where there is one. */
+int gguf_put_tokenizer(GgufOutput *out, const Tokenizer *tokenizer, int n_rows, bool add_bos);
 
 #endif

@@ -104,6 +104,14 @@ static void put_ends(GgufOutput *out, const GgufModel *model) {
         if (ids[i] >= 0 && ids[i] < model->config->vocab_size) gguf_put_value_u32(out, keys[used++], (uint32_t)ids[i]);
 }
 
+/* llama.cpp and Ollama put BOS in front of a chat too where the file says so; a model whose template has none was
+ * trained without it. */
+static bool begins_with_bos(const GgufModel *model) {
+    const char *name = tokenizer_name(model->tokenizer, tokenizer_bos(model->tokenizer));
+    return !model->chat_template || strstr(model->chat_template, "bos_token") ||
+           (name && strstr(model->chat_template, name));
+}
+
 static int put_values(GgufOutput *out, const GgufModel *model) {
     gguf_put_value_text(out, "general.architecture", "llama");
     gguf_put_value_text(out, "general.type", "model");
@@ -113,7 +121,7 @@ static int put_values(GgufOutput *out, const GgufModel *model) {
     gguf_put_value_u32(out, "general.quantization_version", QUANTIZATION_VERSION);
     put_shape(out, model->config);
     if (model->tokenizer) {
-        TRY(gguf_put_tokenizer(out, model->tokenizer, model->config->vocab_size));
+        TRY(gguf_put_tokenizer(out, model->tokenizer, model->config->vocab_size, begins_with_bos(model)));
         put_ends(out, model);
     } else {
         gguf_put_value_text(out, "tokenizer.ggml.model", "none");
