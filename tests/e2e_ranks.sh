@@ -6,6 +6,7 @@ command -v mpirun >/dev/null || { skip "mpirun is absent"; finish; }
 make_folder one
 cd "$scratch/one" || exit 1
 sed -i 's/steps: 40/steps: 50/' config.yaml
+echo 'precision: fp32' >>config.yaml # the bound of 1e-5 is fp32's; that of bf16 comes below
 run 0 pretrain config.yaml
 tell "50 steps on one rank" $?
 reference=$scratch/one/run
@@ -18,12 +19,12 @@ ranks() { # STATUS N ARGUMENTS…; any failure where STATUS is "fails"
     [ "$status" -eq "$wanted" ] 2>/dev/null || { [ "$wanted" = fails ] && [ "$status" -ne 0 ] && [ "$status" -lt 124 ]; } ||
         { echo "mpi $*: status $status, expected $wanted"; return 1; }
 }
-# RUN: every loss within 1e-5 of the reference's, relative
+# RUN [BOUND]: every loss within 1e-5, or the bound, of the reference's, relative
 close_losses() {
     [ "$(losses "$1" | wc -l)" -eq "$(losses "$reference" | wc -l)" ] &&
-        paste <(losses "$reference") <(losses "$1") | awk '
+        paste <(losses "$reference") <(losses "$1") | awk -v bound="${2:-1e-5}" '
             { n = NF / 2; if ($(n - 1) != $(NF - 1)) bad = 1
-              d = $n - $NF; if (d < 0) d = -d; if (d > 1e-5 * $n) { print "step", $(n - 1), $n, $NF; bad = 1 } } END { exit bad || NR < 50 }'
+              d = $n - $NF; if (d < 0) d = -d; if (d > bound * $n) { print "step", $(n - 1), $n, $NF; bad = 1 } } END { exit bad || NR < 50 }'
 }
 tokens_seen() { sed -nE 's/.*"num_tokens": ([0-9]+).*/\1/p' "$1/metrics.jsonl"; }
 
@@ -36,6 +37,14 @@ done
 again() { ranks 0 2 "$cria" pretrain config.yaml output=again && [ "$(losses again)" = "$(losses run2)" ]; }
 again
 tell "two ranks twice: the same bits" $?
+
+# Sums cut differently tip roundings to bf16 (2^-8 relative), and fifty steps carry them on: about 1e-3 was seen.
+in_bf16() {
+    local reference=$scratch/one/narrow
+    run 0 pretrain config.yaml precision=bf16 output=narrow && ranks 0 2 "$cria" pretrain config.yaml precision=bf16 output=narrow2 && close_losses narrow2 4e-3
+}
+in_bf16
+tell "in bf16 two ranks have the losses of one to its rounding" $?
 
 from_two_to_one() {
     ranks 0 2 "$cria" pretrain config.yaml output=mixed train.steps=20 optim.schedule=constant &&
