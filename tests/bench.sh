@@ -183,8 +183,8 @@ peak_of() { # WORK NAME: fp32 beside a large fp32 product; bf16 beside the inner
     echo "$peak"
 }
 share() { # WORK NAME, of the peak, in percent; the operations are the model's, as cria counts them
-    local flops
-    flops=$(cat "$results/$1".cria-*.ready | head -n 1 >"$results/any" && number flops_per_token "$results/any")
+    local flops any=("$results/$1".cria-*.ready)
+    flops=$(number flops_per_token "${any[0]}")
     calculate "printf \"%.0f %%\", 100 * $(speed "$1" "$2") * ${flops:-0} / $(peak_of "$1" "$2")"
 }
 best_peer() { # WORK NAME: the fastest other program; beside fp32 only those in fp32

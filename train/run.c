@@ -361,6 +361,13 @@ static int train(Run *run) {
     return rc;
 }
 
+/* Silence would train something else than was asked for. */
+static int refuse_adapters(Config *config) {
+    if (config->lora_rank == 0) return OK;
+    return config_fail(config, OPTION_lora_rank,
+                       "adapters can be merged, exported and imported, and not yet trained by this command; leave it 0");
+}
+
 int run_command(const Stage *stage, int argc, char **argv) {
     int rc = OK;
     Run run = {.stage = stage, .lock = -1};
@@ -380,6 +387,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
     if (cli.helped) goto done;
     if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
     TRY_TO(done, config_check(run.config));
+    TRY_TO(done, refuse_adapters(run.config));
     setup_resolve_precision(run.config);
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
