@@ -244,8 +244,8 @@ static void measure_adamw(BenchResult *result, Run *run) {
         seconds[i] = clock_seconds() - start;
     }
     result->adamw_seconds = median_of(seconds, SAMPLES);
-    result->adamw_bytes = adamw_bytes_per_parameter(run->precision, optimizer_moments(run->optimizer)) *
-                          (double)result->model.trained;
+    result->adamw_bytes =
+        adamw_bytes_per_parameter(run->precision, optimizer_moments(run->optimizer)) * (double)result->model.trained;
 }
 
 /* A CPU without bf16 instructions multiplies bf16 numbers in fp32. */

@@ -364,8 +364,9 @@ static int train(Run *run) {
 /* Silence would train something else than was asked for. */
 static int refuse_adapters(Config *config) {
     if (config->lora_rank == 0) return OK;
-    return config_fail(config, OPTION_lora_rank,
-                       "adapters can be merged, exported and imported, and not yet trained by this command; leave it 0");
+    return config_fail(
+        config, OPTION_lora_rank,
+        "adapters can be merged, exported and imported, and not yet trained by this command; leave it 0");
 }
 
 int run_command(const Stage *stage, int argc, char **argv) {

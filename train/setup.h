@@ -24,7 +24,7 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 void setup_resolve_precision(Config *config);
 Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
 
-Dtype setup_moments(const Config *config);   /* AdamW's */
+Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);
 

@@ -51,7 +51,8 @@ static int grow_model(Run *run, Sft *sft) {
     if (wanted <= shape.vocab_size) return OK;
     Llama *grown;
     shape.vocab_size = wanted;
-    TRY(llama_new(&grown, &shape, (LlamaOptions){.training = true,
+    TRY(llama_new(&grown, &shape,
+                  (LlamaOptions){.training = true,
                                  .precision = setup_precision(run->config),
                                  .n_positions = run->model->rotary.n_positions}));
     llama_copy_rows(grown, run->model);
