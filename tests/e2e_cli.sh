@@ -39,7 +39,7 @@ refuses_flag() { run 2 "$1" --no-such-flag-anywhere && [ "$(grep -c '^error: ' <
 
 bad_config() { printf 'optim:\n  lr: fast\n' >"$scratch/bad.yaml" && run 2 pretrain "$scratch/bad.yaml" && one_error && grep -q "bad.yaml:2:7: optim.lr: found 'fast', expected a number > 0" <<<"$err"; }
 bad_argument() { run 2 pretrain configs/quickstart.yaml optim.lrr=1 && one_error && grep -q "argument 3 (optim.lrr=1): .*did you mean 'optim.lr'?" <<<"$err"; }
-bad_rule() { run 2 pretrain configs/quickstart.yaml precision=fp8 output="$scratch/run" && one_error && grep -q "precision" <<<"$err" && [ ! -e "$scratch/run" ]; }
+bad_rule() { run 2 pretrain configs/quickstart.yaml train.context=8192 train.tokens_per_microbatch=4096 output="$scratch/run" && one_error && grep -q "a micro-batch must hold one sequence" <<<"$err" && [ ! -e "$scratch/run" ]; }
 no_config() { run 2 pretrain "$scratch/absent.yaml" && one_error && grep -q "absent.yaml" <<<"$err"; }
 
 mapfile -t commands < <(sed -nE 's/^COMMAND\("([^"]+)".*/\1/p' train/commands.def)

@@ -46,6 +46,9 @@ void reference_adamw(float *param, float *m, float *v, const float *grad, size_t
 double reference_sum_of_squares(const float *x, size_t n);
 void reference_add(float *y, const float *a, const float *b, size_t n);
 
+/* B(lane, d), packed or taken from its rows and rounded as packing does. */
+float reference_panels_at(const Panels *b, int lane, int d);
+
 /* The rows of bf16.h. */
 void reference_bf16_products(Bf16Kernels *table);
 void reference_bf16_rows(Bf16Kernels *table); /* norms, rotary, SwiGLU */

@@ -8,32 +8,6 @@
 #include "model/core/threads.h"
 #include "model/kernels/reference.h"
 
-/* W(row, col), whatever it is kept in, rounded to bf16 as packing does. */
-static float weight_element(const RowMajor *w, int row, int col) {
-    int view = 0;
-    while (view + 1 < w->n_views && row >= w->first_row[view + 1]) view++;
-    size_t at = (size_t)(row - w->first_row[view]) * (size_t)w->cols + (size_t)col;
-    const char *from = (const char *)w->view[view] + at * dtype_size(w->dtype);
-    float full;
-    uint16_t half;
-    if (w->dtype == DTYPE_F32) {
-        memcpy(&full, from, sizeof full);
-        return bf16_to_f32(f32_to_bf16(full));
-    }
-    memcpy(&half, from, sizeof half);
-    return bf16_to_f32(w->dtype == DTYPE_F16 ? f32_to_bf16(f16_to_f32(half)) : half);
-}
-
-/* B(lane, d) */
-static double panels_element(const Panels *b, int lane, int d) {
-    if (!b->packed)
-        return (double)(b->transposed ? weight_element(b->rows, d, lane) : weight_element(b->rows, lane, d));
-    size_t depth = ((size_t)b->depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
-    const bf16 *pair =
-        b->packed + (size_t)(lane / PANEL_LANES) * depth * PANEL_LANES + (size_t)(d / 2) * 2 * PANEL_LANES;
-    return (double)bf16_to_f32(pair[lane % PANEL_LANES * 2 + d % 2]);
-}
-
 typedef struct {
     const bf16 *x;
     Panels forward;
@@ -44,7 +18,7 @@ static double logit(const Logits *l, int t, int v) {
     const int width = l->forward.depth;
     const bf16 *x_D = l->x + (size_t)t * (size_t)width;
     double sum = 0;
-    for (int i = 0; i < width; i++) sum += (double)bf16_to_f32(x_D[i]) * panels_element(&l->forward, v, i);
+    for (int i = 0; i < width; i++) sum += (double)bf16_to_f32(x_D[i]) * (double)reference_panels_at(&l->forward, v, i);
     return (double)l->scale * sum;
 }
 
@@ -110,7 +84,7 @@ static void hidden_gradient(bf16 *dx, bool accumulate, const float *dlogprob, co
         for (int v = 0; v < vocab; v++) g[v] = logit_gradient(l, t, v, dlogprob[t], lse[t], targets[t]);
         for (int i = 0; i < width; i++) {
             double sum = accumulate ? (double)bf16_to_f32(dx_D[i]) : 0;
-            for (int v = 0; v < vocab; v++) sum += (double)g[v] * panels_element(&backward, i, v);
+            for (int v = 0; v < vocab; v++) sum += (double)g[v] * (double)reference_panels_at(&backward, i, v);
             dx_D[i] = f32_to_bf16((float)sum);
         }
     }

@@ -31,11 +31,14 @@ static size_t round_up(int n, int to) {
     return ((size_t)n + (size_t)to - 1) / (size_t)to * (size_t)to;
 }
 
-/* B(lane, d) */
 static bf16 panels_at(const Panels *b, int lane, int d) {
     if (!b->packed) return b->transposed ? weight_at(b->rows, d, lane) : weight_at(b->rows, lane, d);
     const bf16 *panel = b->packed + (size_t)(lane / PANEL_LANES) * round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
     return panel[(size_t)(d / 2) * 2 * PANEL_LANES + (size_t)(lane % PANEL_LANES) * 2 + (size_t)(d % 2)];
+}
+
+float reference_panels_at(const Panels *b, int lane, int d) {
+    return bf16_to_f32(panels_at(b, lane, d));
 }
 
 static void reference_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane,
