@@ -24,15 +24,21 @@ typedef struct {
     NamedFile *arrays;   /* with keep_open: the parameters, to be read one by one */
 } ModelFile;
 
+/* What a model that is opened to generate computes in. Auto: bf16 where the model was made in 16 bits (it is stored in
+ * them, or its run's `precision` says bf16) and the kernels have instructions for it, else fp32. */
+typedef enum { INFERENCE_NOT, INFERENCE_AUTO, INFERENCE_F32, INFERENCE_BF16 } InferencePrecision;
+
 typedef struct {
-    const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */
-    bool need_tokenizer;   /* an error where there is none */
-    bool training;         /* allocate gradients */
-    Dtype precision;       /* as LlamaOptions has it */
-    int n_positions;       /* rotary table rows; 0: the model's context */
-    bool shape_only;       /* do not read parameters (model stays NULL) */
-    bool keep_open;        /* check the parameters' names and shapes, but read none: the model has names only, and the
-                              file stays open, for those who stream a model larger than memory */
+    const char *tokenizer;        /* a tokenizer's path, instead of the model's own; NULL: its own */
+    bool need_tokenizer;          /* an error where there is none */
+    bool training;                /* allocate gradients */
+    Dtype precision;              /* as LlamaOptions has it; for those who train */
+    InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
+                                     is kept but what generation reads */
+    int n_positions;              /* rotary table rows; 0: the model's context */
+    bool shape_only;              /* do not read parameters (model stays NULL) */
+    bool keep_open; /* check the parameters' names and shapes, but read none: the model has names only, and the
+                       file stays open, for those who stream a model larger than memory */
 } ModelFileOptions;
 
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);

@@ -9,6 +9,7 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
+#include "train/model_file.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
  * where the config has none. What was resolved is written back, so that the saved config says it. */
@@ -30,6 +31,9 @@ LlamaInit setup_init(const Config *config);
 
 /* An optimizer over all of the model's untied parameters; its list is made in the arena. */
 int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena);
+
+/* generate.precision */
+InferencePrecision setup_inference(const Config *config);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);
