@@ -225,8 +225,8 @@ static int32_t pick(Room *room, int vocab, double u) {
 static void draw_one(const Sampler *sampler, Room *room, Draw *draw) {
     const SamplerOptions *options = &sampler->options;
     int vocab = sampler->vocab;
-    bool greedy = options->temperature <= 0, penalty = options->repetition_penalty != 1;
-    float scale = greedy ? 1 : (float)(1 / options->temperature), top = 0, unused;
+    bool greedy = draw->temperature <= 0, penalty = options->repetition_penalty != 1;
+    float scale = greedy ? 1 : (float)(1 / draw->temperature), top = 0, unused;
     float record = options->tempered_logprobs ? scale : 1;
     const float *logits = draw->logits;
     double recorded = kernels()->softmax_weights(room->weights, &top, logits, (size_t)vocab, record);
