@@ -26,7 +26,9 @@ typedef struct {
     float *weights;            /* of each token's loss; 0 = not learned */
     int32_t *segment_start;
     int32_t *source;     /* [n_segments] index into the sources, for per-source losses */
+    uint64_t *segment;   /* [n_segments] what it is, however it is packed: source << 40 | its first token there */
     uint64_t *sample_id; /* [n_samples] for reports: source << 40 | number in that source */
+    int64_t step;        /* of training, that it is part of */
 } MicroBatch;
 
 typedef struct {

@@ -24,6 +24,7 @@ typedef struct {
     RandomSteps steps;
     Mesh *mesh;
     Llama *model;
+    Trained trained;
     Optimizer *optimizer;
     Arena arena;
     Objective *objective;
@@ -75,7 +76,8 @@ static int make_run(Run *run, Config *config, const BenchOptions *options) {
     run->precision = setup_precision(config);
     TRY(make_model(run, config, options));
     TRY(random_steps_new(&run->steps, config, run->model->shape.vocab_size));
-    TRY(setup_optimizer(&run->optimizer, run->model, config, &run->arena));
+    TRY(trained_list(&run->trained, run->model, NULL, &run->arena));
+    TRY(setup_optimizer(&run->optimizer, &run->trained, config, &run->arena));
     LoopOptions loop_options = setup_loop(config, config->train_steps > 0 ? config->train_steps : 1000, 1);
     TRY(nll_objective_new(&run->objective, loop_options.tokens_per_microbatch));
     LoopParts parts = {.model = run->model,
