@@ -158,8 +158,8 @@ int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fing
     int rc = !text || strcmp(text, now) == 0
                  ? OK
                  : error_set(ERR_REFUSED, __FILE__, __LINE__,
-                             "%s: it was trained on another model than %s (fingerprint %s, here %s); --base MODEL "
-                             "gives its own",
+                             "%s: it was trained on another model than %s (fingerprint %s, here %s); give that one "
+                             "(--base MODEL, or a run's model.base)",
                              named_path(adapter), base, text, now);
     free(text);
     return rc;

@@ -1,6 +1,6 @@
 /* MODEL, wherever a command asks for one: a checkpoint, a run's folder (its newest, or its best), a Hugging Face
- * directory, a GGUF file, a llama2.c file; or an adapter (adapter_file.h), which is opened with its base. What is opened
- * is everything a model is: parameters, tokenizer, generation settings. */
+ * directory, a GGUF file, a llama2.c file; or an adapter (adapter_file.h), which is opened with its base. What is
+ * opened is everything a model is: parameters, tokenizer, generation settings. */
 #ifndef CRIA_TRAIN_MODEL_FILE_H
 #define CRIA_TRAIN_MODEL_FILE_H
 
@@ -20,13 +20,16 @@ typedef struct {
     Tokenizer *tokenizer; /* NULL where the model has none and none was given */
     HfConfig config;
     HfGeneration generation;
-    char *chat_template; /* Jinja; NULL where the model has none */
-    char *path;          /* what was opened, for messages */
-    NamedFile *arrays;   /* with keep_open: the parameters, to be read one by one; with frozen: where they are */
+    char *chat_template;  /* Jinja; NULL where the model has none */
+    char *path;           /* what was opened, for messages */
+    NamedFile *arrays;    /* with keep_open: the parameters, to be read one by one; with frozen: where they are */
     uint64_t fingerprint; /* of the parameters, where it was asked for (adapter_file.h) */
     PeftAdapter adapter;  /* where an adapter was opened: `arrays` and `path` are its base's */
     Lora *lora;           /* the adapter, attached to the model; NULL: none, or it was merged into the model */
 } ModelFile;
+
+/* Help of the flag --base. */
+#define MODEL_FILE_BASE_HELP "where MODEL is an adapter: the model it belongs to, instead of the one it names"
 
 typedef struct {
     const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */

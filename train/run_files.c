@@ -1,5 +1,5 @@
-/* A step's folder: model.h5 (parameters or an adapter's, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and v.NAME), config.yaml
- * (resolved) and state.json (position of the run, and what computed it). */
+/* A step's folder: model.h5 (parameters or an adapter's, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and
+ * v.NAME), config.yaml (resolved) and state.json (position of the run, and what computed it). */
 #include "train/run_files.h"
 
 #include <inttypes.h>

@@ -11,11 +11,11 @@
 #include "train/trained.h"
 
 typedef struct {
-    const char *output; /* the run's folder */
+    const char *output;     /* the run's folder */
     const Trained *trained; /* the arrays kept: an adapter's where it has one */
     Optimizer *optimizer;
     const Tokenizer *tokenizer;
-    const ModelFile *base;      /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const ModelFile *base; /* what training began from: its stop tokens and chat template stay; NULL: nothing */
     const char *base_path; /* with an adapter: of the model it belongs to, and its fingerprint */
     uint64_t base_fingerprint;
     const char *chat_template;  /* Jinja, instead of the base's; NULL: the base's */
