@@ -160,6 +160,7 @@ static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOp
     LlamaOptions how = {.training = options->training,
                         .precision = options->precision,
                         .frozen = options->frozen,
+                        .unpacked = options->unpacked,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
     int rc = check_model(&shape, named);

@@ -37,6 +37,7 @@ typedef struct {
     bool training;         /* allocate gradients */
     Dtype precision;       /* as LlamaOptions has it */
     bool frozen;           /* as LlamaOptions has it; the file stays open */
+    bool unpacked;         /* as LlamaOptions has it */
     int n_positions;       /* rotary table rows; 0: the model's context */
     bool shape_only;       /* do not read parameters (model stays NULL) */
     bool fingerprint;      /* is wanted */

@@ -100,6 +100,7 @@ static int open_model_base(Run *run) {
     ModelFileOptions options = {.training = !adapted,
                                 .precision = setup_precision(config),
                                 .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,
                                 .need_tokenizer = true,
@@ -145,10 +146,7 @@ static int make_model(Run *run) {
     if (run->model) return OK; /* model.base */
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
-    TRY(llama_new(&run->model, &shape,
-                  (LlamaOptions){.training = true,
-                                 .precision = setup_precision(run->config),
-                                 .n_positions = (int)run->config->train_context}));
+    TRY(llama_new(&run->model, &shape, setup_llama(run->config, (int)run->config->train_context)));
     return initialise(run);
 }
 

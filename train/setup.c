@@ -147,6 +147,13 @@ void setup_resolve_precision(Config *config) {
     if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
 }
 
+LlamaOptions setup_llama(const Config *config, int n_positions) {
+    return (LlamaOptions){.training = true,
+                          .precision = setup_precision(config),
+                          .unpacked = !config->train_packed_weights,
+                          .n_positions = n_positions};
+}
+
 Dtype setup_precision(const Config *config) {
     return config->precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
 }

@@ -25,6 +25,9 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 void setup_resolve_precision(Config *config);
 Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
 
+/* Of a model that is trained whole. */
+LlamaOptions setup_llama(const Config *config, int n_positions);
+
 Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);

@@ -54,10 +54,7 @@ static int grow_model(Run *run, Sft *sft) {
                            wanted - shape.vocab_size, run->config->model_base);
     Llama *grown;
     shape.vocab_size = wanted;
-    TRY(llama_new(&grown, &shape,
-                  (LlamaOptions){.training = true,
-                                 .precision = setup_precision(run->config),
-                                 .n_positions = run->model->rotary.n_positions}));
+    TRY(llama_new(&grown, &shape, setup_llama(run->config, run->model->rotary.n_positions)));
     llama_copy_rows(grown, run->model);
     llama_free(run->model);
     run->model = run->base.model = grown;
