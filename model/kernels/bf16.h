@@ -104,7 +104,7 @@ typedef struct {
 } ProductBlocks;
 
 /* AdamW on W[rows, cols], its new packings written in the same pass. With fp32 moments param, m and v get the bits that
- * `adamw` of the same table gives them. bf16 moments are rounded stochastically (reference_bf16_adamw.c says why) with
+ * `adamw` of the same table gives them. bf16 moments are rounded stochastically (reference/bf16_adamw.c says why) with
  * numbers that follow from (rounding, update, row of the whole parameter, column) alone. */
 typedef struct {
     float *param, *grad;

@@ -12,11 +12,11 @@
 
 #include "model/core/error.h"
 #include "model/core/threads.h"
-#include "model/kernels/fast.h"
+#include "model/kernels/fast/fast.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/products/choice.h"
 #include "model/kernels/products/products.h"
-#include "model/kernels/reference.h"
+#include "model/kernels/reference/reference.h"
 
 #define REFERENCE_ROWS                                                                                                \
     {                                                                                                                 \
