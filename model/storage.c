@@ -239,7 +239,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->frozen_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->frozen_bytes > 0 || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 size_t llama_bytes(const Llama *model) {
