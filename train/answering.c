@@ -24,6 +24,7 @@ int answering_open(Answering *a, const Config *config, const AnsweringOptions *o
     TRY(model_file_open(&a->file, options->model,
                         (ModelFileOptions){.tokenizer = options->tokenizer,
                                            .need_tokenizer = true,
+                                           .base = options->base,
                                            .inference = setup_inference(config)}));
     if (options->chat == ANSWER_CHAT || (options->chat == ANSWER_CHAT_AUTO && has_template(a, config)))
         TRY(open_template(a, config));

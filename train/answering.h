@@ -13,6 +13,7 @@ typedef enum { ANSWER_CHAT_AUTO, ANSWER_CHAT, ANSWER_PLAIN } AnswerChat;
 
 typedef struct {
     const char *model, *tokenizer; /* tokenizer: instead of the model's own, or NULL */
+    const char *base;              /* of adapters; NULL: the one they name */
     AnswerChat chat;
     const char *columns;     /* as chat_columns_parse, or "" */
     bool no_bos;             /* a plain prompt does not begin with BOS */

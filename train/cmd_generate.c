@@ -16,7 +16,7 @@
 #include "train/progress.h"
 
 typedef struct {
-    const char *prompt, *prompt_file, *tokenizer, *columns;
+    const char *prompt, *prompt_file, *tokenizer, *base, *columns;
     int64_t samples, max_batch, max_sequence;
     bool json, jsonl, no_bos, chat;
 } Arguments;
@@ -195,6 +195,7 @@ static int run(Generating *g, const char *path) {
     TRY(answering_open(&g->answering, g->config,
                        &(AnsweringOptions){.model = path,
                                            .tokenizer = a->tokenizer,
+                                           .base = a->base,
                                            .chat = a->chat ? ANSWER_CHAT : ANSWER_PLAIN,
                                            .columns = a->columns ? a->columns : "",
                                            .no_bos = a->no_bos,
@@ -220,6 +221,7 @@ int command_generate(int argc, char **argv) {
         {"max-sequence", 0, FLAG_INT, &arguments.max_sequence, "N", ">= 2",
          "tokens of prompt and continuation; sizes the cache (default: what is needed)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &arguments.base, "MODEL", "", MODEL_FILE_BASE_HELP},
         {"chat", 0, FLAG_SWITCH, &arguments.chat, "", "",
          "a prompt is a message, and the answer is generated, by the model's chat template"},
         {"no-bos", 0, FLAG_SWITCH, &arguments.no_bos, "", "", "do not begin with BOS"},
@@ -232,8 +234,8 @@ int command_generate(int argc, char **argv) {
         .usage = "MODEL [-p TEXT] [flags]",
         .about =
             "Continues a prompt; the text goes to stdout as it is made. MODEL: a checkpoint, a run's folder,\n"
-            "a Hugging Face directory, a llama2.c file. Log-probabilities are the model's own, before temperature\n"
-            "and filters; the last is the stop token's, where there is one.",
+            "a Hugging Face directory, a llama2.c file, an adapter. Log-probabilities are the model's own, before\n"
+            "temperature and filters; the last is the stop token's, where there is one.",
         .flags = flags,
         .n_flags = sizeof flags / sizeof *flags,
         .min_words = 1,

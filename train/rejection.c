@@ -85,15 +85,22 @@ static int read_prompts(Rejection *r) {
 
 /* ---- what the run depends on ---- */
 
+static uint64_t hash_start(const void *values, size_t size, uint64_t hash) {
+    enum { MOST = 1 << 16 };
+    return values ? hash_bytes(values, size < MOST ? size : MOST, hash) : hash;
+}
+
 /* Of the beginning of every parameter, as it is computed with. */
 static uint64_t hash_model(const Llama *model) {
-    enum { MOST = 1 << 16 };
     uint64_t hash = HASH_START;
     for (int i = 0; i < model->n_weights; i++) {
         const Weight *w = model->weights[i];
         const void *values = w->forward ? (const void *)w->forward : w->value ? w->value : w->stored.view[0];
-        size_t size = weight_elements(w) * sizeof(bf16);
-        if (values) hash = hash_bytes(values, size < MOST ? size : MOST, hash);
+        hash = hash_start(values, weight_elements(w) * sizeof(bf16), hash);
+        for (int v = 0; w->adapter && v < w->adapter->n; v++) {
+            const Weight *b = &w->adapter->views[v].b;
+            hash = hash_start(b->value, weight_elements(b) * sizeof *b->value, hash);
+        }
     }
     return hash;
 }

@@ -1,6 +1,6 @@
 /* The plain C kernels, one per row of the table in kernels.h: what every faster kernel is tested against, and what runs
- * on a CPU that has nothing better. One file per family: gemm.c, norm.c, rotary.c,
- * attention.c, swiglu.c, head.c, adamw.c, reduce.c. Sums run in fp64.
+ * on a CPU that has nothing better. One file per family: gemm.c, norm.c, rotary.c, attention.c, swiglu.c, head.c,
+ * adamw.c, reduce.c. Sums run in fp64.
  */
 #ifndef CRIA_KERNELS_REFERENCE_H
 #define CRIA_KERNELS_REFERENCE_H
