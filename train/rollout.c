@@ -1,0 +1,237 @@
+/* See rollout.h. */
+#include "train/rollout.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/philox.h"
+#include "train/answer_batch.h"
+
+static int n_answers(const Rollout *rollout) {
+    return rollout->options.prompts * rollout->options.samples;
+}
+
+int rollout_init(Rollout *rollout, const PolicyOptions *options, Mesh *mesh) {
+    *rollout = (Rollout){.options = *options, .mesh = mesh};
+    int n = n_answers(rollout);
+    ARENA_TRY(rollout->answers, &rollout->lasting, n);
+    ARENA_TRY(rollout->lengths, &rollout->lasting, 5 * (size_t)n);
+    rollout->scores = rollout->lengths + n;
+    rollout->finished = rollout->scores + n;
+    rollout->kl = rollout->finished + n;
+    rollout->entropy = rollout->kl + n;
+    ARENA_TRY(rollout->minibatch, &rollout->lasting, n);
+    return OK;
+}
+
+void rollout_free(Rollout *rollout) {
+    arena_free(&rollout->arena);
+    arena_free(&rollout->lasting);
+    answer_batch_free(&rollout->batch);
+    *rollout = (Rollout){.number = 0};
+}
+
+void rollout_clear(Rollout *rollout, int64_t number) {
+    size_t n = (size_t)n_answers(rollout);
+    arena_free(&rollout->arena);
+    memset(rollout->answers, 0, n * sizeof *rollout->answers);
+    memset(rollout->lengths, 0, 5 * n * sizeof *rollout->lengths);
+    rollout->number = number;
+    rollout->n_minibatch = 0;
+}
+
+int rollout_add(Rollout *rollout, int index, const int32_t *tokens, int n_tokens, int n_prompt, bool finished,
+                const float *sampled) {
+    Answer *answer = &rollout->answers[index];
+    size_t n = (size_t)(n_tokens - n_prompt);
+    if (n_prompt < 1 || n_tokens <= n_prompt)
+        FAIL(ERR_FAILED, "answer %d: %d tokens, %d of them the prompt's; both need at least one", index, n_tokens,
+             n_prompt);
+    *answer = (Answer){.n_tokens = n_tokens, .n_prompt = n_prompt};
+    ARENA_TRY(answer->tokens, &rollout->arena, n_tokens);
+    memcpy(answer->tokens, tokens, (size_t)n_tokens * sizeof *tokens);
+    if (sampled) {
+        ARENA_TRY(answer->sampled, &rollout->arena, n);
+        memcpy(answer->sampled, sampled, n * sizeof *sampled);
+    }
+    rollout->lengths[index] = (double)n;
+    rollout->finished[index] = finished;
+    return OK;
+}
+
+int rollout_gather(Rollout *rollout) {
+    return mesh_sum_f64(rollout->mesh, rollout->lengths, 3 * (size_t)n_answers(rollout));
+}
+
+/* ---- log-probabilities ---- */
+
+struct LogprobPass {
+    Tape *tape;
+    Tensor *mask, *logprob;
+};
+
+int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int capacity, Dtype precision,
+                     TapeMemory *memory) {
+    int rc = OK;
+    LogprobPass *pass = calloc(1, sizeof *pass);
+    *out = NULL;
+    if (!pass) FAIL(ERR_FAILED, "out of memory");
+    pass->tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = precision, .memory = memory});
+    if (!pass->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    pass->mask = tape_input(pass->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
+    HeadOptions head = {.logit_scale = (float)(1 / temperature), .mask = pass->mask};
+    pass->logprob = llama_record(pass->tape, model, (LlamaRecord){.recompute = RECOMPUTE_NONE}, head).logprob;
+    if (pass->logprob) tape_keep(pass->logprob);
+    TRY_TO(failed, tape_plan(pass->tape));
+    *out = pass;
+    return OK;
+failed:
+    logprob_pass_free(pass);
+    return rc;
+}
+
+void logprob_pass_free(LogprobPass *pass) {
+    if (!pass) return;
+    tape_free(pass->tape);
+    free(pass);
+}
+
+static int run_pass(LogprobPass *pass, const MicroBatch *micro, const float **logprob) {
+    TapeBatch batch = answer_batch_tape(micro);
+    TRY(tape_bind(pass->tape, 0, &batch));
+    tape_bind_input(0, pass->mask, micro->weights);
+    TRY(tape_forward(pass->tape, 0));
+    *logprob = tape_value(pass->tape, 0, pass->logprob);
+    return OK;
+}
+
+int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool reference) {
+    StepBatch batch;
+    int n = 0, *mine = rollout->minibatch;
+    for (int i = 0; i < n_answers(rollout); i++)
+        if (rollout->answers[i].tokens) mine[n++] = i;
+    TRY(answer_batch_fill(&batch, &rollout->batch, rollout->answers, mine, n, capacity));
+    for (int m = 0; m < batch.n_micro; m++) {
+        const MicroBatch *micro = &batch.micro[m];
+        const float *logprob;
+        TRY(run_pass(pass, micro, &logprob));
+        for (int s = 0; s < micro->n_segments; s++) {
+            Answer *answer = &rollout->answers[micro->sample_id[s]];
+            float **out = reference ? &answer->reference : &answer->logprob;
+            int length = answer_length(answer);
+            ARENA_TRY(*out, &rollout->arena, length);
+            memcpy(*out, logprob + micro->segment_start[s] + answer->n_prompt - 1, (size_t)length * sizeof **out);
+        }
+    }
+    return OK;
+}
+
+int rollout_distance(Rollout *rollout, LogprobDistance *distance) {
+    double largest = 0, sums[2] = {0};
+    for (int i = 0; i < n_answers(rollout); i++) {
+        const Answer *answer = &rollout->answers[i];
+        for (int t = 0; answer->sampled && t < answer_length(answer); t++) {
+            double d = fabs((double)answer->sampled[t] - (double)answer->logprob[t]);
+            sums[0] += d;
+            sums[1] += 1;
+            if (!(d <= largest)) largest = d;
+        }
+    }
+    const double unit = 0x1p-40; /* of the largest, as a whole number; far below what fp32 resolves */
+    int64_t scaled = largest < 0x1p20 ? (int64_t)ceil(largest / unit) : INT64_MAX;
+    TRY(mesh_max_i64(rollout->mesh, &scaled, 1));
+    TRY(mesh_sum_f64(rollout->mesh, sums, 2));
+    *distance = (LogprobDistance){.largest = (double)scaled * unit, .mean = sums[1] > 0 ? sums[0] / sums[1] : 0};
+    return OK;
+}
+
+/* ---- advantages ---- */
+
+static int sum_divergences(Rollout *rollout) {
+    for (int i = 0; i < n_answers(rollout); i++) {
+        const Answer *answer = &rollout->answers[i];
+        for (int t = 0; answer->tokens && t < answer_length(answer); t++) {
+            double logprob = (double)answer->logprob[t];
+            rollout->entropy[i] -= logprob;
+            if (answer->reference) rollout->kl[i] += kl_estimate(KL_K1, logprob, (double)answer->reference[t]);
+        }
+    }
+    return mesh_sum_f64(rollout->mesh, rollout->kl, 2 * (size_t)n_answers(rollout));
+}
+
+int rollout_advantages(Rollout *rollout) {
+    const PolicyOptions *options = &rollout->options;
+    size_t n = (size_t)n_answers(rollout), prompts = (size_t)options->prompts, samples = (size_t)options->samples;
+    double *advantages, *rewards;
+    TRY(sum_divergences(rollout));
+    ARENA_TRY(advantages, &rollout->arena, n);
+    ARENA_TRY(rewards, &rollout->arena, n);
+    for (size_t i = 0; i < n; i++) rewards[i] = rollout->scores[i] - options->beta * rollout->kl[i];
+    if (options->algorithm == ALGORITHM_RLOO)
+        rollout->equal_groups = advantages_rloo(advantages, rewards, prompts, samples, options->normalise);
+    else
+        rollout->equal_groups = advantages_grpo(advantages, rollout->scores, prompts, samples, options->scale);
+    for (size_t i = 0; i < n; i++) rollout->answers[i].advantage = advantages[i];
+    return OK;
+}
+
+/* ---- updates ---- */
+
+double rollout_token_weight(const Rollout *rollout, int answer) {
+    bool means_of_means = rollout->options.algorithm == ALGORITHM_GRPO && rollout->options.loss_type == LOSS_GRPO;
+    return means_of_means ? 1 / rollout->lengths[answer] : 1;
+}
+
+static double mean_length(const Rollout *rollout) {
+    double sum = 0;
+    for (int i = 0; i < n_answers(rollout); i++) sum += rollout->lengths[i];
+    return sum / n_answers(rollout);
+}
+
+double rollout_answer_weight(const Rollout *rollout, int answer) {
+    const PolicyOptions *options = &rollout->options;
+    if (options->algorithm == ALGORITHM_RLOO) return 1;
+    if (options->algorithm == ALGORITHM_PPO || options->loss_type == LOSS_BNPO) return rollout->lengths[answer];
+    if (options->loss_type == LOSS_DR_GRPO) return options->max_new_tokens;
+    return options->loss_type == LOSS_DAPO ? mean_length(rollout) : 1;
+}
+
+/* The answers of all ranks that an update is over. */
+static int choose(Rollout *rollout, int update) {
+    const PolicyOptions *options = &rollout->options;
+    int n = options->prompts, per_step = n / options->minibatches;
+    int epoch = update / options->minibatches, first = update % options->minibatches * per_step;
+    uint32_t *order = malloc((size_t)n * sizeof *order);
+    if (!order) FAIL(ERR_FAILED, "out of memory");
+    for (int p = 0; p < n; p++) order[p] = (uint32_t)p;
+    if (options->minibatches > 1)
+        philox_permutation(order, (uint32_t)n,
+                           philox_key(options->seed, PHILOX_MINIBATCH, (uint32_t)rollout->number, (uint32_t)epoch));
+    rollout->n_minibatch = 0;
+    for (int p = first; p < first + per_step; p++)
+        for (int k = 0; k < options->samples; k++)
+            rollout->minibatch[rollout->n_minibatch++] = (int)order[p] * options->samples + k;
+    free(order);
+    return OK;
+}
+
+int rollout_update(Rollout *rollout, int update, int capacity, StepBatch *batch) {
+    TRY(choose(rollout, update));
+    int n = 0, *mine = malloc((size_t)rollout->n_minibatch * sizeof *mine);
+    double weight = 0, tokens = 0;
+    if (!mine) FAIL(ERR_FAILED, "out of memory");
+    for (int i = 0; i < rollout->n_minibatch; i++) {
+        int answer = rollout->minibatch[i];
+        weight += rollout_answer_weight(rollout, answer);
+        tokens += rollout->lengths[answer];
+        if (rollout->answers[answer].tokens) mine[n++] = answer;
+    }
+    int rc = answer_batch_fill(batch, &rollout->batch, rollout->answers, mine, n, capacity);
+    free(mine);
+    TRY(rc);
+    batch->total_weight = weight;
+    batch->total_tokens = (int64_t)tokens;
+    return OK;
+}
