@@ -3,10 +3,10 @@
 
 #include <math.h>
 
-static const double SCALE_EPSILON = 1e-4;   /* TRL's, beside the standard deviation */
-static const double WHITEN_EPSILON = 1e-8;  /* beside the variance */
-static const double ZERO_STD = 1e-8;        /* a group of equal scores, to rounding */
-static const double LLAMA2_UNSAFE = 0.15;   /* Touvron et al. 2023b: below it an answer is taken as unsafe */
+static const double SCALE_EPSILON = 1e-4;  /* TRL's, beside the standard deviation */
+static const double WHITEN_EPSILON = 1e-8; /* beside the variance */
+static const double ZERO_STD = 1e-8;       /* a group of equal scores, to rounding */
+static const double LLAMA2_UNSAFE = 0.15;  /* Touvron et al. 2023b: below it an answer is taken as unsafe */
 
 Moments moments_of(const double *x, size_t n) {
     Moments m = {.n = 0};
@@ -55,8 +55,7 @@ double advantages_rloo(double *out, const double *rewards, size_t n_prompts, siz
         }
     }
     Moments m = moments_of(out, n);
-    for (size_t i = 0; i < n; i++)
-        out[i] = or_zero(normalise ? (out[i] - m.mean) / (m.std + SCALE_EPSILON) : out[i]);
+    for (size_t i = 0; i < n; i++) out[i] = or_zero(normalise ? (out[i] - m.mean) / (m.std + SCALE_EPSILON) : out[i]);
     return n_prompts > 0 ? (double)equal / (double)n_prompts : 0;
 }
 

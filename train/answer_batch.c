@@ -63,7 +63,7 @@ static int make_room(AnswerBatch *memory, int n_micro, size_t bytes) {
 /* Gives a micro-batch its arrays; returns where the next one's begin. */
 static unsigned char *place(MicroBatch *micro, unsigned char *at) {
     unsigned char *next = at + round_up(bytes_of(micro));
-    micro->sample_id = (uint64_t *)(void *)at;
+    micro->sample_id = micro->segment = (uint64_t *)(void *)at;
     micro->tokens = (int32_t *)(void *)(micro->sample_id + micro->n_segments);
     micro->targets = micro->tokens + micro->n_tokens;
     micro->positions = micro->targets + micro->n_tokens;
@@ -111,13 +111,4 @@ int answer_batch_fill(StepBatch *batch, AnswerBatch *memory, const Answer *answe
     }
     *batch = (StepBatch){.micro = memory->micro, .n_micro = n_micro};
     return OK;
-}
-
-TapeBatch answer_batch_tape(const MicroBatch *micro) {
-    return (TapeBatch){.n_tokens = micro->n_tokens,
-                       .n_segments = micro->n_segments,
-                       .tokens = micro->tokens,
-                       .positions = micro->positions,
-                       .targets = micro->targets,
-                       .segment_start = micro->segment_start};
 }

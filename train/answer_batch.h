@@ -1,18 +1,17 @@
-/* Answers as micro-batches: each is one segment, its prompt and itself, and its own tokens' predictions are what counts.
+/* Answers as micro-batches: each is one segment, its prompt and itself, and its own tokens' predictions are what
+ * counts.
  */
 #ifndef CRIA_TRAIN_ANSWER_BATCH_H
 #define CRIA_TRAIN_ANSWER_BATCH_H
 
 #include "data/loader.h"
-#include "model/autodiff/tape.h"
 
 typedef struct {
     int32_t *tokens; /* [n_tokens] the prompt's, then the answer's; NULL: another rank's */
     int n_tokens, n_prompt;
-    float *sampled;              /* log-probabilities of the answer's tokens, recorded when sampling; NULL: not */
-    float *logprob, *reference;  /* the same from the training graph, and of the reference (NULL: none) */
-    double advantage;            /* of each of its tokens */
-    double clipped_low, clipped_high; /* share of it that was clipped in the last update it was in */
+    float *sampled;             /* log-probabilities of the answer's tokens, recorded when sampling; NULL: not */
+    float *logprob, *reference; /* the same from the training graph, and of the reference (NULL: none) */
+    double advantage;           /* of each of its tokens */
 } Answer;
 
 static inline int answer_length(const Answer *answer) {
@@ -30,11 +29,8 @@ void answer_batch_free(AnswerBatch *memory);
 
 /* Fills batch->micro and n_micro with answers[chosen[0…n)] in their order, each micro-batch as many as fit `capacity`
  * tokens; an answer that does not is an error. weights are 1 where the target is one of the answer's tokens, else 0;
- * sample_id of a segment is the answer's number. Valid until the next call with the same memory. */
+ * sample_id and segment are the answers' numbers. Valid until the next call with the same memory. */
 int answer_batch_fill(StepBatch *batch, AnswerBatch *memory, const Answer *answers, const int *chosen, int n,
                       int capacity);
-
-/* Points into `micro`. */
-TapeBatch answer_batch_tape(const MicroBatch *micro);
 
 #endif

@@ -150,7 +150,8 @@ int loop_step(Loop *loop, LoopState *state, LoopStep *out) {
                       .data_seconds = result.data_seconds,
                       .compute_seconds = result.compute_seconds,
                       .exchange_seconds = result.exchange_seconds,
-                      .applied = result.verdict == GUARD_APPLY};
+                      .applied = result.verdict == GUARD_APPLY,
+                      .sums = result.agreed.sums};
     out->update_seconds = out->seconds - out->data_seconds - out->compute_seconds - out->exchange_seconds;
     return OK;
 }
@@ -267,7 +268,7 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "grad_norm", result->grad_norm);
     put(&figures, "learning_rate", result->learning_rate);
     put(&figures, "num_tokens", (double)state->tokens);
-    put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (!objective->no_accuracy) put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
     if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
     put_metrics(&figures, "", objective, sums);
     put(&figures, "tokens_per_second", rate);

@@ -93,6 +93,7 @@ typedef struct {
     double forward_flops; /* of this rank's forward passes; forward and backward are three times that */
     double seconds, data_seconds, compute_seconds, exchange_seconds, update_seconds; /* update: norm, clip, AdamW */
     bool applied;                                                                    /* the guard found nothing wrong */
+    ObjectiveSums sums;                                                              /* over all ranks */
 } LoopStep;
 /* One training step, the one that loop_run repeats: data, forward, backward, sum over ranks, update. Nothing is
  * reported or saved, and a bad step is not answered. */

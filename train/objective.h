@@ -10,7 +10,7 @@
 
 enum {
     OBJECTIVE_MAX_SOURCES = 64, /* told apart; the last row is for all others */
-    OBJECTIVE_MAX_METRICS = 32,
+    OBJECTIVE_MAX_METRICS = 48,
 };
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
@@ -33,6 +33,7 @@ struct Objective {
      * of sums that only `finish` and `watch` use. Without metrics the loss is a likelihood's. */
     const char *const *metrics;
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
+    bool no_accuracy;        /* it does not count whether the target is the most probable token */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */

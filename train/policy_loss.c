@@ -13,8 +13,7 @@ PolicyLoss policy_loss(double log_ratio, double advantage, double epsilon_low, d
     double free = ratio * advantage, bounded = clamp(ratio, low, high) * advantage;
     PolicyLoss out = {.loss = -fmin(free, bounded),
                       .ratio = ratio,
-                      .low = ratio < low && advantage < 0,
-                      .high = ratio > high && advantage > 0};
+                      .low = ratio < low && advantage<0, .high = ratio> high && advantage > 0};
     out.gradient = out.low || out.high ? 0 : -free;
     return out;
 }
@@ -22,6 +21,11 @@ PolicyLoss policy_loss(double log_ratio, double advantage, double epsilon_low, d
 KlLoss kl_loss(double logprob, double reference) {
     double log_ratio = reference - logprob, excess = expm1(log_ratio);
     return (KlLoss){.loss = excess - log_ratio, .gradient = -excess};
+}
+
+KlLoss kl_loss_weighed(double logprob, double reference, double ratio) {
+    KlLoss plain = kl_loss(logprob, reference);
+    return (KlLoss){.loss = ratio * plain.loss, .gradient = ratio * (plain.gradient + plain.loss)};
 }
 
 ValueLoss value_loss(double value, double old_value, double target, double epsilon) {

@@ -22,6 +22,9 @@ typedef struct {
     double loss, gradient;
 } KlLoss;
 KlLoss kl_loss(double logprob, double reference);
+/* The same times the ratio, which follows the log-probability too: the gradient's mean over answers sampled from an
+ * older policy is that of the KL divergence (DeepSeek-AI 2025, "DeepSeek-V3.2", section 3.1). */
+KlLoss kl_loss_weighed(double logprob, double reference, double ratio);
 
 /* ½·max((v - R)², (clamp(v, old - epsilon, old + epsilon) - R)²) (Schulman et al.'s reference implementation; Ouyang
  * et al. 2022). `clipped`: the second is the larger. */

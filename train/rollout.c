@@ -7,7 +7,9 @@
 
 #include "model/core/error.h"
 #include "model/core/philox.h"
-#include "train/answer_batch.h"
+#include "train/micro_batch.h"
+
+enum { ARRAYS = 7, GATHERED = 3 }; /* of one number an answer, in one block; the first are gathered together */
 
 static int n_answers(const Rollout *rollout) {
     return rollout->options.prompts * rollout->options.samples;
@@ -17,11 +19,13 @@ int rollout_init(Rollout *rollout, const PolicyOptions *options, Mesh *mesh) {
     *rollout = (Rollout){.options = *options, .mesh = mesh};
     int n = n_answers(rollout);
     ARENA_TRY(rollout->answers, &rollout->lasting, n);
-    ARENA_TRY(rollout->lengths, &rollout->lasting, 5 * (size_t)n);
+    ARENA_TRY(rollout->lengths, &rollout->lasting, ARRAYS * n);
     rollout->scores = rollout->lengths + n;
     rollout->finished = rollout->scores + n;
     rollout->kl = rollout->finished + n;
     rollout->entropy = rollout->kl + n;
+    rollout->clipped_low = rollout->entropy + n;
+    rollout->clipped_high = rollout->clipped_low + n;
     ARENA_TRY(rollout->minibatch, &rollout->lasting, n);
     return OK;
 }
@@ -37,9 +41,10 @@ void rollout_clear(Rollout *rollout, int64_t number) {
     size_t n = (size_t)n_answers(rollout);
     arena_free(&rollout->arena);
     memset(rollout->answers, 0, n * sizeof *rollout->answers);
-    memset(rollout->lengths, 0, 5 * n * sizeof *rollout->lengths);
+    memset(rollout->lengths, 0, ARRAYS * n * sizeof *rollout->lengths);
     rollout->number = number;
     rollout->n_minibatch = 0;
+    rollout->has_reference = rollout->has_sampled = false;
 }
 
 int rollout_add(Rollout *rollout, int index, const int32_t *tokens, int n_tokens, int n_prompt, bool finished,
@@ -55,6 +60,7 @@ int rollout_add(Rollout *rollout, int index, const int32_t *tokens, int n_tokens
     if (sampled) {
         ARENA_TRY(answer->sampled, &rollout->arena, n);
         memcpy(answer->sampled, sampled, n * sizeof *sampled);
+        rollout->has_sampled = true;
     }
     rollout->lengths[index] = (double)n;
     rollout->finished[index] = finished;
@@ -62,7 +68,7 @@ int rollout_add(Rollout *rollout, int index, const int32_t *tokens, int n_tokens
 }
 
 int rollout_gather(Rollout *rollout) {
-    return mesh_sum_f64(rollout->mesh, rollout->lengths, 3 * (size_t)n_answers(rollout));
+    return mesh_sum_f64(rollout->mesh, rollout->lengths, GATHERED * (size_t)n_answers(rollout));
 }
 
 /* ---- log-probabilities ---- */
@@ -70,6 +76,7 @@ int rollout_gather(Rollout *rollout) {
 struct LogprobPass {
     Tape *tape;
     Tensor *mask, *logprob;
+    uint32_t *segment_ids; /* [capacity] */
 };
 
 int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int capacity, Dtype precision,
@@ -78,8 +85,9 @@ int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int ca
     LogprobPass *pass = calloc(1, sizeof *pass);
     *out = NULL;
     if (!pass) FAIL(ERR_FAILED, "out of memory");
+    pass->segment_ids = calloc((size_t)capacity + 1, sizeof *pass->segment_ids);
     pass->tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = precision, .memory = memory});
-    if (!pass->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    if (!pass->tape || !pass->segment_ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
     pass->mask = tape_input(pass->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
     HeadOptions head = {.logit_scale = (float)(1 / temperature), .mask = pass->mask};
     pass->logprob = llama_record(pass->tape, model, (LlamaRecord){.recompute = RECOMPUTE_NONE}, head).logprob;
@@ -95,11 +103,12 @@ failed:
 void logprob_pass_free(LogprobPass *pass) {
     if (!pass) return;
     tape_free(pass->tape);
+    free(pass->segment_ids);
     free(pass);
 }
 
 static int run_pass(LogprobPass *pass, const MicroBatch *micro, const float **logprob) {
-    TapeBatch batch = answer_batch_tape(micro);
+    TapeBatch batch = micro_batch_tape(micro, pass->segment_ids);
     TRY(tape_bind(pass->tape, 0, &batch));
     tape_bind_input(0, pass->mask, micro->weights);
     TRY(tape_forward(pass->tape, 0));
@@ -110,6 +119,7 @@ static int run_pass(LogprobPass *pass, const MicroBatch *micro, const float **lo
 int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool reference) {
     StepBatch batch;
     int n = 0, *mine = rollout->minibatch;
+    rollout->has_reference |= reference;
     for (int i = 0; i < n_answers(rollout); i++)
         if (rollout->answers[i].tokens) mine[n++] = i;
     TRY(answer_batch_fill(&batch, &rollout->batch, rollout->answers, mine, n, capacity));
@@ -128,7 +138,7 @@ int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool ref
     return OK;
 }
 
-int rollout_distance(Rollout *rollout, LogprobDistance *distance) {
+int rollout_distance(Rollout *rollout) {
     double largest = 0, sums[2] = {0};
     for (int i = 0; i < n_answers(rollout); i++) {
         const Answer *answer = &rollout->answers[i];
@@ -143,7 +153,8 @@ int rollout_distance(Rollout *rollout, LogprobDistance *distance) {
     int64_t scaled = largest < 0x1p20 ? (int64_t)ceil(largest / unit) : INT64_MAX;
     TRY(mesh_max_i64(rollout->mesh, &scaled, 1));
     TRY(mesh_sum_f64(rollout->mesh, sums, 2));
-    *distance = (LogprobDistance){.largest = (double)scaled * unit, .mean = sums[1] > 0 ? sums[0] / sums[1] : 0};
+    rollout->distance =
+        (LogprobDistance){.largest = (double)scaled * unit, .mean = sums[1] > 0 ? sums[0] / sums[1] : 0};
     return OK;
 }
 
@@ -175,6 +186,43 @@ int rollout_advantages(Rollout *rollout) {
         rollout->equal_groups = advantages_grpo(advantages, rollout->scores, prompts, samples, options->scale);
     for (size_t i = 0; i < n; i++) rollout->answers[i].advantage = advantages[i];
     return OK;
+}
+
+/* Of those that ended by themselves, or of all. TRL has 0 where none did. */
+static LengthFigures lengths_of(const Rollout *rollout, bool ended) {
+    LengthFigures f = {.least = INFINITY};
+    double n = 0;
+    for (int i = 0; i < n_answers(rollout); i++) {
+        if (ended && rollout->finished[i] == 0) continue;
+        f.mean += rollout->lengths[i];
+        f.least = fmin(f.least, rollout->lengths[i]);
+        f.most = fmax(f.most, rollout->lengths[i]);
+        n++;
+    }
+    if (n == 0) return (LengthFigures){.mean = 0};
+    f.mean /= n;
+    return f;
+}
+
+RolloutFigures rollout_figures(const Rollout *rollout) {
+    int n = n_answers(rollout);
+    Moments reward = moments_of(rollout->scores, (size_t)n);
+    RolloutFigures f = {.reward = reward.mean,
+                        .reward_std = reward.std,
+                        .length = lengths_of(rollout, false),
+                        .ended = lengths_of(rollout, true)};
+    double finished = 0, tokens = 0;
+    for (int i = 0; i < n; i++) {
+        finished += rollout->finished[i];
+        tokens += rollout->lengths[i];
+        f.kl += rollout->kl[i];
+        f.entropy += rollout->entropy[i];
+    }
+    f.token_kl = f.kl / tokens;
+    f.kl /= n;
+    f.entropy /= n;
+    f.cut_off = 1 - finished / n;
+    return f;
 }
 
 /* ---- updates ---- */
@@ -210,6 +258,7 @@ static int choose(Rollout *rollout, int update) {
         philox_permutation(order, (uint32_t)n,
                            philox_key(options->seed, PHILOX_MINIBATCH, (uint32_t)rollout->number, (uint32_t)epoch));
     rollout->n_minibatch = 0;
+    memset(rollout->clipped_low, 0, 2 * (size_t)n_answers(rollout) * sizeof(double));
     for (int p = first; p < first + per_step; p++)
         for (int k = 0; k < options->samples; k++)
             rollout->minibatch[rollout->n_minibatch++] = (int)order[p] * options->samples + k;
@@ -217,8 +266,13 @@ static int choose(Rollout *rollout, int update) {
     return OK;
 }
 
+static int updates_of(const Rollout *rollout) {
+    return rollout->options.epochs * rollout->options.minibatches;
+}
+
 int rollout_update(Rollout *rollout, int update, int capacity, StepBatch *batch) {
     TRY(choose(rollout, update));
+    rollout->update = update;
     int n = 0, *mine = malloc((size_t)rollout->n_minibatch * sizeof *mine);
     double weight = 0, tokens = 0;
     if (!mine) FAIL(ERR_FAILED, "out of memory");
@@ -231,6 +285,7 @@ int rollout_update(Rollout *rollout, int update, int capacity, StepBatch *batch)
     int rc = answer_batch_fill(batch, &rollout->batch, rollout->answers, mine, n, capacity);
     free(mine);
     TRY(rc);
+    for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = rollout->number * updates_of(rollout) + update;
     batch->total_weight = weight;
     batch->total_tokens = (int64_t)tokens;
     return OK;

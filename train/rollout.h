@@ -27,32 +27,42 @@ typedef struct {
     int prompts, samples;    /* of a rollout; answers to each prompt */
     int epochs, minibatches; /* prompts is a multiple of the latter */
     int max_new_tokens;
-    double temperature;             /* of sampling, and of every log-probability */
-    double beta;                    /* of the KL penalty: GRPO in the loss, RLOO and PPO in the reward */
+    double temperature;               /* of sampling, and of every log-probability */
+    double beta;                      /* of the KL penalty: GRPO in the loss, RLOO and PPO in the reward */
     double epsilon_low, epsilon_high; /* the ratio's bounds are 1 - low and 1 + high */
-    PolicyLossType loss_type;       /* GRPO */
-    ScaleRewards scale;             /* GRPO */
-    bool normalise;                 /* RLOO: whiten the advantages */
+    bool
+        weigh_kl; /* GRPO: the KL estimate times the ratio, so that its gradient is the KL's (DeepSeek-AI 2025, V3.2) */
+    PolicyLossType loss_type; /* GRPO */
+    ScaleRewards scale;       /* GRPO */
+    bool normalise;           /* RLOO: whiten the advantages */
     uint64_t seed;
 } PolicyOptions;
 
 typedef struct {
+    double largest, mean;
+} LogprobDistance;
+
+typedef struct {
     PolicyOptions options;
     Mesh *mesh;
-    int64_t number;       /* of this rollout: the first is 0 */
-    Answer *answers;      /* [prompts × samples], those to one prompt side by side */
-    double *lengths;      /* likewise, of all ranks from rollout_gather on: tokens */
-    double *scores;       /* NaN: could not be judged */
-    double *finished;     /* 1: it ended by itself */
-    double *kl;           /* Σ over its tokens of log p - log reference; from rollout_advantages on */
-    double *entropy;      /* Σ of -log p, likewise */
-    double equal_groups;  /* share of prompts whose answers all have the same score */
-    int *minibatch;       /* [prompts / minibatches × samples] answers of the current step */
+    int64_t number;                     /* of this rollout: the first is 0 */
+    Answer *answers;                    /* [prompts × samples], those to one prompt side by side */
+    double *lengths;                    /* likewise, of all ranks from rollout_gather on: tokens */
+    double *scores;                     /* NaN: could not be judged */
+    double *finished;                   /* 1: it ended by itself */
+    double *kl;                         /* Σ over its tokens of log p - log reference; from rollout_advantages on */
+    double *entropy;                    /* Σ of -log p, likewise */
+    double *clipped_low, *clipped_high; /* share of it that the current update clips; this rank's */
+    double equal_groups;                /* share of prompts whose answers all have the same score */
+    LogprobDistance distance;           /* a token's, of what was recorded when sampling from the training graph's */
+    bool has_reference, has_sampled;
+    int update;     /* that the current minibatch is for */
+    int *minibatch; /* [prompts / minibatches × samples] answers of the current step */
     int n_minibatch;
-    Arena arena;          /* of the answers */
+    Arena arena; /* of the answers */
     Arena lasting;
-    AnswerBatch batch;    /* the step's micro-batches */
-} Rollout; /* {0} is empty; rollout_free */
+    AnswerBatch batch; /* the step's micro-batches */
+} Rollout;             /* {0} is empty; rollout_free */
 
 int rollout_init(Rollout *rollout, const PolicyOptions *options, Mesh *mesh);
 void rollout_free(Rollout *rollout);
@@ -73,15 +83,25 @@ void logprob_pass_free(LogprobPass *pass);
 /* Fills the answers' logprob, or their reference. `capacity` bounds a micro-batch as it does the pass. */
 int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool reference);
 
-/* The largest and the mean distance, a token, of what was recorded when sampling from the training graph's. Collective.
- */
-typedef struct {
-    double largest, mean;
-} LogprobDistance;
-int rollout_distance(Rollout *rollout, LogprobDistance *distance);
+/* Sets rollout->distance. Collective. */
+int rollout_distance(Rollout *rollout);
 
 /* From scores (and log-probabilities) to advantages. Collective. */
 int rollout_advantages(Rollout *rollout);
+
+/* What there is to say of the answers of all ranks; NaN where there are none. */
+typedef struct {
+    double mean, least, most;
+} LengthFigures;
+typedef struct {
+    double reward, reward_std; /* of those that were judged */
+    LengthFigures length, ended;
+    double cut_off;  /* share that did not end by itself */
+    double kl;       /* of an answer: Σ over its tokens of log p - log reference, mean over answers */
+    double token_kl; /* the same, mean over tokens */
+    double entropy;  /* of an answer: -log p, mean over answers */
+} RolloutFigures;
+RolloutFigures rollout_figures(const Rollout *rollout);
 
 /* The micro-batches of update `update` of this rollout (0 … epochs × minibatches - 1), of at most `capacity` tokens,
  * this rank's. sample_id of a segment is its answer's index. Valid until the next call. total_weight is what the
