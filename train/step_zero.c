@@ -5,24 +5,26 @@
 
 #include "model/core/error.h"
 
-static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const MicroBatch *micro) {
+static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const StepBatch *batch) {
+    const MicroBatch *micro = &batch->micro[0];
     ObjectiveSums sums = {0};
     TRY(objective->record(objective, tape, run->model, (LlamaRecord){0}, false));
     TRY(tape_plan(tape));
-    TRY(objective->bind(objective, tape, 0, micro, 1, false));
+    TRY(objective->bind(objective, tape, 0, micro, batch, false));
     TRY(tape_forward(tape, 0));
-    objective->collect(objective, tape, 0, micro, false, &sums);
+    TRY(objective->collect(objective, tape, 0, micro, batch, false, &sums));
     *loss = sums.loss;
     return OK;
 }
 
-static int loss_on(double *loss, const Run *run, const MicroBatch *micro, Dtype precision) {
+static int loss_on(double *loss, Run *run, const StepBatch *batch, Dtype precision) {
+    const MicroBatch *micro = &batch->micro[0];
     Objective *objective;
-    TRY(run->stage->objective(&objective, micro->n_tokens));
+    TRY(run->stage->objective(&objective, run, micro->n_tokens));
     Tape *tape =
         tape_new(&(TapeOptions){.capacity = micro->n_tokens, .segments = micro->n_segments, .dtype = precision});
     int rc =
-        tape ? replay(loss, objective, tape, run, micro) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+        tape ? replay(loss, objective, tape, run, batch) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     tape_free(tape);
     objective->free(objective);
     return rc;
@@ -33,9 +35,9 @@ int check_fresh_adapter(Run *run, const LoopOptions *options) {
     double with, without;
     TRY(loader_step(run->loader, 0, &batch));
     if (batch.n_micro == 0) return OK;
-    TRY(loss_on(&with, run, &batch.micro[0], options->precision));
+    TRY(loss_on(&with, run, &batch, options->precision));
     lora_attach(run->lora, false);
-    int rc = loss_on(&without, run, &batch.micro[0], options->precision);
+    int rc = loss_on(&without, run, &batch, options->precision);
     lora_attach(run->lora, true);
     TRY(rc);
     if (memcmp(&with, &without, sizeof with) != 0)
