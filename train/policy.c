@@ -238,7 +238,7 @@ static void put_rollout(const Rollout *rollout, ObjectiveSums *sums) {
     if (options->algorithm == ALGORITHM_RLOO) put(sums, METRIC_KL, f.token_kl);
 }
 
-static void policy_finish(const Objective *base, ObjectiveSums *sums) {
+static void policy_finish(Objective *base, ObjectiveSums *sums) {
     const Policy *self = (const Policy *)base;
     put_extremes(self->rollout, sums);
     if (self->rollout->update == 0) put_rollout(self->rollout, sums);
