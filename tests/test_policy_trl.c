@@ -99,6 +99,7 @@ static int fill_rollout(Fixture *f, int64_t number) {
     TRY(rollout_gather(rollout));
     TRY(rollout_logprobs(rollout, f->old_pass, f->capacity, false));
     if (f->reference_pass) TRY(rollout_logprobs(rollout, f->reference_pass, f->capacity, true));
+    TRY(rollout_divergences(rollout));
     return rollout_advantages(rollout);
 }
 

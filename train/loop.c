@@ -273,8 +273,9 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put_metrics(&figures, "", objective, sums);
     put(&figures, "tokens_per_second", rate);
     put(&figures, "memory", memory_gib());
-    put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
-                      loader_source_name);
+    if (loader)
+        put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
+                          loader_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
@@ -291,6 +292,10 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
+static bool is_better(const LoopState *state, double loss) {
+    return isfinite(loss) && (state->best_step < 0 || loss < state->best_loss);
+}
+
 static void tell_validation(const Loop *loop, const LoopState *state, const Validation *result, bool is_best) {
     const Objective *objective = loop->parts.objective;
     const char *best = is_best ? " (best)" : "";
@@ -303,23 +308,38 @@ static void tell_validation(const Loop *loop, const LoopState *state, const Vali
                  result->loss, exp(result->loss), 100 * result->accuracy, best);
 }
 
-/* Measures, and remembers whether it is the best so far. */
-static int validate(Loop *loop, LoopState *state, bool *is_best) {
+static int measure_validation_set(Loop *loop, const LoopState *state, double *loss, bool *found) {
     Validation result;
-    *is_best = false;
+    *found = false;
     if (loader_validation_steps(loop->parts.loader) == 0) return OK;
     TRY(loop_validate(loop, &result));
     if (result.tokens == 0) return OK;
-    *is_best = isfinite(result.loss) && (state->best_step < 0 || result.loss < state->best_loss);
+    *found = true;
+    *loss = result.loss;
+    tell_validation(loop, state, &result, is_better(state, *loss));
+    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
+}
+
+/* Measures, and remembers whether it is the best so far. */
+static int validate(Loop *loop, LoopState *state, bool *is_best) {
+    const LoopHooks *hooks = &loop->parts.hooks;
+    double loss;
+    bool found;
+    *is_best = false;
+    if (hooks->measure)
+        TRY(hooks->measure(hooks->context, state, &loss, &found));
+    else
+        TRY(measure_validation_set(loop, state, &loss, &found));
+    if (!found) return OK;
+    *is_best = is_better(state, loss);
     if (*is_best) {
-        state->best_loss = result.loss;
+        state->best_loss = loss;
         state->best_step = state->step;
         state->stale_validations = 0;
     } else {
         state->stale_validations++;
     }
-    tell_validation(loop, state, &result, *is_best);
-    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
+    return OK;
 }
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
@@ -352,8 +372,9 @@ static int roll_back(Loop *loop, LoopState *state) {
     return OK;
 }
 
-static bool due(int64_t step, int64_t every) {
-    return every > 0 && step % every == 0;
+/* Whether a multiple of `every` was passed since the last whole step, `whole` steps ago. */
+static bool due(int64_t step, int64_t every, int64_t whole) {
+    return every > 0 && step / every != (step - whole) / every;
 }
 
 static bool stopped_early(const Loop *loop, const LoopState *state) {
@@ -367,8 +388,10 @@ bool loop_finished(const Loop *loop, const LoopState *state) {
 /* Everything that may follow a step. *finished ends the run. */
 static int after_step(Loop *loop, LoopState *state, const StepResult *result, bool *finished) {
     const LoopOptions *options = &loop->options;
+    int64_t whole = options->whole_steps > 1 ? options->whole_steps : 1;
     bool last = state->step >= options->steps, is_best = false, saved = false;
-    if (due(state->step, options->validate_every) || last) {
+    if (state->step % whole != 0 && !last) return OK;
+    if (due(state->step, options->validate_every, whole) || last) {
         TRY(validate(loop, state, &is_best));
         if (stopped_early(loop, state)) {
             log_info("step %lld: no better validation loss in %lld validations; stopping early", (long long)state->step,
@@ -378,8 +401,8 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
     }
     /* In the middle of bad steps the weights are suspect: they must not push a good checkpoint out, nor become the one
      * that a roll-back goes to. An interruption waits for the next good step. */
-    bool save_due =
-        due(state->step, options->checkpoint_every) || result->agreed.save_due > 0 || result->agreed.interrupted > 0;
+    bool save_due = due(state->step, options->checkpoint_every, whole) || result->agreed.save_due > 0 ||
+                    result->agreed.interrupted > 0;
     if (is_best || last || (save_due && result->verdict == GUARD_APPLY)) {
         TRY(save(loop, state, is_best));
         saved = true;

@@ -160,7 +160,7 @@ int rollout_distance(Rollout *rollout) {
 
 /* ---- advantages ---- */
 
-static int sum_divergences(Rollout *rollout) {
+int rollout_divergences(Rollout *rollout) {
     for (int i = 0; i < n_answers(rollout); i++) {
         const Answer *answer = &rollout->answers[i];
         for (int t = 0; answer->tokens && t < answer_length(answer); t++) {
@@ -176,7 +176,6 @@ int rollout_advantages(Rollout *rollout) {
     const PolicyOptions *options = &rollout->options;
     size_t n = (size_t)n_answers(rollout), prompts = (size_t)options->prompts, samples = (size_t)options->samples;
     double *advantages, *rewards;
-    TRY(sum_divergences(rollout));
     ARENA_TRY(advantages, &rollout->arena, n);
     ARENA_TRY(rewards, &rollout->arena, n);
     for (size_t i = 0; i < n; i++) rewards[i] = rollout->scores[i] - options->beta * rollout->kl[i];

@@ -1,6 +1,6 @@
 /* A rollout: prompts, the answers that the policy as it was gave to them, and all that its updates need to know of
  * them: log-probabilities then, the reference's, scores, advantages. Every rank holds the answers of its own prompts
- * (prompt p is rank p mod n's); lengths and scores, one number an answer, are known to all, so that whatever is taken
+ * (a run of consecutive prompts); lengths and scores, one number an answer, are known to all, so that whatever is taken
  * over the step covers all ranks.
  *
  * Updates: each of `epochs` passes takes the prompts in another order, cut into `minibatches` of equal numbers of
@@ -50,7 +50,7 @@ typedef struct {
     double *lengths;                    /* likewise, of all ranks from rollout_gather on: tokens */
     double *scores;                     /* NaN: could not be judged */
     double *finished;                   /* 1: it ended by itself */
-    double *kl;                         /* Σ over its tokens of log p - log reference; from rollout_advantages on */
+    double *kl;                         /* Σ over its tokens of log p - log reference; from rollout_divergences on */
     double *entropy;                    /* Σ of -log p, likewise */
     double *clipped_low, *clipped_high; /* share of it that the current update clips; this rank's */
     double equal_groups;                /* share of prompts whose answers all have the same score */
@@ -69,7 +69,7 @@ void rollout_free(Rollout *rollout);
 
 /* Forgets all answers; the numbers of all ranks are 0 again. */
 void rollout_clear(Rollout *rollout, int64_t number);
-/* Copies one; `sampled` may be NULL. Its score is NaN until rollout_score. */
+/* Copies one; `sampled` may be NULL. The score is the caller's to set. */
 int rollout_add(Rollout *rollout, int index, const int32_t *tokens, int n_tokens, int n_prompt, bool finished,
                 const float *sampled);
 /* After it lengths, scores and ends are those of all ranks. Collective. */
@@ -86,7 +86,9 @@ int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool ref
 /* Sets rollout->distance. Collective. */
 int rollout_distance(Rollout *rollout);
 
-/* From scores (and log-probabilities) to advantages. Collective. */
+/* Sums each answer's KL and entropy, from its log-probabilities. Collective. */
+int rollout_divergences(Rollout *rollout);
+/* From scores, and RLOO's divergences, to advantages. */
 int rollout_advantages(Rollout *rollout);
 
 /* What there is to say of the answers of all ranks; NaN where there are none. */

@@ -123,6 +123,7 @@ static int open_tokenizer(Run *run) {
 
 static int open_data(Run *run) {
     LoaderOptions options;
+    if (run->stage->open) return run->stage->open(run);
     if (!run->stage->data && *run->config->template_name)
         return config_fail(run->config, OPTION_template_name,
                            "this command reads text, not conversations; 'cria sft' trains on those");
@@ -170,7 +171,7 @@ static int make_optimizer(Run *run) {
 /* Every rank must see the same data in the same order: the number is the same on all where its complement's maximum is
  * the maximum's complement. */
 static int agree_on_data(Run *run) {
-    int64_t fingerprint = (int64_t)loader_fingerprint(run->loader), both[2] = {fingerprint, ~fingerprint};
+    int64_t fingerprint = (int64_t)run->data_fingerprint, both[2] = {fingerprint, ~fingerprint};
     TRY(mesh_max_i64(run->mesh, both, 2));
     if (both[0] != ~both[1])
         FAIL(ERR_REFUSED, "the ranks have different data: on every machine the same files, config and arguments are "
@@ -228,6 +229,7 @@ static int reload_model_base(Run *run) {
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
     bool found;
+    if (run->stage->reloaded) run->stage->reloaded(run);
     TRY(load_newest(run, state, &found));
     if (found) return OK;
     optimizer_reset(run->optimizer);
@@ -235,6 +237,11 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (run->lora) return lora_init(run->lora, (uint64_t)run->config->seed);
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
+}
+
+static int measure_hook(void *context, const LoopState *state, double *loss, bool *found) {
+    Run *run = context;
+    return run->stage->measure(run, state->step, loss, found);
 }
 
 static bool sample_due(void *context, const LoopState *state) {
@@ -283,6 +290,7 @@ static int prepare(Run *run, bool *resumed) {
     TRY(mesh_agree(run->mesh, mesh_rank(run->mesh) == 0 ? settle_config(run, resuming) : OK));
     TRY(mesh_agree(run->mesh, open_data(run)));
     malloc_trim(0); /* what tokenising took */
+    if (run->loader) run->data_fingerprint = loader_fingerprint(run->loader);
     TRY(agree_on_data(run));
     if (run->stage->ready) TRY(run->stage->ready(run));
     TRY(mesh_agree(run->mesh, make_adapter(run)));
@@ -299,7 +307,7 @@ static int prepare(Run *run, bool *resumed) {
                             .stop_tokens = run->stop_tokens,
                             .n_stop_tokens = run->n_stop_tokens,
                             .resolved_config = run->resolved.bytes,
-                            .data_fingerprint = loader_fingerprint(run->loader),
+                            .data_fingerprint = run->data_fingerprint,
                             .mesh = run->mesh,
                             .keep_last = (int)run->config->train_keep_last};
     run->state.best_step = -1;
@@ -315,6 +323,16 @@ static const char *adapter_kind(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
+static void announce_data(const Run *run, const LoopOptions *options) {
+    char tokens[32], bytes[32];
+    int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
+    log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
+             text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
+             text_thousands(bytes, (uint64_t)held_out));
+    if (held_out == 0 && options->early_stopping > 0)
+        log_warning("train.early_stopping has no effect: nothing is held out (data.validation)");
+}
+
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
     log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
@@ -324,12 +342,7 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
         log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", adapter_kind(&run->lora->options),
                  run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
                  run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
-    int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
-    log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
-             text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
-             text_thousands(bytes, (uint64_t)held_out));
-    if (held_out == 0 && options->early_stopping > 0)
-        log_warning("train.early_stopping has no effect: nothing is held out (data.validation)");
+    if (run->loader) announce_data(run, options);
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
              text_bytes(bytes, llama_bytes(run->model) + (run->lora ? lora_bytes(run->lora) : 0) +
                                    optimizer_bytes(run->optimizer)),
@@ -346,7 +359,10 @@ static void finish(const Run *run) {
     char perplexity[64] = "";
     if (!run->objective->n_metrics)
         snprintf(perplexity, sizeof perplexity, ", perplexity %.6g", exp(run->state.best_loss));
-    if (run->state.best_step >= 0)
+    if (run->state.best_step >= 0 && run->stage->measure)
+        log_info("the best checkpoint is that of step %lld (%s/best)", (long long)run->state.best_step,
+                 run->config->output);
+    else if (run->state.best_step >= 0)
         log_info("best validation loss %.4f%s, at step %lld (%s/best)", run->state.best_loss, perplexity,
                  (long long)run->state.best_step, run->config->output);
 }
@@ -357,11 +373,20 @@ static int start_watchdog(Run *run) {
     return watchdog_start(&run->watchdog, run->config->parallel_watchdog);
 }
 
+/* By train.steps or train.epochs, to the next whole step. */
+static int64_t steps_of_stage(const Run *run) {
+    double epochs = run->config->train_epochs > 0 ? run->config->train_epochs : 1;
+    int64_t steps = run->config->train_steps, whole = run->whole_steps > 1 ? run->whole_steps : 1;
+    if (steps == 0) steps = (int64_t)ceil(epochs * (double)run->steps_per_epoch);
+    return (steps + whole - 1) / whole * whole;
+}
+
 static int train(Run *run) {
     bool resumed = false;
     TRY(prepare(run, &resumed));
-    int64_t steps = setup_steps(run->config, run->loader);
+    int64_t steps = run->loader ? setup_steps(run->config, run->loader) : steps_of_stage(run);
     LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
+    options.whole_steps = run->whole_steps;
     int rc = run->stage->objective(&run->objective, run, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
@@ -370,6 +395,7 @@ static int train(Run *run) {
     LoopParts parts = {.model = run->model,
                        .lora = run->lora,
                        .loader = run->loader,
+                       .batches = run->batches,
                        .optimizer = run->optimizer,
                        .objective = run->objective,
                        .mesh = run->mesh,
@@ -378,9 +404,10 @@ static int train(Run *run) {
                        .hooks = {.context = run,
                                  .save = save_hook,
                                  .load_newest = load_newest_hook,
+                                 .measure = run->stage->measure ? measure_hook : NULL,
                                  .sample = sample_hook,
                                  .sample_due = sample_due}};
-    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, check_fresh_adapter(run, &options)));
+    if (run->lora && run->loader && !resumed) TRY(mesh_agree(run->mesh, check_fresh_adapter(run, &options)));
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (loop_finished(run->loop, &run->state)) {
