@@ -10,6 +10,7 @@ typedef struct {
     int32_t *tokens; /* [n_tokens] the prompt's, then the answer's; NULL: another rank's */
     int n_tokens, n_prompt;
     float *sampled;             /* log-probabilities of the answer's tokens, recorded when sampling; NULL: not */
+    float *lse;                 /* log-sum-exp of its logits: what the rounding of a log-probability goes by */
     float *logprob, *reference; /* the same from the training graph, and of the reference (NULL: none) */
     double advantage;           /* of each of its tokens */
 } Answer;

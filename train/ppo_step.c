@@ -32,10 +32,11 @@ static int make_passes(Run *run) {
 
 static int check_distance(const Ppo *ppo, const Rollout *rollout) {
     double most = ppo->precision == DTYPE_F32 ? MOST_DISTANCE_F32 : MOST_DISTANCE_BF16;
-    if (rollout->distance.largest <= most) return OK;
-    log_warning("rollout %lld: a log-probability recorded when sampling is %.3g from the training graph's (at most %g "
-                "is expected): the policy that is trained is not quite the one that was sampled from",
-                (long long)rollout->number, rollout->distance.largest, most);
+    if (rollout->distance.relative <= most) return OK;
+    log_warning(
+        "rollout %lld: a log-probability recorded when sampling is %.3g from the training graph's (at most %g "
+        "times its log-sum-exp is expected): the policy that is trained is not quite the one that was sampled from",
+        (long long)rollout->number, rollout->distance.relative, most);
     return OK;
 }
 

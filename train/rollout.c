@@ -75,7 +75,7 @@ int rollout_gather(Rollout *rollout) {
 
 struct LogprobPass {
     Tape *tape;
-    Tensor *mask, *logprob;
+    Tensor *mask, *logprob, *lse;
     uint32_t *segment_ids; /* [capacity] */
 };
 
@@ -90,8 +90,11 @@ int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int ca
     if (!pass->tape || !pass->segment_ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
     pass->mask = tape_input(pass->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
     HeadOptions head = {.logit_scale = (float)(1 / temperature), .mask = pass->mask};
-    pass->logprob = llama_record(pass->tape, model, (LlamaRecord){.recompute = RECOMPUTE_NONE}, head).logprob;
-    if (pass->logprob) tape_keep(pass->logprob);
+    HeadOutputs outputs = llama_record(pass->tape, model, (LlamaRecord){.recompute = RECOMPUTE_NONE}, head);
+    pass->logprob = outputs.logprob;
+    pass->lse = outputs.lse;
+    if (outputs.logprob) tape_keep(outputs.logprob);
+    if (outputs.lse) tape_keep(outputs.lse);
     TRY_TO(failed, tape_plan(pass->tape));
     *out = pass;
     return OK;
@@ -107,12 +110,18 @@ void logprob_pass_free(LogprobPass *pass) {
     free(pass);
 }
 
-static int run_pass(LogprobPass *pass, const MicroBatch *micro, const float **logprob) {
+static int run_pass(LogprobPass *pass, const MicroBatch *micro) {
     TapeBatch batch = micro_batch_tape(micro, pass->segment_ids);
     TRY(tape_bind(pass->tape, 0, &batch));
     tape_bind_input(0, pass->mask, micro->weights);
-    TRY(tape_forward(pass->tape, 0));
-    *logprob = tape_value(pass->tape, 0, pass->logprob);
+    return tape_forward(pass->tape, 0);
+}
+
+/* The rows that predict the answer's tokens. */
+static int take(float **out, Arena *arena, const LogprobPass *pass, const Tensor *tensor, int row, int n) {
+    const float *values = tape_value(pass->tape, 0, tensor);
+    ARENA_TRY(*out, arena, n);
+    memcpy(*out, values + row, (size_t)n * sizeof **out);
     return OK;
 }
 
@@ -125,36 +134,45 @@ int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool ref
     TRY(answer_batch_fill(&batch, &rollout->batch, rollout->answers, mine, n, capacity));
     for (int m = 0; m < batch.n_micro; m++) {
         const MicroBatch *micro = &batch.micro[m];
-        const float *logprob;
-        TRY(run_pass(pass, micro, &logprob));
+        TRY(run_pass(pass, micro));
         for (int s = 0; s < micro->n_segments; s++) {
             Answer *answer = &rollout->answers[micro->sample_id[s]];
+            int first = micro->segment_start[s] + answer->n_prompt - 1, length = answer_length(answer);
             float **out = reference ? &answer->reference : &answer->logprob;
-            int length = answer_length(answer);
-            ARENA_TRY(*out, &rollout->arena, length);
-            memcpy(*out, logprob + micro->segment_start[s] + answer->n_prompt - 1, (size_t)length * sizeof **out);
+            TRY(take(out, &rollout->arena, pass, pass->logprob, first, length));
+            if (!reference) TRY(take(&answer->lse, &rollout->arena, pass, pass->lse, first, length));
         }
     }
     return OK;
 }
 
+/* The largest over all ranks, to a resolution far below what fp32 resolves. */
+static int largest_of(Mesh *mesh, double x[2]) {
+    const double unit = 0x1p-40;
+    int64_t scaled[2];
+    for (int i = 0; i < 2; i++) scaled[i] = x[i] < 0x1p20 ? (int64_t)ceil(x[i] / unit) : INT64_MAX;
+    TRY(mesh_max_i64(mesh, scaled, 2));
+    for (int i = 0; i < 2; i++) x[i] = (double)scaled[i] * unit;
+    return OK;
+}
+
 int rollout_distance(Rollout *rollout) {
-    double largest = 0, sums[2] = {0};
+    double largest[2] = {0}, sums[2] = {0};
     for (int i = 0; i < n_answers(rollout); i++) {
         const Answer *answer = &rollout->answers[i];
         for (int t = 0; answer->sampled && t < answer_length(answer); t++) {
-            double d = fabs((double)answer->sampled[t] - (double)answer->logprob[t]);
+            double exact = (double)answer->logprob[t], d = fabs((double)answer->sampled[t] - exact);
+            double relative = d / fmax(1, fabs((double)answer->lse[t]));
             sums[0] += d;
             sums[1] += 1;
-            if (!(d <= largest)) largest = d;
+            if (!(d <= largest[0])) largest[0] = d;
+            if (!(relative <= largest[1])) largest[1] = relative;
         }
     }
-    const double unit = 0x1p-40; /* of the largest, as a whole number; far below what fp32 resolves */
-    int64_t scaled = largest < 0x1p20 ? (int64_t)ceil(largest / unit) : INT64_MAX;
-    TRY(mesh_max_i64(rollout->mesh, &scaled, 1));
+    TRY(largest_of(rollout->mesh, largest));
     TRY(mesh_sum_f64(rollout->mesh, sums, 2));
     rollout->distance =
-        (LogprobDistance){.largest = (double)scaled * unit, .mean = sums[1] > 0 ? sums[0] / sums[1] : 0};
+        (LogprobDistance){.largest = largest[0], .relative = largest[1], .mean = sums[1] > 0 ? sums[0] / sums[1] : 0};
     return OK;
 }
 

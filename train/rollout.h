@@ -40,6 +40,8 @@ typedef struct {
 
 typedef struct {
     double largest, mean;
+    double
+        relative; /* the largest, over max(1, |log-sum-exp|): a log-probability is the difference of two such numbers */
 } LogprobDistance;
 
 typedef struct {

@@ -258,16 +258,19 @@ static int sample_hook(void *context, const LoopState *state) {
 
 /* ---- the run ---- */
 
-/* The loss over the whole run, from its metrics file. */
+/* The loss (or the reward) over the whole run, from its metrics file. */
 static void show_curve(const Run *run) {
     double *x[2] = {NULL}, *y[2] = {NULL};
     size_t n[2] = {0};
     Text text = {0};
+    bool rewards = run->stage->measure != NULL;
+    const char *const names[] = {rewards ? "reward" : "loss", rewards ? "eval_reward" : "eval_loss"};
+    const char *title = rewards ? "reward (o: held-out prompts)" : "loss (o: validation)";
     char *path = path_join(run->config->output, "metrics.jsonl");
-    if (path && mesh_rank(run->mesh) == 0 && metrics_read(path, "loss", &x[0], &y[0], &n[0]) == OK &&
-        metrics_read(path, "eval_loss", &x[1], &y[1], &n[1]) == OK) {
+    if (path && mesh_rank(run->mesh) == 0 && metrics_read(path, names[0], &x[0], &y[0], &n[0]) == OK &&
+        metrics_read(path, names[1], &x[1], &y[1], &n[1]) == OK) {
         CurveSeries line = {x[0], y[0], n[0]}, marks = {x[1], y[1], n[1]};
-        curve_draw(&text, "loss (o: validation)", &line, &marks, CURVE_WIDTH, CURVE_HEIGHT, terminal_is_utf8());
+        curve_draw(&text, title, &line, &marks, CURVE_WIDTH, CURVE_HEIGHT, terminal_is_utf8());
         if (text.bytes) log_info("%s", text.bytes);
     }
     for (int s = 0; s < 2; s++) {
