@@ -16,6 +16,11 @@ static int updates_of(const Ppo *ppo) {
 
 /* ---- log-probabilities of the training graph ---- */
 
+/* Without its adapter the model is the reference. */
+static void show_adapter(Run *run, bool on) {
+    if (run->lora) lora_attach(run->lora, on);
+}
+
 static int make_passes(Run *run) {
     Ppo *ppo = run->own;
     if (ppo->policy_pass) return OK;
@@ -23,10 +28,10 @@ static int make_passes(Run *run) {
     ppo->memory = tape_memory_new();
     if (!ppo->memory) FAIL(ERR_FAILED, "out of memory");
     TRY(logprob_pass_new(&ppo->policy_pass, run->model, temperature, ppo->capacity, ppo->precision, ppo->memory));
-    if (run->lora) lora_attach(run->lora, false);
+    show_adapter(run, false);
     int rc = logprob_pass_new(&ppo->reference_pass, run->lora ? run->model : ppo->reference, temperature, ppo->capacity,
                               ppo->precision, ppo->memory);
-    if (run->lora) lora_attach(run->lora, true);
+    show_adapter(run, true);
     return rc;
 }
 
@@ -44,7 +49,9 @@ static int add_logprobs(Run *run, Rollout *rollout) {
     Ppo *ppo = run->own;
     int rc = make_passes(run);
     if (rc == OK) rc = rollout_logprobs(rollout, ppo->policy_pass, ppo->capacity, false);
+    show_adapter(run, false);
     if (rc == OK) rc = rollout_logprobs(rollout, ppo->reference_pass, ppo->capacity, true);
+    show_adapter(run, true);
     TRY(mesh_agree(run->mesh, rc));
     TRY(rollout_distance(rollout));
     TRY(check_distance(ppo, rollout));
