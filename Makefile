@@ -11,7 +11,7 @@ CC := gcc
 endif
 VERSION := 0.1.0
 
-ROOMS := model/core model/kernels model/kernels/products model/autodiff model/ops model model/formats data/tokenizer data/chat data optim dist eval configs train
+ROOMS := model/core model/kernels model/kernels/fast model/kernels/products model/kernels/reference model/autodiff model/ops model model/formats data/tokenizer data/chat data optim dist eval configs train
 SOURCES := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.c)))
 LIB_SOURCES := $(filter-out train/main.c,$(SOURCES))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
@@ -51,16 +51,15 @@ $(BUILD)/tests/test_amx $(BUILD)/tests/test_product_choice: $(BUILD)/tests/amx_e
 
 # The fast kernels are compiled for their instruction set and called only where the CPU has it.
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
-$(BUILD)/model/kernels/avx2_%.o $(BUILD)/tidy/model/kernels/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
 AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
-$(BUILD)/model/kernels/avx512_%.o $(BUILD)/tidy/model/kernels/avx512_%.ok: ARCH := $(AVX512)
-$(BUILD)/model/kernels/avx512bf16_%.o $(BUILD)/tidy/model/kernels/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
-$(BUILD)/model/kernels/amx_%.o $(BUILD)/tidy/model/kernels/amx_%.ok: ARCH := $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
 $(BUILD)/tests/amx_emulation.o: ARCH := $(AVX512)
-$(BUILD)/model/kernels/products/avx2_%.o $(BUILD)/tidy/model/kernels/products/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
-$(BUILD)/model/kernels/products/avx512_%.o $(BUILD)/tidy/model/kernels/products/avx512_%.ok: ARCH := $(AVX512)
-$(BUILD)/model/kernels/products/avx512bf16_%.o $(BUILD)/tidy/model/kernels/products/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
-$(BUILD)/model/kernels/products/amx_%.o $(BUILD)/tidy/model/kernels/products/amx_%.ok: ARCH := $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
+define ARCH_OF
+$(BUILD)/$(1)/avx2_%.o $(BUILD)/tidy/$(1)/avx2_%.ok: ARCH := -mavx2 -mfma -mf16c
+$(BUILD)/$(1)/avx512_%.o $(BUILD)/tidy/$(1)/avx512_%.ok: ARCH := $(AVX512)
+$(BUILD)/$(1)/avx512bf16_%.o $(BUILD)/tidy/$(1)/avx512bf16_%.ok: ARCH := $(AVX512) -mavx512bf16
+$(BUILD)/$(1)/amx_%.o $(BUILD)/tidy/$(1)/amx_%.ok: ARCH := $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
+endef
+$(foreach room,model/kernels/fast model/kernels/products,$(eval $(call ARCH_OF,$(room))))
 endif
 
 $(BUILD)/%.o: %.c Makefile | setup

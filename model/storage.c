@@ -76,7 +76,8 @@ static bool is_frozen(const Weight *weight, LlamaOptions options) {
 
 /* Matrices that take part in products: all but the embedding. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding;
+    bool wanted = options.precision == DTYPE_BF16 && !options.frozen && !options.unpacked;
+    return wanted && weight->n_dims == 2 && weight != &model->embedding;
 }
 
 /* How much storage the model takes. */
@@ -215,6 +216,7 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     *out = NULL;
     if (!model) FAIL(ERR_FAILED, "out of memory");
     model->shape = *shape;
+    model->packed_only = options.packed_only;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
@@ -238,7 +240,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->frozen_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->frozen_bytes > 0 || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 size_t llama_bytes(const Llama *model) {

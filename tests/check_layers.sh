@@ -11,12 +11,16 @@ function room(path,   dir) {
 }
 BEGIN {
     floor["model/core"] = 0
-    floor["model/kernels"] = 1; floor["model/kernels/products"] = 1; floor["dist"] = 1; floor["data"] = 1; floor["data/tokenizer"] = 1; floor["data/chat"] = 1
+    floor["model/kernels"] = 1; floor["model/kernels/fast"] = 1; floor["model/kernels/products"] = 1; floor["model/kernels/reference"] = 1; floor["dist"] = 1; floor["data"] = 1; floor["data/tokenizer"] = 1; floor["data/chat"] = 1
     floor["model/autodiff"] = 2; floor["model/ops"] = 2
     floor["model"] = 3; floor["model/formats"] = 3; floor["optim"] = 3
     floor["eval"] = 4; floor["configs"] = 5; floor["train"] = 6
     same["model/autodiff", "model/ops"] = same["model/ops", "model/autodiff"] = 1
+    same["model/kernels", "model/kernels/reference"] = same["model/kernels/reference", "model/kernels"] = 1
+    same["model/kernels", "model/kernels/fast"] = same["model/kernels/fast", "model/kernels"] = 1
     same["model/kernels", "model/kernels/products"] = same["model/kernels/products", "model/kernels"] = 1
+    same["model/kernels/fast", "model/kernels/reference"] = same["model/kernels/fast", "model/kernels/products"] = 1
+    same["model/kernels/products", "model/kernels/fast"] = 1 # the references know no fast kernel
     same["model", "model/formats"] = 1
     same["data", "data/tokenizer"] = same["data/tokenizer", "data"] = 1
     same["data/chat", "data"] = same["data/chat", "data/tokenizer"] = 1

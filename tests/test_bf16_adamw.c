@@ -1,6 +1,6 @@
 /* AdamW on matrices: the same bits as adamw on arrays, packings by their definition (PANELS in bf16.h), and bf16
  * moments that follow fp32 ones. */
-#include "model/kernels/fast.h"
+#include "model/kernels/fast/fast.h"
 #include "tests/kernel_check.h"
 
 typedef struct {
@@ -163,7 +163,7 @@ static float nearest(float x) {
 
 /* g² = 1 and v = 1/2 at first, β2 = 0.999: v must go to 1 − 0.999^t / 2. A step is a thousandth of v, an ulp 2^-8 (v
  * below 1): to nearest, v never moves, which is shown first. Rounded stochastically its mean follows, and by the
- * variance in reference_bf16_adamw.c each is within ulp / 2 / sqrt(1 − β2²) standard deviations. */
+ * variance in reference/bf16_adamw.c each is within ulp / 2 / sqrt(1 − β2²) standard deviations. */
 START_TEST(v_does_not_stall_and_is_not_biased) {
     enum { ROWS = 64, COLS = 64, N = ROWS * COLS, STEPS = 1000 };
     float stalled = 0.5f;

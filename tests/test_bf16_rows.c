@@ -5,7 +5,7 @@
  * of bf16 plus the error before rounding, `fp32`, of the exact value (half_ulp below); against the reference, within
  * one ulp plus that error twice over. The error before rounding of each kernel stands with its test, in units of 2^-24
  * (u) of the largest sum of the terms' magnitudes. */
-#include "model/kernels/fast.h"
+#include "model/kernels/fast/fast.h"
 #include "tests/kernel_check.h"
 
 static const double u = 0x1p-24;
@@ -392,7 +392,7 @@ END_TEST
 
 /* ---- SwiGLU ---- */
 
-/* Before rounding: the fast sets' sigmoid is within 2^-13.8 (fast_bf16_rows.h), the reference's within 2^-22. Below
+/* Before rounding: the fast sets' sigmoid is within 2^-13.8 (fast/bf16_rows.h), the reference's within 2^-22. Below
  * g = −83 σ stays 2^-120 or so, an absolute error of |g|·2^-119 beside |u|. */
 static const double sigmoid_error = 0x1p-13 * 0.58;
 

@@ -1,6 +1,6 @@
 /* The kernels that go over rows and arrays, and the products: reference against fp64, every faster set against the
  * reference. Errors are relative to the largest element; an ulp is 1.2e-7. */
-#include "model/kernels/fast.h"
+#include "model/kernels/fast/fast.h"
 #include "tests/kernel_check.h"
 
 static const double ulp = 1.1920929e-7;

@@ -22,7 +22,7 @@ enum {
     HEAD_TOKENS_MAX = 992 /* beyond it nothing is gained */
 };
 
-/* A worker's sums of one token's row: Σ 2^(u − ref), Σ (u − ref)·2^(u − ref), Σ c (see fast_bf16_head.h). */
+/* A worker's sums of one token's row: Σ 2^(u − ref), Σ (u − ref)·2^(u − ref), Σ c (see fast/bf16_head.h). */
 typedef struct {
     double sum, moment, total;
     float ref, top; /* top: the largest c */

@@ -4,7 +4,7 @@
 
 #include "model/core/log.h"
 #include "model/core/threads.h"
-#include "model/kernels/fast.h"
+#include "model/kernels/fast/fast.h"
 
 enum { OPENBLAS_USES_OPENMP = 2 }; /* what openblas_get_parallel returns for that build */
 

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "model/kernels/bf16.h"
-#include "model/kernels/simd.h"
+#include "model/kernels/fast/simd.h"
 
 /* Of A, row r has its pair (2p, 2p+1) of the reduction at a + r·a_row + p·a_pair. An odd depth's last element has no
  * partner: what lies behind it is not used. B's pairs beyond an odd depth are zero. */
