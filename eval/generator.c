@@ -60,7 +60,7 @@ int generator_new(Generator **out, Llama *model, const Tokenizer *tokenizer, Gen
     g->tape = tape_new(&(TapeOptions){.capacity = g->capacity,
                                       .segments = options.max_batch,
                                       .samples = options.max_batch,
-                                      .dtype = llama_inference_dtype(model)});
+                                      .dtype = model->inference});
     if (!g->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
     g->last = tape_input(g->tape, ROWS_SAMPLES, 1, DTYPE_I32, false);
     Tensor *hidden = llama_hidden(g->tape, model, (LlamaRecord){.cache = g->cache});

@@ -71,7 +71,7 @@ static int logits_of(float **logits, Llama *model, const int32_t *ids, int n) {
     int32_t positions[MOST_TOKENS], starts[2] = {0, n};
     size_t size = (size_t)n * (size_t)model->shape.vocab_size * sizeof(float);
     for (int i = 0; i < n; i++) positions[i] = i;
-    Tape *tape = tape_new(&(TapeOptions){.capacity = n, .dtype = llama_inference_dtype(model)});
+    Tape *tape = tape_new(&(TapeOptions){.capacity = n, .dtype = model->inference});
     if (!tape) FAIL(ERR_FAILED, "out of memory");
     Tensor *out = op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
     TapeBatch batch = {.n_tokens = n, .n_segments = 1, .tokens = ids, .positions = positions, .segment_start = starts};
