@@ -106,8 +106,8 @@ static size_t frozen_bytes(const Llama *model, const Weight *weight, LlamaOption
 
 /* Matrices that take part in products: all but the embedding. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && weight->n_dims == 2 &&
-           weight != &model->embedding;
+    bool wanted = options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && !options.unpacked;
+    return wanted && weight->n_dims == 2 && weight != &model->embedding;
 }
 
 /* How much storage the model takes. */
@@ -265,7 +265,7 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     *out = NULL;
     if (!model) FAIL(ERR_FAILED, "out of memory");
     model->shape = *shape;
-    model->inference = options.frozen == FROZEN_NONE ? DTYPE_F32 : options.precision;
+    model->packed_only = options.packed_only;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
@@ -286,6 +286,10 @@ void llama_free(Llama *model) {
     pages_free(model->frozen, model->frozen_bytes);
     arena_free(&model->arena);
     free(model);
+}
+
+Dtype llama_inference_dtype(const Llama *model) {
+    return model->head.narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 size_t llama_bytes(const Llama *model) {

@@ -234,7 +234,7 @@ START_TEST(bytes_are_known_before_anything_is_allocated) {
             ck_assert_uint_eq(real->frozen_bytes, planned->frozen_bytes);
             ck_assert_uint_eq(real->value_bytes, planned->value_bytes);
             ck_assert_uint_eq(real->packing_bytes, planned->packing_bytes);
-            ck_assert_int_eq(real->inference, planned->inference);
+            ck_assert_int_eq(llama_inference_dtype(real), llama_inference_dtype(planned));
             for (int i = 0; i < real->n_weights; i++) {
                 ck_assert_int_eq(real->weights[i]->narrow, planned->weights[i]->narrow);
                 ck_assert_int_eq(real->weights[i]->narrow, real->weights[i]->value == NULL);

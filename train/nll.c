@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "model/core/error.h"
+#include "train/micro_batch.h"
 #include "train/objective.h"
 
 typedef struct {
@@ -13,7 +14,8 @@ typedef struct {
 typedef struct {
     Objective base;
     Recorded training, evaluation;
-    float *gradient; /* [capacity] */
+    float *gradient;       /* [capacity] */
+    uint32_t *segment_ids; /* [capacity] */
     int capacity;
     bool entropy; /* is asked for */
 } Nll;
@@ -37,27 +39,22 @@ static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord rec
     return OK; /* a recording error is tape_plan's to tell */
 }
 
-static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, double total_weight,
+static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                     bool training) {
     Nll *self = (Nll *)base;
     if (micro->n_tokens > self->capacity)
         FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
-    TapeBatch batch = {.n_tokens = micro->n_tokens,
-                       .n_segments = micro->n_segments,
-                       .n_samples = 0,
-                       .tokens = micro->tokens,
-                       .positions = micro->positions,
-                       .targets = micro->targets,
-                       .segment_start = micro->segment_start};
+    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
     TRY(tape_bind(tape, buffer, &batch));
     for (int t = 0; training && t < micro->n_tokens; t++)
-        self->gradient[t] = (float)(-(double)micro->weights[t] / total_weight);
+        self->gradient[t] = (float)(-(double)micro->weights[t] / step->total_weight);
     tape_bind_input(buffer, recorded(self, training)->row_input, training ? self->gradient : micro->weights);
     return OK;
 }
 
-static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, bool training,
-                        ObjectiveSums *sums) {
+static int nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                       bool training, ObjectiveSums *sums) {
+    (void)step;
     const Recorded *r = recorded((Nll *)base, training);
     const float *logprob = tape_value(tape, buffer, r->out.logprob);
     const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
@@ -77,24 +74,30 @@ static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatc
             sums->source_weight[source] += weight;
         }
     }
+    return OK;
 }
 
 static void nll_free(Objective *base) {
     Nll *self = (Nll *)base;
     free(self->gradient);
+    free(self->segment_ids);
     free(self);
 }
 
 static int new_objective(Objective **objective, const char *name, int capacity, bool entropy) {
     Nll *self = calloc(1, sizeof *self);
     float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    if (!self || !gradient) {
+    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
+    if (!self || !gradient || !segment_ids) {
         free(self);
         free(gradient);
+        free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
-    self->base = (Objective){name, nll_record, nll_bind, nll_collect, nll_free};
+    self->base =
+        (Objective){.name = name, .record = nll_record, .bind = nll_bind, .collect = nll_collect, .free = nll_free};
     self->gradient = gradient;
+    self->segment_ids = segment_ids;
     self->capacity = capacity;
     self->entropy = entropy;
     *objective = &self->base;

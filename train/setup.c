@@ -9,6 +9,7 @@
 #include "model/core/philox.h"
 #include "model/core/text.h"
 #include "model/kernels/kernels.h"
+#include "model/lora_peft.h"
 
 /* ---- the model's shape ---- */
 
@@ -94,6 +95,19 @@ static int copy_sources(SourceOptions **out, int *n, const ConfigSources *source
     return OK;
 }
 
+BatchShape setup_batch(const Config *config) {
+    if (config->preferences_per_batch == 0)
+        return (BatchShape){config->train_tokens_per_batch, (int)config->train_context};
+    int context = 2 * (int)config->train_context;
+    return (BatchShape){config->preferences_per_batch * context, context};
+}
+
+int setup_microbatch(const Config *config, int n_ranks) {
+    BatchShape shape = setup_batch(config);
+    return loader_largest_microbatch(shape.tokens_per_batch, (int)config->train_tokens_per_microbatch, shape.context,
+                                     n_ranks);
+}
+
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks) {
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
@@ -109,13 +123,33 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     options->add_eos = config->data_add_eos;
     options->packing = (Packing)config->data_packing;
     if (*config->template_name) options->packing = config->sft_packing ? PACKING_BEST_FIT : PACKING_ALONE;
+    if (config->preferences_per_batch > 0) options->packing = PACKING_ALONE;
     options->document_mask = config->data_document_mask;
-    options->context = (int)config->train_context;
-    options->tokens_per_batch = config->train_tokens_per_batch;
+    BatchShape shape = setup_batch(config);
+    options->context = shape.context;
+    options->tokens_per_batch = shape.tokens_per_batch;
     options->tokens_per_microbatch = (int)config->train_tokens_per_microbatch;
     options->seed = (uint64_t)config->seed;
     options->rank = rank;
     options->n_ranks = n_ranks;
+    return OK;
+}
+
+/* ---- adapters ---- */
+
+int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
+    *options = (LoraOptions){.rank = (int)config->lora_rank,
+                             .alpha = config->lora_alpha,
+                             .rank_stabilised = config->lora_rslora,
+                             .magnitudes = config->lora_dora,
+                             .dropout = config->lora_dropout,
+                             .seed = (uint64_t)config->seed,
+                             .plus_ratio = config->lora_plus_ratio};
+    *wanted = options->rank > 0;
+    if (lora_parse_targets(&options->targets, config->lora_targets) != OK)
+        return config_fail(config, OPTION_lora_targets,
+                           "found '%s', expected all-linear or a list of q, k, v, o, gate, up, down",
+                           config->lora_targets);
     return OK;
 }
 
@@ -126,6 +160,13 @@ enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_BF16 };
 
 void setup_resolve_precision(Config *config) {
     if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
+}
+
+LlamaOptions setup_llama(const Config *config, int n_positions) {
+    return (LlamaOptions){.training = true,
+                          .precision = setup_precision(config),
+                          .unpacked = !config->train_packed_weights,
+                          .n_positions = n_positions};
 }
 
 Dtype setup_precision(const Config *config) {
@@ -154,30 +195,31 @@ static OptimOptions optim_options(const Config *config) {
                           .seed = (uint64_t)config->seed};
 }
 
-int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena) {
+int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena) {
     OptimParameter *parameters;
-    size_t n = 0;
-    ARENA_TRY(parameters, arena, model->n_weights);
-    for (int i = 0; i < model->n_weights; i++) {
-        const Weight *weight = model->weights[i];
-        if (weight->tied || !weight->trainable) continue;
-        parameters[n++] =
+    ARENA_TRY(parameters, arena, trained->n_weights);
+    for (int i = 0; i < trained->n_weights; i++) {
+        const Weight *weight = trained->weights[i];
+        parameters[i] =
             (OptimParameter){.value = weight->value,
                              .grad = weight->grad,
                              .n = weight_elements(weight),
                              .decay = weight->decay,
+                             .rate = trained_rate(trained, i),
                              .rows = weight->rows,
                              .cols = weight->cols,
                              .forward = weight->forward,
                              .backward = weight->backward,
                              .name = hash_bytes(weight->views[0].name, strlen(weight->views[0].name), HASH_START)};
     }
-    return optimizer_new(optimizer, parameters, n, optim_options(config));
+    return optimizer_new(optimizer, parameters, (size_t)trained->n_weights, optim_options(config));
 }
 
 int64_t setup_steps(const Config *config, const Loader *loader) {
     if (config->train_steps > 0) return config->train_steps;
     double per_step = (double)config->train_tokens_per_batch, steps;
+    if (config->preferences_per_batch > 0)
+        per_step = (double)loader_tokens(loader, -1) / (double)loader_steps_per_epoch(loader);
     if (config->train_tokens > 0)
         steps = ceil((double)config->train_tokens / per_step);
     else
@@ -198,9 +240,7 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                          .checkpoint_minutes = config->train_checkpoint_minutes,
                          .early_stopping = config->train_early_stopping,
                          .log_every = config->train_log_every,
-                         .tokens_per_microbatch = loader_largest_microbatch(config->train_tokens_per_batch,
-                                                                            (int)config->train_tokens_per_microbatch,
-                                                                            (int)config->train_context, n_ranks),
+                         .tokens_per_microbatch = setup_microbatch(config, n_ranks),
                          .recompute = (Recompute)config->train_recompute,
                          .precision = setup_precision(config),
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,
@@ -212,6 +252,10 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
 }
 
 /* ---- generation ---- */
+
+InferencePrecision setup_inference(const Config *config) {
+    return (InferencePrecision)(config->generate_precision + INFERENCE_AUTO);
+}
 
 SamplerOptions setup_sampler(const Config *config) {
     return (SamplerOptions){.temperature = config->generate_temperature,

@@ -28,6 +28,7 @@
 struct HeadResults;
 struct Segments;
 struct AdamwStep;
+struct CachedAttention;
 
 enum { PANEL_LANES = 16, PANEL_DEPTH = 32, PANEL_MAX_VIEWS = 3 };
 
@@ -158,6 +159,10 @@ typedef struct {
     void (*attention_backward)(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
                                const float *lse, const AttentionInputsBf16 *in, struct Segments segments,
                                float *scratch);
+    /* The cache is bf16. */
+    void (*cache_store)(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const struct CachedAttention *c);
+    void (*attention_cached)(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
+                             const struct CachedAttention *c);
 
     /* The head, as kernels.h: forward has lanes = vocab, depth = width; backward lanes = width, depth = vocab. The
      * results are computed from fp32 logits. `scratch` has head_scratch_bf16() floats. */
