@@ -92,6 +92,11 @@ tell "kto learns from labelled answers" $?
 run 0 dpo dpo.yaml output=kto2 dpo.loss=kto data.train=labelled.jsonl train.tokens_per_microbatch=256 && losses kto >a && losses kto2 >b && paste a b | awk '{ d = $NF - $(NF / 2); if (d < 0) d = -d; if (d > 1e-6) bad = 1 } END { exit bad }'
 tell "and its losses do not depend on micro-batches" $?
 
+# ---- what the figures mean, in words ----
+awk 'BEGIN { for (i = 0; i < 120; i++) { c = 97 + i % 5; a = ""; for (k = i % 7; k >= 0; k--) a = a " ab"; printf "{\"prompt\": \"say %c\", \"chosen\": \"ab%s\", \"rejected\": \"ab\"}\n", c, a } }' >lengths.jsonl
+run 0 dpo dpo.yaml output=lengths data.train=lengths.jsonl optim.lr=2e-3 && says "step [0-9]*: margins follow the answers' lengths: .* What is learned is to be long"
+tell "margins from length alone are told" $?
+
 # ---- the known ways of going wrong ----
 run 2 dpo dpo.yaml output=no model.base= && one_error && says 'model.base'
 tell "dpo asks for its base" $?

@@ -4,9 +4,12 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/log.h"
 #include "train/answer_logps.h"
+#include "train/dpo_diagnosis.h"
 
 enum { CHOSEN, REJECTED };
 
@@ -23,6 +26,7 @@ typedef struct {
     uint32_t *segment_ids; /* [capacity] */
     int capacity;
     bool has_begun; /* the first step is over */
+    DpoWatch watch;
 } Dpo;
 
 static const char *const metric_names[] = {
@@ -172,6 +176,15 @@ static void finish(Objective *base, ObjectiveSums *sums) {
         sums->loss += self->options.nll * sums->weight * sums->metric[DPO_NLL] / sums->metric_weight[DPO_NLL];
 }
 
+static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
+    Dpo *self = (Dpo *)base;
+    Text found = {0};
+    dpo_watch(&self->watch, sums, &found);
+    for (char *rest = found.bytes, *line; rest && (line = strsep(&rest, "\n")) && *line;)
+        log_warning("step %lld: %s", (long long)step, line);
+    text_free(&found);
+}
+
 static void free_dpo(Objective *base) {
     Dpo *self = (Dpo *)base;
     free(self->gradient);
@@ -197,8 +210,10 @@ int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *opt
                            .bind = bind,
                            .collect = collect,
                            .finish = finish,
+                           .watch = watch,
                            .free = free_dpo},
                   .options = *options,
+                  .watch.figures = {.beta = options->loss.beta, .has_reference = options->reference != NULL},
                   .gradient = gradient,
                   .segment_ids = segment_ids,
                   .capacity = capacity};
