@@ -79,6 +79,20 @@ tell "but not one of other tokens" $?
 run 0 dpo dpo.yaml output=lora model.base=tuned template.name= data.train=pairs.jsonl lora.rank=4 train.steps=10 optim.lr=1e-3 && [ "$(metric lora rewards/chosen 1)" = 0 ] && near "$(metric lora loss 1)" 0.6931471805599453 1e-9
 tell "an adapter's reference is the model under it" $?
 
+# ---- judging pairs ----
+run 0 eval pairs tuned pairs.jsonl --json && [ "$(json_number pairs "$scratch/out")" = 120 ] && near "$(json_number accuracy "$scratch/out")" 1 0.05
+tell "a tuned model finds the better answers likelier" $?
+run 0 eval pairs second pairs.jsonl --reference second --json && near "$(json_number margin "$scratch/out")" 0 1e-9 && [ "$(json_number accuracy "$scratch/out")" = 0.0 ]
+tell "beside itself a model prefers nothing" $?
+run 0 eval pairs tuned pairs.jsonl --reference second --json && first=$(json_number margin "$scratch/out") && head -n 60 pairs.jsonl >a.jsonl && tail -n 60 pairs.jsonl >b.jsonl &&
+    run 0 eval pairs tuned a.jsonl b.jsonl --reference second --json && near "$(json_number margin "$scratch/out")" "$first" 1e-6
+tell "files may be many" $?
+run 3 eval pairs base pairs.jsonl --template chatml && one_error && says 'needs a vocabulary of 260'
+tell "a model that was not trained on the template is refused" $?
+echo '{"prompt": "a", "chosen": "b"}' >bad.jsonl
+run 3 eval pairs tuned bad.jsonl && one_error && says 'bad.jsonl:1: no "rejected"'
+tell "bad records are named" $?
+
 # ---- other losses ----
 for loss in ipo hinge robust simpo; do
     run 0 dpo dpo.yaml output=$loss dpo.loss=$loss train.steps=40 && near "$(metric $loss eval_rewards/accuracies 40)" 1 0.2

@@ -25,9 +25,9 @@ static bool chosen_falls(const DpoFigures *f, Text *out) {
     text_printf(
         out,
         "chosen answers become less likely: by %.3g nats each (%.2g a token), while the margin grows to %.3g. The "
-        "probability goes to answers that nobody compared. Try dpo.nll=0.2, a larger dpo.beta (here %g), or a "
+        "probability goes to answers that nobody compared. Try dpo.nll=%g, a larger dpo.beta (here %g), or a "
         "smaller optim.lr",
-        -ratio, -ratio / length, mean(w, DPO_MARGINS), f->beta);
+        -ratio, -ratio / length, mean(w, DPO_MARGINS), f->nll > 0 ? 2 * f->nll : 0.2, f->beta);
     return true;
 }
 

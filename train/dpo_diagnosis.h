@@ -9,7 +9,7 @@
 typedef struct {
     ObjectiveSums baseline, window; /* sums of dpo_objective.h's metrics; in `window` those of squares and products are
                                        of differences from each step's means */
-    double beta;
+    double beta, nll;
     bool has_reference; /* rewards are log-ratios */
 } DpoFigures;
 

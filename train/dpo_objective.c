@@ -202,21 +202,22 @@ int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *opt
         free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
-    *self = (Dpo){.base = {.name = "dpo",
-                           .metrics = metric_names,
-                           .n_metrics = N_DPO_METRICS,
-                           .headline = DPO_ACCURACIES,
-                           .record = record,
-                           .bind = bind,
-                           .collect = collect,
-                           .finish = finish,
-                           .watch = watch,
-                           .free = free_dpo},
-                  .options = *options,
-                  .watch.figures = {.beta = options->loss.beta, .has_reference = options->reference != NULL},
-                  .gradient = gradient,
-                  .segment_ids = segment_ids,
-                  .capacity = capacity};
+    *self = (Dpo){
+        .base = {.name = "dpo",
+                 .metrics = metric_names,
+                 .n_metrics = N_DPO_METRICS,
+                 .headline = DPO_ACCURACIES,
+                 .record = record,
+                 .bind = bind,
+                 .collect = collect,
+                 .finish = finish,
+                 .watch = watch,
+                 .free = free_dpo},
+        .options = *options,
+        .watch.figures = {.beta = options->loss.beta, .nll = options->nll, .has_reference = options->reference != NULL},
+        .gradient = gradient,
+        .segment_ids = segment_ids,
+        .capacity = capacity};
     *objective = &self->base;
     return OK;
 }
