@@ -5,26 +5,26 @@
 
 #include "model/core/error.h"
 
-static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const StepBatch *batch) {
-    const MicroBatch *micro = &batch->micro[0];
+static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const StepBatch *step) {
+    const MicroBatch *micro = &step->micro[0];
     ObjectiveSums sums = {0};
     TRY(objective->record(objective, tape, run->model, (LlamaRecord){0}, false));
     TRY(tape_plan(tape));
-    TRY(objective->bind(objective, tape, 0, micro, batch, false));
+    TRY(objective->bind(objective, tape, 0, micro, step, false));
     TRY(tape_forward(tape, 0));
-    TRY(objective->collect(objective, tape, 0, micro, batch, false, &sums));
+    TRY(objective->collect(objective, tape, 0, micro, step, false, &sums));
     *loss = sums.loss;
     return OK;
 }
 
-static int loss_on(double *loss, Run *run, const StepBatch *batch, Dtype precision) {
-    const MicroBatch *micro = &batch->micro[0];
+static int loss_on(double *loss, Run *run, const StepBatch *step, Dtype precision) {
+    const MicroBatch *micro = &step->micro[0];
     Objective *objective;
     TRY(run->stage->objective(&objective, run, micro->n_tokens));
     Tape *tape =
         tape_new(&(TapeOptions){.capacity = micro->n_tokens, .segments = micro->n_segments, .dtype = precision});
     int rc =
-        tape ? replay(loss, objective, tape, run, batch) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+        tape ? replay(loss, objective, tape, run, step) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     tape_free(tape);
     objective->free(objective);
     return rc;
