@@ -204,6 +204,7 @@ static int allocate(Llama *model, LlamaOptions options) {
     TRY(weight_pages(&model->packings, model->packing_bytes, "packed parameters"));
     TRY(weight_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
     TRY(place_values(model, options));
+    pages_large(model->packings, model->packing_bytes);
     place_packings(model, options);
     return OK;
 }

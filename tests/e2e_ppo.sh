@@ -24,7 +24,7 @@ output: run
 precision: fp32
 model: {base: base}
 data: {train: [{path: prompts.txt}], validation: 0.25}
-ppo: {algorithm: rloo, rule: "contains:s", prompts: 8, samples: 4, epochs: 2, minibatches: 2}
+ppo: {algorithm: rloo, reward: regex, pattern: s, prompts: 8, samples: 4, epochs: 2, minibatches: 2}
 optim: {lr: 3.0e-3, schedule: constant, warmup: 0, weight_decay: 0}
 generate: {max_new_tokens: 8}
 train: {steps: 24, context: 48, tokens_per_microbatch: 256, validate_every: 12, checkpoint_every: 4, checkpoint_minutes: 0}
@@ -98,21 +98,21 @@ tell "another group size is refused on resumption" $?
 # ---- programs ----
 
 cat >judge.sh <<'END'
-while IFS= read -r line; do case $line in *'"completion":"'*s*'"finished"'*) echo 1 ;; *'"tokens":8'*) echo null ;; *) echo 0.5 ;; esac; done
+while IFS= read -r line; do case $line in *'"answer":'*'e'*'"record"'* | *'"answer":'*'e'*'}') echo 1 ;; *) echo 0.5 ;; esac; done
 END
-run 0 ppo ppo.yaml output=judged ppo.rule= ppo.program="sh judge.sh" train.steps=8 && holds "$(metric judged 1 reward) >= 0.5"
-tell "a program judges, and may leave answers unjudged" $?
-program_fails() { # COMMAND MESSAGE
+run 0 ppo ppo.yaml output=judged ppo.reward=program ppo.program="sh judge.sh" train.steps=8 && holds "$(metric judged 1 reward) >= 0.5"
+tell "a program judges" $?
+program_fails() { # STATUS COMMAND MESSAGE
     rm -rf failed
-    run 1 ppo ppo.yaml output=failed ppo.rule= ppo.program="$1" && one_error && says "$2"
+    run "$1" ppo ppo.yaml output=failed ppo.reward=program ppo.program="$2" && one_error && says "$3"
 }
-program_fails "exit 3" "ended with status 3"
+program_fails 1 "exit 3" "ppo.program: it ended with status 3"
 tell "a program that fails" $?
-program_fails "head -n 3 | sed s/.*/1/" "wrote 3 lines for 32 answers"
+program_fails 3 "cat >/dev/null; echo 1; echo 1; echo 1" "gave 3 scores for 32 answers"
 tell "a program with too few answers" $?
-program_fails "sed s/.*/good/" "wrote 'good' in line 1"
+program_fails 3 "while read -r line; do echo good; done" "ppo.program: its line 1 is 'good'"
 tell "a program that writes no number" $?
-program_fails "/no/such/program" "ended with status 127"
+program_fails 1 "/no/such/program" "ended with status 127"
 tell "a program that is not there" $?
 
 # ---- wrong usage and data ----
@@ -123,12 +123,10 @@ wrong() { # MESSAGE ARGUMENTS…
     rm -rf wrong
     run 2 ppo ppo.yaml output=wrong "$@" && one_error && says "$message"
 }
-wrong "is no rule" ppo.rule=short:soon
-tell "an unknown rule" $?
-wrong "must be said by ppo.rule or ppo.program" ppo.rule=
-tell "no reward" $?
-wrong "already given by ppo.rule" ppo.program=true
-tell "two rewards" $?
+wrong "ppo.word is needed" ppo.reward=contains
+tell "no word" $?
+wrong "ppo.pattern: " ppo.reward=regex 'ppo.pattern=a(b'
+tell "a broken pattern" $?
 wrong "does not divide ppo.prompts" ppo.minibatches=3
 tell "minibatches that do not divide" $?
 wrong "at least 2 are needed" ppo.samples=1
@@ -151,6 +149,6 @@ tell "a damaged record" $?
 : >empty.txt
 refused "no prompt in it" empty.txt
 tell "an empty file" $?
-run 0 ppo --help && grep -q 'ppo.epsilon_high' "$scratch/out" && grep -q 'contains:TEXT' "$scratch/out"
+run 0 ppo --help && grep -q 'ppo.epsilon_high' "$scratch/out" && grep -q 'ppo.word' "$scratch/out"
 tell "help" $?
 finish

@@ -21,7 +21,7 @@ static void free_own(Run *run) {
     llama_free(ppo->reference);
     rollout_free(&ppo->rollout);
     rollout_free(&ppo->validation);
-    if (ppo->scorer) ppo->scorer->free(ppo->scorer);
+    scorer_free(ppo->scorer);
     prompts_free(&ppo->prompts);
     free(ppo->training);
     free(ppo->held_out);
@@ -31,7 +31,7 @@ static void free_own(Run *run) {
 
 static void about(Text *out) {
     text_puts(out, "Trains model.base by reinforcement: it answers prompts (data.train: lines of text, or JSONL of\n"
-                   "prompt, messages or instruction), the answers are scored (ppo.rule or ppo.program), and those\n"
+                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those\n"
                    "that score better than others to the same prompt become more probable (ppo.algorithm), near the\n"
                    "model it began from (ppo.beta). A rollout is ppo.prompts prompts with ppo.samples answers each,\n"
                    "of at most generate.max_new_tokens; ppo.epochs x ppo.minibatches optimizer steps learn from it.\n"
@@ -72,10 +72,6 @@ static int check_options(const Config *config) {
                            "an answer is compared with others to the same prompt: at least 2 are needed");
     if (answers > INT32_MAX)
         return config_fail(config, OPTION_ppo_samples, "%lld answers in a rollout are too many", (long long)answers);
-    if (!*config->ppo_rule == !*config->ppo_program)
-        return config_fail(config, *config->ppo_rule ? OPTION_ppo_program : OPTION_ppo_rule,
-                           *config->ppo_rule ? "the reward is already given by ppo.rule; leave one of them empty"
-                                             : "what an answer is worth must be said by ppo.rule or ppo.program");
     return OK;
 }
 
@@ -125,8 +121,13 @@ static int prepare(Run *run) {
     if (ppo->n_stops == 0)
         log_warning("%s has no token that ends an answer: all will have generate.max_new_tokens (%d)",
                     config->model_base, ppo->options.max_new_tokens);
-    return *config->ppo_rule ? scorer_rule_new(&ppo->scorer, config->ppo_rule)
-                             : scorer_program_new(&ppo->scorer, config->ppo_program);
+    return scorer_new(&ppo->scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
+                                                     .word = config->ppo_word,
+                                                     .pattern = config->ppo_pattern,
+                                                     .program = config->ppo_program,
+                                                     .length = (double)config->ppo_length,
+                                                     .timeout = config->ppo_timeout,
+                                                     .section = "ppo"});
 }
 
 /* ---- the data ---- */

@@ -14,6 +14,7 @@ typedef struct {
     TokenList *tokens;       /* [n] of the prompts; not owned */
     Generation *generations; /* [n × samples] */
     ScoredAnswer *answers;   /* likewise */
+    json_t **texts;          /* likewise: their texts */
     double *scores;
     TokenList sequence;
     Arena arena;
@@ -43,7 +44,7 @@ static int generate(const Run *run, const Rollout *rollout, Part *part, uint64_t
 }
 
 /* The prompt, its answer, and the token that ended it. */
-static int add_answer(Rollout *rollout, Part *part, int i) {
+static int add_answer(const Ppo *ppo, Rollout *rollout, Part *part, int i) {
     const Generation *generation = &part->generations[i];
     const Prompt *prompt = part->prompts[part->first + i / rollout->options.samples];
     bool finished = generation->reason == FINISH_STOP_TOKEN;
@@ -55,13 +56,13 @@ static int add_answer(Rollout *rollout, Part *part, int i) {
     TRY(rollout_add(rollout, number, part->sequence.ids, (int)part->sequence.n, (int)prompt->tokens.n, finished,
                     generation->logprobs));
     const Answer *answer = &rollout->answers[number];
+    part->texts[i] = answer_text(generation->text, generation->text_size);
+    if (!part->texts[i]) FAIL(ERR_FAILED, "out of memory");
     part->answers[i] = (ScoredAnswer){.prompt = prompt,
-                                      .text = generation->text,
-                                      .size = generation->text_size,
-                                      .ids = answer->tokens,
-                                      .n_ids = answer->n_tokens,
-                                      .n_prompt = answer->n_prompt,
-                                      .finished = finished};
+                                      .index = prompt - ppo->prompts.items + 1,
+                                      .text = json_string_value(part->texts[i]),
+                                      .size = json_string_length(part->texts[i]),
+                                      .n_tokens = (size_t)answer_length(answer)};
     return OK;
 }
 
@@ -71,11 +72,12 @@ static int answer_part(const Run *run, Rollout *rollout, Part *part, uint64_t se
     if (n == 0) return OK;
     ARENA_TRY(part->tokens, &part->arena, part->n);
     ARENA_TRY(part->generations, &part->arena, n);
+    ARENA_TRY(part->texts, &part->arena, n);
     ARENA_TRY(part->answers, &part->arena, n);
     ARENA_TRY(part->scores, &part->arena, n);
     for (int p = 0; p < part->n; p++) part->tokens[p] = part->prompts[part->first + p]->tokens;
     TRY(generate(run, rollout, part, seed, first));
-    for (int i = 0; i < n; i++) TRY(add_answer(rollout, part, i));
+    for (int i = 0; i < n; i++) TRY(add_answer(ppo, rollout, part, i));
     TRY(ppo->scorer->score(ppo->scorer, part->answers, (size_t)n, part->scores));
     for (int i = 0; i < n; i++) rollout->scores[part->first * rollout->options.samples + i] = part->scores[i];
     return OK;
@@ -88,6 +90,7 @@ int ppo_answer(Run *run, Rollout *rollout, const Prompt *const *prompts, uint64_
     int rc = answer_part(run, rollout, &part, seed, first);
     for (int i = 0; part.generations && i < part.n * rollout->options.samples; i++)
         generation_free(&part.generations[i]);
+    for (int i = 0; part.texts && i < part.n * rollout->options.samples; i++) json_decref(part.texts[i]);
     token_list_free(&part.sequence);
     arena_free(&part.arena);
     TRY(mesh_agree(run->mesh, rc));

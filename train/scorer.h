@@ -1,4 +1,5 @@
-/* What an answer to a prompt is worth, by a rule or by a program of the user's. */
+/* What scores answers: a rule, a program of the user's, or a reward model. All there is to one is a function from
+ * prompts and answers to scores. */
 #ifndef CRIA_TRAIN_SCORER_H
 #define CRIA_TRAIN_SCORER_H
 
@@ -6,37 +7,43 @@
 
 typedef struct {
     const Prompt *prompt;
-    const char *text; /* the answer's, without the stop token: `size` bytes */
+    int64_t index;    /* of the prompt */
+    const char *text; /* UTF-8, NUL-terminated */
     size_t size;
-    const int32_t *ids; /* prompt and answer, its stop token included */
-    int n_ids, n_prompt;
-    bool finished; /* it ended by itself */
+    size_t n_tokens;
 } ScoredAnswer;
 
-typedef struct Scorer Scorer;
-struct Scorer {
-    const char *name; /* for metrics */
-    /* scores[i] of answers[i]; NaN where it cannot be judged. */
-    int (*score)(Scorer *self, const ScoredAnswer *answers, size_t n, double *scores);
-    void (*free)(Scorer *self);
-};
+typedef struct Scorer {
+    /* scores[n], finite; an error names what was wrong with which answer. The same answers get the same scores, in
+     * whatever company. */
+    int (*score)(struct Scorer *scorer, const ScoredAnswer *answers, size_t n, double *scores);
+    void (*free)(struct Scorer *scorer);
+} Scorer;
 
-/* Rules, each 1 where it holds, else 0:
- *
- *   contains:TEXT  the answer has TEXT in it
- *   short:N        it ended by itself within N tokens, its stop token included
- *   number         its last number is that of the record's own answer (GSM8K: the one after ####)
- *   exact          it is the record's own answer, but for white space at the ends
- *
- * `number` and `exact` cannot judge where the record has no answer (no number in it). ERR_USAGE: no such rule. */
-int scorer_rule_new(Scorer **scorer, const char *rule);
+/* In the order of the options rejection.reward and ppo.reward. */
+typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWARD_PROGRAM } RewardKind;
 
-/* A shell command that is run for every list of answers: it reads on stdin one line of JSON an answer,
- *
- *   {"prompt": "…" or [{"role": …, "content": …}, …], "completion": "…", "finished": true, "tokens": 12, "record": {…}}
- *
- * and writes a line with a number for each, in their order, or null where it cannot judge. ERR_FAILED where it ends
- * with another status than 0 or writes anything else. */
-int scorer_program_new(Scorer **scorer, const char *command);
+typedef struct {
+    RewardKind kind;
+    const char *word, *pattern, *program; /* the caller's, who keeps them */
+    double length, timeout;
+    const char *section; /* of the config, that these are options of: for messages */
+} ScorerOptions;
+/* ERR_USAGE where what the kind needs is missing or no pattern. */
+int scorer_new(Scorer **scorer, const ScorerOptions *options);
+void scorer_free(Scorer *scorer); /* NULL will do */
+
+/* What a model wrote as a JSON string, UTF-8 whatever it made: bytes that are none become U+FFFD. NULL: out of memory.
+ */
+json_t *answer_text(const char *bytes, size_t size);
+
+/* A shell command: a JSON object {"index", "prompt", "answer", "record"} a line on its standard input, in answer a
+ * number a line on its standard output. It is started for every call, in a process group of its own, and ended where it
+ * takes no line and gives no score for `timeout` seconds. */
+int scorer_program_new(Scorer **scorer, const ScorerOptions *options);
+
+/* The last number of a text as GSM8K writes it (Cobbe et al. 2021): after "####" where that is, digits with commas,
+ * a sign, a point. False where there is none. */
+bool final_number(const char *text, size_t size, double *number);
 
 #endif

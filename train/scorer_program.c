@@ -1,145 +1,232 @@
-/* See scorer.h: a program of the user's. Its input is written to an unnamed file first, so that neither side can wait
- * for the other with a full pipe. */
+/* A scorer that is a program. Lines are written and scores read at the same time, so that neither side waits for the
+ * other with a full pipe. */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
-#include <stdio.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/text.h"
+#include "train/interrupt.h"
 #include "train/scorer.h"
 
 typedef struct {
-    Scorer base;
-    char *command;
+    Scorer scorer;
+    const char *command;
+    double timeout;
+    const char *section; /* of the config, for messages */
 } Program;
 
-/* ---- what it reads ---- */
+/* One run of it. */
+typedef struct {
+    const Program *program;
+    pid_t pid;
+    int to, from; /* -1: closed */
+    Text lines;   /* for its standard input */
+    size_t written;
+    Text line; /* of its output, so far */
+    double *scores;
+    size_t n, n_scores;
+    double progress; /* when it last took or gave something */
+} Conversing;
 
-static int write_answer(FILE *input, const ScoredAnswer *answer) {
-    json_t *completion = json_stringn(answer->text, answer->size); /* NULL where it is not UTF-8 */
-    json_t *line = json_pack("{s:O?, s:o?, s:b, s:i, s:O?}", "prompt", answer->prompt->prompt, "completion", completion,
-                             "finished", answer->finished, "tokens", answer->n_ids - answer->n_prompt, "record",
-                             answer->prompt->record);
-    int rc = line ? json_dumpf(line, input, JSON_COMPACT) : -1;
-    json_decref(line);
-    if (rc != 0 || fputc('\n', input) == EOF) FAIL(ERR_FAILED, "ppo.program: writing its input: %s", strerror(errno));
+enum { LONGEST_LINE = 4096, SHOWN = 80, POLL_MS = 100 };
+
+static int add_line(Text *out, const ScoredAnswer *answer) {
+    json_t *object =
+        json_pack("{s:I, s:O?, s:o, s:O?}", "index", (json_int_t)answer->index, "prompt", answer->prompt->prompt,
+                  "answer", json_stringn(answer->text, answer->size), "record", answer->prompt->record);
+    char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    json_decref(object);
+    if (!text) FAIL(ERR_FAILED, "out of memory");
+    text_puts(out, text);
+    text_puts(out, "\n");
+    free(text);
+    return text_check(out);
+}
+
+extern char **environ;
+
+/* With these two pipe ends as its standard input and output, in a group of its own. */
+static int spawn(pid_t *pid, const Program *program, int input, int output) {
+    posix_spawn_file_actions_t files;
+    posix_spawnattr_t attributes;
+    sigset_t defaults;
+    char shell[] = "sh", flag[] = "-c", *text = strdup(program->command);
+    char *const arguments[] = {shell, flag, text, NULL};
+    if (!text) FAIL(ERR_FAILED, "out of memory");
+    sigemptyset(&defaults);
+    sigaddset(&defaults, SIGPIPE);
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_adddup2(&files, input, STDIN_FILENO);
+    posix_spawn_file_actions_adddup2(&files, output, STDOUT_FILENO);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigdefault(&attributes, &defaults);
+    posix_spawnattr_setpgroup(&attributes, 0);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF);
+    int code = posix_spawn(pid, "/bin/sh", &files, &attributes, arguments, environ);
+    posix_spawn_file_actions_destroy(&files);
+    posix_spawnattr_destroy(&attributes);
+    free(text);
+    if (code != 0) FAIL(ERR_FAILED, "%s.program: it cannot be started: %s", program->section, strerror(code));
     return OK;
 }
 
-static int write_answers(FILE *input, const ScoredAnswer *answers, size_t n) {
-    for (size_t i = 0; i < n; i++) TRY(write_answer(input, &answers[i]));
-    if (fflush(input) != 0 || lseek(fileno(input), 0, SEEK_SET) != 0)
-        FAIL(ERR_FAILED, "ppo.program: writing its input: %s", strerror(errno));
+static void close_end(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+static int start(Conversing *c) {
+    int input[2] = {-1, -1}, output[2] = {-1, -1};
+    int rc =
+        pipe2(input, O_CLOEXEC) == 0 && pipe2(output, O_CLOEXEC) == 0
+            ? OK
+            : error_set(ERR_FAILED, __FILE__, __LINE__, "%s.program: pipe: %s", c->program->section, strerror(errno));
+    if (rc == OK) rc = spawn(&c->pid, c->program, input[0], output[1]);
+    close_end(&input[0]);
+    close_end(&output[1]);
+    c->to = input[1];
+    c->from = output[0];
+    if (rc != OK) return rc;
+    fcntl(c->to, F_SETFL, O_NONBLOCK);
+    fcntl(c->from, F_SETFL, O_NONBLOCK);
+    c->progress = clock_seconds();
     return OK;
 }
 
-/* ---- what it writes ---- */
-
-static int parse_score(const char *command, const char *line, size_t number, double *score) {
-    char word[64];
-    size_t n = strcspn(line, "\r\n");
-    snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), line);
-    *score = NAN;
-    if (strcmp(word, "null") == 0) return OK;
-    if (n >= sizeof word || !text_parse_double(word, score) || !isfinite(*score))
-        FAIL(ERR_FAILED, "'%s' wrote '%s' in line %zu; a number is expected, or null where an answer cannot be judged",
-             command, word, number);
-    return OK;
-}
-
-static int read_scores(const char *command, FILE *output, size_t n, double *scores) {
-    int rc = OK;
-    char *line = NULL;
-    size_t room = 0, i = 0;
-    while (rc == OK && getline(&line, &room, output) > 0) {
-        if (i < n) rc = parse_score(command, line, i + 1, &scores[i]);
-        i++;
+/* A program that ends before it has read everything is told of by its status, or by the scores that are missing. */
+static int give(Conversing *c) {
+    ssize_t n = write(c->to, c->lines.bytes + c->written, c->lines.length - c->written);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return OK;
+    if (n < 0 && errno != EPIPE) FAIL(ERR_FAILED, "%s.program: write: %s", c->program->section, strerror(errno));
+    if (n > 0) {
+        c->written += (size_t)n;
+        c->progress = clock_seconds();
     }
-    free(line);
-    TRY(rc);
-    if (i != n) FAIL(ERR_FAILED, "'%s' wrote %zu lines for %zu answers; one for each is expected", command, i, n);
+    if (n < 0 || c->written == c->lines.length) close_end(&c->to);
     return OK;
 }
 
-/* ---- the process ---- */
+static int take_score(Conversing *c, const char *line) {
+    double score;
+    if (c->n_scores == c->n)
+        FAIL(ERR_REFUSED, "%s.program: it wrote more than a line for each of the %zu answers: '%.*s'",
+             c->program->section, c->n, SHOWN, line);
+    if (!text_parse_double(line, &score) || !isfinite(score))
+        FAIL(ERR_REFUSED, "%s.program: its line %zu is '%.*s'; a score, which is a finite number, is expected",
+             c->program->section, c->n_scores + 1, SHOWN, line);
+    c->scores[c->n_scores++] = score;
+    return OK;
+}
 
-static int start(const char *command, int input, int *output, pid_t *child) {
-    int ends[2];
-    if (pipe(ends) != 0) FAIL(ERR_FAILED, "'%s': pipe: %s", command, strerror(errno));
-    *child = fork();
-    if (*child < 0) {
-        close(ends[0]);
-        close(ends[1]);
-        FAIL(ERR_FAILED, "'%s': fork: %s", command, strerror(errno));
-    }
-    if (*child == 0) {
-        if (dup2(input, STDIN_FILENO) >= 0 && dup2(ends[1], STDOUT_FILENO) >= 0) {
-            close(ends[0]);
-            close(ends[1]);
-            execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+static int take_bytes(Conversing *c, const char *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (bytes[i] == '\n') {
+            size_t end = c->line.length;
+            while (end > 0 && strchr(" \t\r", c->line.bytes[end - 1])) c->line.bytes[--end] = '\0';
+            TRY(take_score(c, c->line.bytes ? c->line.bytes + strspn(c->line.bytes, " \t") : ""));
+            text_clear(&c->line);
+        } else if (c->line.length == LONGEST_LINE) {
+            FAIL(ERR_REFUSED, "%s.program: its line %zu is longer than %d bytes; a score is expected: '%.*s'",
+                 c->program->section, c->n_scores + 1, LONGEST_LINE, SHOWN, c->line.bytes);
+        } else {
+            text_append(&c->line, bytes + i, 1);
         }
-        _exit(127);
     }
-    close(ends[1]);
-    *output = ends[0];
+    return text_check(&c->line);
+}
+
+static int take(Conversing *c) {
+    char bytes[LONGEST_LINE];
+    ssize_t n = read(c->from, bytes, sizeof bytes);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return OK;
+    if (n < 0) FAIL(ERR_FAILED, "%s.program: read: %s", c->program->section, strerror(errno));
+    c->progress = clock_seconds();
+    if (n > 0) return take_bytes(c, bytes, (size_t)n);
+    close_end(&c->from);
+    if (c->line.length > 0) return take_bytes(c, "\n", 1); /* the last line had no end */
     return OK;
 }
 
-/* The scores first: what it wrote says more than that it failed, and failing says more than too few lines. */
-static int finish(const char *command, pid_t child, int rc) {
+static int check_time(const Conversing *c) {
+    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "interrupted while %s.program was scoring", c->program->section);
+    if (clock_seconds() - c->progress <= c->program->timeout) return OK;
+    FAIL(ERR_FAILED,
+         "%s.program: for %g s it has neither taken a line nor given a score (%zu of %zu came); it was ended "
+         "(%s.timeout)",
+         c->program->section, c->program->timeout, c->n_scores, c->n, c->program->section);
+}
+
+static int converse(Conversing *c) {
+    while (c->from >= 0) {
+        struct pollfd wait[2] = {{.fd = c->from, .events = POLLIN}, {.fd = c->to, .events = POLLOUT}};
+        poll(wait, 2, POLL_MS);
+        if (c->to >= 0 && wait[1].revents) TRY(give(c));
+        if (wait[0].revents) TRY(take(c));
+        TRY(check_time(c));
+    }
+    close_end(&c->to);
+    return OK;
+}
+
+/* Its end, within the time that it has. */
+static int finish(Conversing *c) {
     int status = 0;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
-    if (WIFSIGNALED(status)) FAIL(ERR_FAILED, "'%s' was ended by signal %d", command, WTERMSIG(status));
-    if (WIFEXITED(status) && WEXITSTATUS(status) != 0)
-        FAIL(ERR_FAILED, "'%s' ended with status %d", command, WEXITSTATUS(status));
-    return rc;
+    while (waitpid(c->pid, &status, WNOHANG) == 0) {
+        poll(NULL, 0, 1);
+        TRY(check_time(c));
+    }
+    c->pid = 0;
+    if (WIFSIGNALED(status))
+        FAIL(ERR_FAILED, "%s.program: it was ended by signal %d", c->program->section, WTERMSIG(status));
+    if (WEXITSTATUS(status) != 0)
+        FAIL(ERR_FAILED, "%s.program: it ended with status %d after %zu of %zu scores", c->program->section,
+             WEXITSTATUS(status), c->n_scores, c->n);
+    if (c->n_scores < c->n)
+        FAIL(ERR_REFUSED, "%s.program: it gave %zu scores for %zu answers", c->program->section, c->n_scores, c->n);
+    return OK;
 }
 
-static int run(const char *command, FILE *input, size_t n, double *scores) {
-    int output;
-    pid_t child;
-    TRY(start(command, fileno(input), &output, &child));
-    FILE *stream = fdopen(output, "r");
-    int rc = stream ? read_scores(command, stream, n, scores)
-                    : error_set(ERR_FAILED, __FILE__, __LINE__, "'%s': fdopen: %s", command, strerror(errno));
-    if (stream)
-        fclose(stream);
-    else
-        close(output);
-    return finish(command, child, rc);
-}
-
-static int score(Scorer *base, const ScoredAnswer *answers, size_t n, double *scores) {
-    const Program *program = (const Program *)base;
+static int score(Scorer *scorer, const ScoredAnswer *answers, size_t n, double *scores) {
+    int rc = OK;
+    Conversing c = {.program = (const Program *)scorer, .to = -1, .from = -1, .scores = scores, .n = n};
+    struct sigaction before, ignore = {.sa_handler = SIG_IGN};
     if (n == 0) return OK;
-    FILE *input = tmpfile();
-    if (!input) FAIL(ERR_FAILED, "ppo.program: no temporary file for its input: %s", strerror(errno));
-    int rc = write_answers(input, answers, n);
-    if (rc == OK) rc = run(program->command, input, n, scores);
-    fclose(input);
+    sigaction(SIGPIPE, &ignore, &before);
+    for (size_t i = 0; i < n; i++) TRY_TO(done, add_line(&c.lines, &answers[i]));
+    TRY_TO(done, start(&c));
+    TRY_TO(done, converse(&c));
+    TRY_TO(done, finish(&c));
+done:
+    close_end(&c.to);
+    close_end(&c.from);
+    if (c.pid > 0) {
+        kill(-c.pid, SIGKILL);
+        waitpid(c.pid, NULL, 0);
+    }
+    sigaction(SIGPIPE, &before, NULL);
+    text_free(&c.lines);
+    text_free(&c.line);
     return rc;
 }
 
-static void program_free(Scorer *base) {
-    Program *program = (Program *)base;
-    free(program->command);
-    free(program);
+static void program_free(Scorer *scorer) {
+    free(scorer);
 }
 
-int scorer_program_new(Scorer **scorer, const char *command) {
+int scorer_program_new(Scorer **scorer, const ScorerOptions *options) {
     Program *program = calloc(1, sizeof *program);
     *scorer = NULL;
     if (!program) FAIL(ERR_FAILED, "out of memory");
-    program->base = (Scorer){.name = "program", .score = score, .free = program_free};
-    program->command = strdup(command);
-    if (!program->command) {
-        free(program);
-        FAIL(ERR_FAILED, "out of memory");
-    }
-    *scorer = &program->base;
+    *program = (Program){{score, program_free}, options->program, options->timeout, options->section};
+    *scorer = &program->scorer;
     return OK;
 }
