@@ -3,10 +3,13 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/log.h"
 #include "train/micro_batch.h"
 #include "train/policy_loss.h"
+#include "train/policy_watch.h"
 
 typedef enum {
     /* of the update, Σ over tokens (or answers, where the ratio is an answer's) */
@@ -67,6 +70,7 @@ typedef struct {
     float *gradients;      /* [capacity] */
     uint32_t *segment_ids; /* [capacity] */
     int capacity;
+    PolicyWatch watch;
 } Policy;
 
 static int policy_record(Objective *base, Tape *tape, Llama *model, LlamaRecord record, bool training) {
@@ -244,6 +248,30 @@ static void policy_finish(Objective *base, ObjectiveSums *sums) {
     if (self->rollout->update == 0) put_rollout(self->rollout, sums);
 }
 
+/* In words, once a rollout. */
+static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums *sums) {
+    Policy *self = (Policy *)base;
+    const Rollout *rollout = self->rollout;
+    if (rollout->update != 0) return;
+    RolloutFigures f = rollout_figures(rollout);
+    size_t n = (size_t)(rollout->options.prompts * rollout->options.samples);
+    WatchFigures figures = {.reward = f.reward,
+                            .kl = rollout->has_reference ? f.kl : NAN,
+                            .entropy = sums->entropy / sums->scored,
+                            .length = f.length.mean,
+                            .length_correlation = correlation(rollout->scores, rollout->lengths, n),
+                            .equal_groups = rollout->options.samples > 1 ? rollout->equal_groups : NAN,
+                            .beta = rollout->options.beta};
+    Text text = {0};
+    policy_watch(&self->watch, &figures, &text);
+    for (char *line = text.bytes, *end; line && *line; line = end + 1) {
+        end = strchr(line, '\n');
+        *end = '\0';
+        log_warning("step %lld: %s", (long long)step, line);
+    }
+    text_free(&text);
+}
+
 static void policy_free(Objective *base) {
     Policy *self = (Policy *)base;
     free(self->gradients);
@@ -270,6 +298,7 @@ int policy_objective_new(Objective **objective, Rollout *rollout, int capacity) 
                               .bind = policy_bind,
                               .collect = policy_collect,
                               .finish = policy_finish,
+                              .watch = policy_watch_step,
                               .free = policy_free},
                      .rollout = rollout,
                      .gradients = gradients,
