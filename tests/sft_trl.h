@@ -30,7 +30,7 @@ static const char *const ways[] = {
 enum { N_WAYS = sizeof ways / sizeof *ways };
 
 static inline void run_cria(const char *config, const char *output, const char *way, const char *more) {
-    char command[1024];
+    char command[16384];
     const char *cria = getenv("CRIA");
     snprintf(command, sizeof command, "%s sft %s output=%s train.steps=%d train.threads=1 %s %s 2>%s.log",
              cria ? cria : "build/cria", config, output, STEPS, way, more, output);
