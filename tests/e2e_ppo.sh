@@ -62,6 +62,42 @@ run 0 ppo ppo.yaml output=adapted train.steps=8 lora.rank=4 && holds "$(metric a
     holds "$(metric adapted 5 objective/kl) != 0"
 tell "with an adapter the base beneath it is the reference" $?
 
+grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && {
+    run 0 ppo ppo.yaml output=narrow precision=bf16 train.steps=8 && ! says 'recorded when sampling' &&
+        holds "$(metric narrow 1 objective/kl) == 0" && holds "$(metric narrow 5 objective/kl) != 0"
+    tell "in bf16" $?
+}
+
+# Conversations, with GSM8K's answers.
+cat >sums.jsonl <<'END'
+{"question": "1 and 1?", "answer": "That is 1 + 1 = 2.\n#### 2"}
+{"question": "2 and 1?", "answer": "#### 3"}
+{"question": "2 and 2?", "answer": "#### 4"}
+{"question": "3 and 2?", "answer": "#### 5"}
+END
+run 0 ppo ppo.yaml output=sums data.train=sums.jsonl data.columns=prompt=question,completion=answer template.name=plain \
+    ppo.reward=number ppo.prompts=2 train.steps=4 && [ -n "$(metric sums 1 reward)" ]
+tell "conversations with a number as their answer" $?
+run 3 ppo ppo.yaml output=unnumbered ppo.reward=number train.steps=4 && one_error && says 'has no answer with a number'
+tell "prompts without an answer, where one is wanted" $?
+
+if command -v mpirun >/dev/null; then
+    mpi 2 "$cria" ppo ppo.yaml output=ranks train.steps=8 2>"$scratch/err" >"$scratch/out"
+    tell "two ranks" $?
+    same_as_one() { # to rounding
+        for step in 1 2 3 4; do
+            for name in reward completions/mean_length entropy grad_norm objective/kl; do
+                a=$(metric run $step $name) b=$(metric ranks $step $name)
+                [ "$a" = "$b" ] || holds "($a - $b) ^ 2 <= (1e-4 * $a) ^ 2" || { echo "step $step, $name: $a, $b"; return 1; }
+            done
+        done
+    }
+    same_as_one
+    tell "two ranks sample and learn what one does" $?
+else
+    skip "two ranks: there is no mpirun"
+fi
+
 # ---- resumption ----
 
 # Runs in folders of their own have the same paths, and so the same bytes.
@@ -137,6 +173,8 @@ wrong "give train.steps or train.epochs" train.steps=0 train.tokens=100000
 tell "a length in tokens" $?
 wrong "leaves no room for an answer" train.context=8 train.tokens_per_microbatch=64
 tell "prompts that fill the context" $?
+wrong "merge .* into its base" lora.rank=4 lora.init=adapted
+tell "an adapter to begin from" $?
 wrong "its weight must be 1" 'data.train=[{path: prompts.txt, weight: 2}]'
 tell "weights of sources" $?
 refused() { # MESSAGE FILE

@@ -63,7 +63,13 @@ static PolicyOptions policy_options(const Config *config) {
 static int check_options(const Config *config) {
     int64_t answers = config->ppo_prompts * config->ppo_samples;
     if (config->ppo_algorithm == ALGORITHM_PPO)
-        return config_fail(config, OPTION_ppo_algorithm, "ppo needs a value model, which is not there yet");
+        return config_fail(config, OPTION_ppo_algorithm, "ppo needs a value model, which cria does not train yet; grpo and rloo "
+                                                          "need none");
+    if (*config->lora_init)
+        return config_fail(config, OPTION_lora_init,
+                           "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
+                           "begin from that",
+                           config->lora_init);
     if (config->ppo_prompts % config->ppo_minibatches != 0)
         return config_fail(config, OPTION_ppo_minibatches, "%lld does not divide ppo.prompts, %lld",
                            (long long)config->ppo_minibatches, (long long)config->ppo_prompts);
