@@ -19,6 +19,7 @@
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/model_template.h"
+#include "train/ppo_plan.h"
 #include "train/probe.h"
 #include "train/sample.h"
 #include "train/setup.h"
@@ -224,6 +225,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     TRY_TO(done, sampling_bytes(&sampling, plan, model, config, tokenizer));
     uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
     plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
+    if (config->ppo_samples > 0) TRY_TO(done, ppo_plan(plan, model, config, tokenizer));
 done:
     lora_free(lora);
     llama_free(model);

@@ -110,6 +110,10 @@ void logprob_pass_free(LogprobPass *pass) {
     free(pass);
 }
 
+size_t logprob_pass_bytes(const LogprobPass *pass) {
+    return tape_bytes(pass->tape);
+}
+
 static int run_pass(LogprobPass *pass, const MicroBatch *micro) {
     TapeBatch batch = micro_batch_tape(micro, pass->segment_ids);
     TRY(tape_bind(pass->tape, 0, &batch));

@@ -82,6 +82,7 @@ typedef struct LogprobPass LogprobPass;
 int logprob_pass_new(LogprobPass **pass, Llama *model, double temperature, int capacity, Dtype precision,
                      TapeMemory *memory);
 void logprob_pass_free(LogprobPass *pass);
+size_t logprob_pass_bytes(const LogprobPass *pass); /* of its plan */
 /* Fills the answers' logprob, or their reference. `capacity` bounds a micro-batch as it does the pass. */
 int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool reference);
 
