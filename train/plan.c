@@ -19,6 +19,7 @@
 #include "train/probe.h"
 #include "train/sample.h"
 #include "train/setup.h"
+#include "train/trained.h"
 
 enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
@@ -104,16 +105,38 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     return rc;
 }
 
-static int moment_bytes(uint64_t *bytes, const Llama *model, Dtype moments) {
-    OptimParameter *parameters = calloc((size_t)model->n_weights, sizeof *parameters);
+static int moment_bytes(uint64_t *bytes, const Trained *trained, Dtype moments) {
+    OptimParameter *parameters = calloc((size_t)trained->n_weights + 1, sizeof *parameters);
     if (!parameters) FAIL(ERR_FAILED, "out of memory");
-    size_t n = 0;
-    for (int i = 0; i < model->n_weights; i++)
-        if (!model->weights[i]->tied && model->weights[i]->trainable)
-            parameters[n++].n = weight_elements(model->weights[i]);
-    *bytes = optimizer_bytes_for(parameters, n, moments);
+    for (int i = 0; i < trained->n_weights; i++) parameters[i].n = weight_elements(trained->weights[i]);
+    *bytes = optimizer_bytes_for(parameters, (size_t)trained->n_weights, moments);
     free(parameters);
     return OK;
+}
+
+/* The names of what is trained, adapters attached to their model's. */
+typedef struct {
+    Llama *model;
+    Lora *lora; /* NULL: none */
+} ModelNames;
+
+static void model_names_free(ModelNames *names) {
+    lora_free(names->lora);
+    llama_free(names->model);
+}
+
+static int model_names_new(ModelNames *names, const MemoryPlan *plan, const Config *config, int n_positions) {
+    LoraOptions adapter;
+    bool wanted;
+    LlamaOptions how = setup_llama(config, n_positions);
+    how.names_only = true;
+    *names = (ModelNames){NULL, NULL};
+    TRY(setup_lora(&adapter, &wanted, config));
+    TRY(llama_new(&names->model, &plan->shape, how));
+    how.training = true;
+    int rc = wanted ? lora_new(&names->lora, names->model, adapter, how) : OK;
+    if (rc != OK) model_names_free(names);
+    return rc;
 }
 
 /* A sample text's cache and activations. */
@@ -132,26 +155,33 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, const Config *config, c
 
 static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
     int rc = OK;
-    Llama *model;
+    ModelNames names;
+    Arena arena = {0};
+    Trained trained;
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
     uint64_t sampling = 0;
-    LlamaOptions how = setup_llama(config, n_positions);
-    how.names_only = true;
-    TRY(llama_new(&model, &plan->shape, how));
-    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes;
-    plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
-    plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
-    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model, setup_moments(config)));
+    TRY(model_names_new(&names, plan, config, n_positions));
+    Llama *model = names.model;
+    const Lora *lora = names.lora;
+    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + model->frozen_bytes +
+                                   (lora ? lora->value_bytes + lora->packing_bytes : 0);
+    plan->bytes[PLAN_GRADIENTS] = model->grad_bytes + (lora ? lora->grad_bytes : 0);
+    plan->bytes[PLAN_TABLES] =
+        model->arena.total + (lora ? lora->arena.total : 0) + llama_table_bytes(&plan->shape, n_positions);
+    TRY_TO(done, trained_list(&trained, model, names.lora, &arena));
+    plan->trained = trained_elements(&trained);
+    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], &trained, setup_moments(config)));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind,
                                       setup_precision(config)));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
     TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
-    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
+    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)trained.n_weights;
     plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
 done:
-    llama_free(model);
+    model_names_free(&names);
+    arena_free(&arena);
     return rc;
 }
 
@@ -162,8 +192,8 @@ static void step_work(MemoryPlan *plan, const Config *config) {
     double tokens = (double)config->train_tokens_per_batch / plan->ranks;
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
-    plan->update_bytes =
-        adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)llama_parameters(&plan->shape);
+    if (config->lora_rank > 0) plan->step_flops -= tokens * (forward.matrices + forward.head); /* frozen */
+    plan->update_bytes = adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)plan->trained;
     plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
     plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
 }
@@ -253,7 +283,7 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
     int rc = OK;
     char bytes[32];
     uint64_t fixed = training_total(plan, 0), least = UINT64_MAX;
-    Llama *model;
+    ModelNames names;
     if (plan->tokenising > plan->available) {
         snprintf(
             plan->advice, sizeof plan->advice,
@@ -261,12 +291,13 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
             text_bytes(bytes, plan->tokenising));
         return OK;
     }
-    TRY(llama_new(&model, &plan->shape, (LlamaOptions){.training = true, .names_only = true}));
+    TRY(model_names_new(&names, plan, config, 0));
     for (int64_t microbatch = plan->microbatch;; microbatch /= 2) {
         if (microbatch < config->train_context) microbatch = config->train_context;
         for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
             uint64_t activations;
-            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, setup_precision(config)));
+            TRY_TO(done,
+                   activation_bytes(&activations, names.model, microbatch, (Recompute)kind, setup_precision(config)));
             if (fixed + activations < least) least = fixed + activations;
             if (fixed + activations > plan->available) continue;
             char smaller[64] = "";
@@ -282,7 +313,7 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
              "no micro-batch is small enough: the least is %s; take a smaller model%s or a shorter train.context",
              text_bytes(bytes, least), plan->ranks_here > 1 ? ", fewer ranks on this machine" : "");
 done:
-    llama_free(model);
+    model_names_free(&names);
     return rc;
 }
 
@@ -294,6 +325,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
+    plan->frozen = setup_frozen(config);
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, &tokenizer));
     uint64_t after = resident_now();

@@ -100,7 +100,7 @@ static int open_model_base(Run *run) {
     bool adapted = config->lora_rank > 0;
     ModelFileOptions options = {.training = !adapted,
                                 .precision = setup_precision(config),
-                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .frozen = setup_frozen(config),
                                 .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,
@@ -315,6 +315,13 @@ static const char *adapter_kind(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
+static const char *frozen_note(Frozen frozen) {
+    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
+                                                    ", its matrices in int8, embedding and head in 16 bits",
+                                                    ", its matrices in NF4, embedding and head in 16 bits"};
+    return notes[frozen];
+}
+
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
     log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
@@ -323,7 +330,7 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     if (run->lora)
         log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", adapter_kind(&run->lora->options),
                  run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-                 run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
+                 frozen_note(setup_frozen(run->config)));
     int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
     log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
              text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
