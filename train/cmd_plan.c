@@ -241,7 +241,7 @@ int command_plan(int argc, char **argv) {
                     .max_words = 1,
                     .config = config,
                     .config_file = true,
-                    .sections = "output seed precision model tokenizer data optim train parallel"};
+                    .sections = "output seed precision model tokenizer data lora optim train parallel"};
     rc = cli_parse(&cli, &spec, argc, spelled_argv);
     if (rc == OK && !cli.helped) rc = config_check(config);
     setup_resolve_precision(config);
