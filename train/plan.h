@@ -16,7 +16,8 @@
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
     PLAN_TOKENIZER,   /* measured where it can be opened */
-    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped */
+    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, as lora.base keeps
+                         it, and an adapter's */
     PLAN_GRADIENTS,   /* a tied head has its own accumulator */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
@@ -40,6 +41,7 @@ typedef struct {
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
     Dtype precision;
+    Frozen frozen;                           /* the model under an adapter */
     bool packed;                             /* the bf16 packings are kept */
     double step_flops;                       /* forward and backward of one rank's part of a step */
     double update_bytes;                     /* AdamW reads and writes */

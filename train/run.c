@@ -100,7 +100,7 @@ static int open_model_base(Run *run) {
     bool adapted = config->lora_rank > 0;
     ModelFileOptions options = {.training = !adapted,
                                 .precision = setup_precision(config),
-                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .frozen = setup_frozen(config),
                                 .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,
