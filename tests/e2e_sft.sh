@@ -44,7 +44,7 @@ grep -A3 eos_token_id hf/generation_config.json | grep -q 259
 tell "the stop token ends generation" $?
 run 0 sft sft.yaml output=again model.base=hf template.name= train.steps=2 && ! says 'vocabulary grows'
 tell "the exported template is recognised, and used without being named" $?
-run 0 data lint tuned records.jsonl --json && mv "$scratch/out" own.json && run 0 data lint base records.jsonl --template chatml --json && says 'training adds them' && cmp own.json "$scratch/out"
+run 0 data lint tuned records.jsonl --json && mv "$scratch/out" own.json && run 0 data lint base records.jsonl --template chatml --json && says 'needs tokens that the tokenizer lacks' && cmp own.json "$scratch/out"
 tell "so it is by cria data lint, which sees a base as training will" $?
 run 0 export tuned m.gguf --format gguf && run 0 sft sft.yaml output=gguf model.base=m.gguf template.name= train.steps=2
 tell "from a GGUF file too" $?
@@ -83,6 +83,11 @@ END
 sed 's/"prompt"/"question"/; s/"completion"/"answer"/' records.jsonl >renamed.jsonl
 run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
 tell "a template written in the config trains and is exported; columns may have other names" $?
+run 0 data lint base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer &&
+    run 0 data show base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer -n 1 && grep -q 'Q: say a$' "$scratch/out" && grep -q '^A:« aa<end>»' "$scratch/out"
+tell "cria data lint and show take it from the config" $?
+run 2 data lint base renamed.jsonl --config own.yaml --template chatml && one_error
+tell "and another name beside its texts is refused" $?
 run 3 sft own.yaml output=no template.assistant.stop= && one_error && says 'stop'
 tell "a template whose answers would never end is refused" $?
 
