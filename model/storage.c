@@ -52,6 +52,20 @@ static int describe_layer(Llama *model, int index) {
     return OK;
 }
 
+/* Hugging Face's LlamaForSequenceClassification with one label has a matrix of one row, `score`. */
+static int describe_head(Llama *model) {
+    const LlamaShape *shape = &model->shape;
+    if (!shape->score_head) {
+        TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
+        if (shape->tied) model->head.tied = &model->embedding;
+        return OK;
+    }
+    TRY(describe_one(model, &model->head, 1, shape->dim, "score", -1));
+    model->head.n_dims = 2;
+    model->head.decay = true;
+    return OK;
+}
+
 static int describe_all(Llama *model) {
     const LlamaShape *shape = &model->shape;
     ARENA_TRY(model->layers, &model->arena, shape->n_layers);
@@ -59,8 +73,7 @@ static int describe_all(Llama *model) {
     TRY(describe_one(model, &model->embedding, shape->vocab_size, shape->dim, "model.embed_tokens", -1));
     for (int layer = 0; layer < shape->n_layers; layer++) TRY(describe_layer(model, layer));
     TRY(describe_one(model, &model->norm, 1, shape->dim, "model.norm", -1));
-    TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
-    if (shape->tied) model->head.tied = &model->embedding;
+    TRY(describe_head(model));
     return OK;
 }
 
@@ -70,22 +83,27 @@ static size_t frozen_bytes(const Weight *weight) {
     return arena_round_up(weight_elements(weight) * sizeof(bf16));
 }
 
-static bool is_frozen(const Weight *weight, LlamaOptions options) {
-    return options.frozen && weight->n_dims == 2;
+static bool is_score_head(const Llama *model, const Weight *weight) {
+    return model->shape.score_head && weight == &model->head;
 }
 
-/* Matrices that take part in products: all but the embedding. */
+static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return options.frozen && weight->n_dims == 2 && !is_score_head(model, weight);
+}
+
+/* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding;
+    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding &&
+           !is_score_head(model, weight);
 }
 
 /* How much storage the model takes. */
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        weight->trainable = options.training && !is_frozen(weight, options);
-        if (!weight->tied && is_frozen(weight, options)) model->frozen_bytes += frozen_bytes(weight);
-        if (!weight->tied && !is_frozen(weight, options)) model->value_bytes += weight_value_bytes(weight);
+        weight->trainable = options.training && !is_frozen(model, weight, options);
+        if (!weight->tied && is_frozen(model, weight, options)) model->frozen_bytes += frozen_bytes(weight);
+        if (!weight->tied && !is_frozen(model, weight, options)) model->value_bytes += weight_value_bytes(weight);
         if (weight->trainable)
             model->grad_bytes += weight_value_bytes(weight); /* a tied head's is for the rows looked up */
         if (weight->trainable && weight->tied) model->grad_bytes += arena_round_up((size_t)weight->rows);
@@ -129,7 +147,7 @@ static void place_values(Llama *model, LlamaOptions options) {
                 weight->tied->row_grad = gradient;
                 weight->tied->touched = (uint8_t *)(void *)(model->grads + grad / sizeof(float));
             }
-        } else if (is_frozen(weight, options)) {
+        } else if (is_frozen(model, weight, options)) {
             weight->stored = weight_row_major(weight, model->frozen + frozen / sizeof(bf16), DTYPE_BF16);
             frozen += frozen_bytes(weight);
         } else {

@@ -100,7 +100,8 @@ int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options)
     *copy = (ModelCopy){0};
     TRY(parse_dtype(&to, options.dtype));
     TRY(model_file_open(&copy->file, path,
-                        (ModelFileOptions){.tokenizer = options.tokenizer,
+                        (ModelFileOptions){.head = HEAD_ANY,
+                                           .tokenizer = options.tokenizer,
                                            .need_tokenizer = options.need_tokenizer,
                                            .keep_open = true}));
     int rc = prepare(copy, to, options.tokenizer != NULL);

@@ -99,6 +99,24 @@ static int read_config(ModelFile *file, const NamedFile *named, const char *path
     return OK;
 }
 
+/* One kind of model does not do the other's work; what is kept of the config is what the model will be. */
+static int settle_head(ModelFile *file, ModelHead wanted, const char *path) {
+    bool scores = file->config.score_head;
+    if (wanted == HEAD_TOKENS && scores)
+        FAIL(
+            ERR_REFUSED,
+            "%s: a reward model (LlamaForSequenceClassification) gives scores, not texts; a language model is expected",
+            path);
+    if (wanted == HEAD_SCORE && !scores)
+        FAIL(ERR_REFUSED,
+             "%s: a language model has no score head; a reward model is expected ('cria reward' trains one)", path);
+    file->new_head = wanted == HEAD_TO_SCORE && !scores;
+    if (!file->new_head) return OK;
+    file->config.score_head = true;
+    file->config.tie_word_embeddings = false;
+    return OK;
+}
+
 /* The chat template in tokenizer_config.json, where older directories have it: a text, or a list of named ones, of
  * which 'default' is meant. */
 static int template_in_config(ModelFile *file, const char *path) {
@@ -145,10 +163,10 @@ done:
 }
 
 /* Before any memory is asked for, so that it is never more than the file's own parameters need. */
-static int check_model(const LlamaShape *shape, const NamedFile *named) {
+static int check_model(const LlamaShape *shape, bool new_head, const NamedFile *named) {
     Llama *names;
     TRY(llama_new(&names, shape, (LlamaOptions){.names_only = true}));
-    int rc = llama_check_file(names, named);
+    int rc = new_head ? llama_check_body(names, named) : llama_check_file(names, named);
     llama_free(names);
     return rc;
 }
@@ -159,9 +177,10 @@ static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOp
                         .precision = options->precision,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
-    int rc = check_model(&shape, named);
+    int rc = check_model(&shape, file->new_head, named);
     if (rc == OK) rc = llama_new(&file->model, &shape, how);
-    if (rc == OK && !options->keep_open) rc = llama_load(file->model, named);
+    if (rc == OK && !options->keep_open)
+        rc = file->new_head ? llama_load_body(file->model, named) : llama_load(file->model, named);
     if (rc != OK) return error_context(rc, "%s", file->path);
     int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
     if (vocabulary > shape.vocab_size)
@@ -185,6 +204,7 @@ int model_file_open(ModelFile *file, const char *path, ModelFileOptions options)
     } else {
         TRY_TO(failed, read_config(file, named, path));
     }
+    TRY_TO(failed, settle_head(file, options.head, path));
     TRY_TO(failed, read_tokenizer(file, named, path, &options));
     TRY_TO(failed, read_template(file, named, path));
     if (!options.shape_only) TRY_TO(failed, read_model(file, named, &options));
@@ -213,7 +233,7 @@ void model_file_close(ModelFile *file) {
 HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer) {
     HfConfig config = llama_shape_to_hf(shape);
     if (!tokenizer) return config;
-    config.bos_token_id = tokenizer_bos(tokenizer);
+    config.bos_token_id = config.pad_token_id = tokenizer_bos(tokenizer);
     config.n_eos = tokenizer_eos(tokenizer) >= 0 ? 1 : 0;
     config.eos_token_ids[0] = tokenizer_eos(tokenizer);
     return config;

@@ -22,9 +22,19 @@ typedef struct {
     char *chat_template; /* Jinja; NULL where the model has none */
     char *path;          /* what was opened, for messages */
     NamedFile *arrays;   /* with keep_open: the parameters, to be read one by one */
+    bool new_head;       /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
 } ModelFile;
 
+/* Which kind of model is opened: one that gives texts, or a reward (or value) model, which gives scores. */
+typedef enum {
+    HEAD_TOKENS,   /* a language model */
+    HEAD_SCORE,    /* a reward model */
+    HEAD_TO_SCORE, /* a reward model, or a language model as the body of one: its own head is left out */
+    HEAD_ANY,
+} ModelHead;
+
 typedef struct {
+    ModelHead head;
     const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */
     bool need_tokenizer;   /* an error where there is none */
     bool training;         /* allocate gradients */

@@ -61,8 +61,9 @@ const char *plan_recompute_name(int recompute) {
 static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config *config) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     ModelFile file;
-    TRY(model_file_open(&file, config->model_base,
-                        (ModelFileOptions){.shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
+    TRY(model_file_open(
+        &file, config->model_base,
+        (ModelFileOptions){.head = HEAD_ANY, .shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
     *shape = llama_shape_from_hf(&file.config);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;

@@ -93,15 +93,24 @@ static bool has_own_tokenizer(const Config *config) {
     return !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
 }
 
+/* As transformers does where a checkpoint has no score head. */
+static int initialise_head(Run *run) {
+    if (!run->base.new_head) return OK;
+    LlamaInit init = {.seed = (uint64_t)run->config->seed, .std = (float)run->base.config.initializer_range};
+    return llama_init_head(run->model, init);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
-    ModelFileOptions options = {.training = true,
+    ModelFileOptions options = {.head = run->stage->head,
+                                .training = true,
                                 .precision = setup_precision(config),
                                 .need_tokenizer = true,
                                 .tokenizer = has_own_tokenizer(config) ? NULL : config->tokenizer_path};
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
+    TRY(initialise_head(run));
     if (config->train_context > run->model->rotary.n_positions)
         return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
                            run->model->rotary.n_positions);
@@ -201,9 +210,10 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
 
 static int reload_model_base(Run *run) {
     ModelFile again;
-    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){0}));
+    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){.head = run->stage->head}));
     llama_copy_rows(run->model, again.model);
     model_file_close(&again);
+    TRY(initialise_head(run));
     if (run->stage->new_rows) run->stage->new_rows(run);
     return OK;
 }
@@ -308,13 +318,14 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
 }
 
 static void finish(const Run *run) {
-    char duration[32];
+    char duration[32], perplexity[48] = "";
+    if (run->objective->is_nll) snprintf(perplexity, sizeof perplexity, ", perplexity %.6g", exp(run->state.best_loss));
     show_curve(run);
     log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
              text_duration(duration, run->state.seconds), run->config->output);
     if (run->state.best_step >= 0)
-        log_info("best validation loss %.4f, perplexity %.6g, at step %lld (%s/best)", run->state.best_loss,
-                 exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
+        log_info("best validation loss %.4f%s, at step %lld (%s/best)", run->state.best_loss, perplexity,
+                 (long long)run->state.best_step, run->config->output);
 }
 
 /* One process waits for nobody; a rank may wait for one that will never come. */
@@ -328,7 +339,7 @@ static int train(Run *run) {
     TRY(prepare(run, &resumed));
     int64_t steps = setup_steps(run->config, run->loader);
     LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
-    int rc = run->stage->objective(&run->objective, options.tokens_per_microbatch);
+    int rc = run->stage->objective(run, &run->objective, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));

@@ -13,6 +13,7 @@
 typedef struct Run Run;
 
 typedef struct {
+    ModelHead head;                                /* of model.base and of what is trained */
     void (*about)(Text *out);                      /* what --help begins with */
     const char *sections;                          /* of options, that --help lists */
     int (*defaults)(Config *config);               /* fills in what the stage resolves, before any check; may be NULL */
@@ -20,7 +21,7 @@ typedef struct {
     int (*data)(Run *run, LoaderOptions *options); /* the sources are the run's arena's, to be changed; may be NULL */
     void (*data_opened)(const Run *run);           /* may be NULL */
     void (*new_rows)(Run *run);                    /* sets again what `prepare` added to the base; may be NULL */
-    int (*objective)(Objective **objective, int capacity);
+    int (*objective)(const Run *run, Objective **objective, int capacity);
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
 } Stage;
