@@ -95,13 +95,7 @@ static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     TRY(mesh_agree(mesh, rc));
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
-    TRY(objective_sum(loop->parts.objective, mesh, &agreed->sums));
-    double rest[] = {agreed->interrupted, agreed->save_due, agreed->step_weight};
-    TRY(mesh_sum_f64(mesh, rest, sizeof rest / sizeof *rest));
-    agreed->interrupted = rest[0];
-    agreed->save_due = rest[1];
-    agreed->step_weight = rest[2];
-    return OK;
+    return mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double));
 }
 
 int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
@@ -184,12 +178,12 @@ static int report_bad_step(Loop *loop, const LoopState *state, const StepResult 
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-int loop_validate(Loop *loop, ObjectiveSums *sums) {
+int loop_validate(Loop *loop, Validation *result) {
     Objective *objective = loop->parts.objective;
     int64_t steps = loader_validation_steps(loop->parts.loader), limit = loop->options.validation_tokens;
+    ObjectiveSums sums = {0};
     int rc = OK;
     int64_t tokens = 0;
-    *sums = (ObjectiveSums){0};
     for (int64_t v = 0; v < steps && rc == OK && (limit == 0 || tokens < limit); v++) {
         StepBatch batch = {0};
         rc = loader_validation_step(loop->parts.loader, v, &batch);
@@ -198,33 +192,31 @@ int loop_validate(Loop *loop, ObjectiveSums *sums) {
             alive(loop, "a micro-batch of the validation set");
             rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], 1, false);
             if (rc == OK) rc = tape_forward(loop->evaluation, 0);
-            if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, sums);
+            if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, &sums);
         }
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
-    return objective_sum(objective, loop->parts.mesh, sums);
+    TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
+    *result = (Validation){.loss = sums.loss / sums.weight,
+                           .accuracy = sums.correct / sums.scored,
+                           .entropy = sums.entropy / sums.scored,
+                           .tokens = (int64_t)sums.scored};
+    memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
+    memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
+    return OK;
 }
 
-enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES + OBJECTIVE_MAX_FIGURES, METRIC_NAME = 128 };
+enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES, METRIC_NAME = 128 };
 
 /* The figures of one step, before they are written. */
 typedef struct {
     Metric rows[MOST_METRICS];
-    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME], figure_names[OBJECTIVE_MAX_FIGURES][METRIC_NAME];
+    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME];
     size_t n;
 } Figures;
 
 static void put(Figures *figures, const char *name, double value) {
     figures->rows[figures->n++] = (Metric){.name = name, .value = value};
-}
-
-/* What the objective has measured. */
-static void put_figures(Figures *figures, const char *prefix, const Objective *objective, const ObjectiveSums *sums) {
-    for (int f = 0; f < objective->n_figures; f++) {
-        if (sums->figure_weight[f] == 0) continue;
-        snprintf(figures->figure_names[f], METRIC_NAME, "%s%s", prefix, objective->figures[f].name);
-        put(figures, figures->figure_names[f], objective_figure(objective, sums, f));
-    }
 }
 
 /* "loss/NAME" for every source that has tokens, where there are several. */
@@ -257,7 +249,8 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "grad_norm", result->grad_norm);
     put(&figures, "learning_rate", result->learning_rate);
     put(&figures, "num_tokens", (double)state->tokens);
-    put_figures(&figures, "", loop->parts.objective, sums);
+    put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
     put(&figures, "tokens_per_second", rate);
     put(&figures, "memory", memory_gib());
     put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
@@ -265,49 +258,36 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
-static int report_validation(Loop *loop, const LoopState *state, const ObjectiveSums *sums) {
+static int report_validation(Loop *loop, const LoopState *state, const Validation *result) {
     if (!loop->parts.metrics) return OK;
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
-    put(&figures, "eval_loss", sums->loss / sums->weight);
-    put_figures(&figures, "eval_", loop->parts.objective, sums);
-    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), sums->source_loss,
-                      sums->source_weight, loader, loader_validation_source_name);
+    put(&figures, "eval_loss", result->loss);
+    put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
+    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->source_loss,
+                      result->source_weight, loader, loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
-}
-
-/* "validation loss 1.2345, perplexity 3.4366, mean_token_accuracy 0.6012 (best)" */
-static void tell_validation(const Loop *loop, const LoopState *state, const ObjectiveSums *sums, bool is_best) {
-    const Objective *objective = loop->parts.objective;
-    Text text = {0};
-    double loss = sums->loss / sums->weight;
-    text_printf(&text, "step %lld: validation loss %.4f", (long long)state->step, loss);
-    if (objective->is_nll) text_printf(&text, ", perplexity %.6g", exp(loss));
-    for (int f = 0; f < objective->n_figures; f++)
-        if (sums->figure_weight[f] > 0 && objective->figures[f].kind == FIGURE_MEAN)
-            text_printf(&text, ", %s %.4f", objective->figures[f].name, objective_figure(objective, sums, f));
-    log_info("%s%s", text.bytes ? text.bytes : "", is_best ? " (best)" : "");
-    text_free(&text);
 }
 
 /* Measures, and remembers whether it is the best so far. */
 static int validate(Loop *loop, LoopState *state, bool *is_best) {
-    ObjectiveSums sums;
+    Validation result;
     *is_best = false;
     if (loader_validation_steps(loop->parts.loader) == 0) return OK;
-    TRY(loop_validate(loop, &sums));
-    if (sums.scored == 0) return OK;
-    double loss = sums.loss / sums.weight;
-    *is_best = isfinite(loss) && (state->best_step < 0 || loss < state->best_loss);
+    TRY(loop_validate(loop, &result));
+    if (result.tokens == 0) return OK;
+    *is_best = isfinite(result.loss) && (state->best_step < 0 || result.loss < state->best_loss);
     if (*is_best) {
-        state->best_loss = loss;
+        state->best_loss = result.loss;
         state->best_step = state->step;
         state->stale_validations = 0;
     } else {
         state->stale_validations++;
     }
-    tell_validation(loop, state, &sums, *is_best);
-    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &sums));
+    log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
+             result.loss, exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
+    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */

@@ -77,9 +77,13 @@ bool loop_finished(const Loop *loop, const LoopState *state);
 /* Trains from *state to options.steps. ERR_INTERRUPTED after a signal, with a checkpoint saved. */
 int loop_run(Loop *loop, LoopState *state);
 
-/* The sums over the validation set, of the model as it is. Where nothing is scored (nothing was held out that another
- * token foretells) they are empty. */
-int loop_validate(Loop *loop, ObjectiveSums *sums);
+/* The validation loss and what belongs to it, of the model as it is. */
+typedef struct {
+    double loss, accuracy, entropy; /* entropy: 0 where the objective does not measure it */
+    double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES]; /* Σ w·ℓ and Σ w */
+    int64_t tokens; /* scored; 0: nothing was held out that another token foretells, and the losses mean nothing */
+} Validation;
+int loop_validate(Loop *loop, Validation *result);
 
 /* What one step did and where its time went; seconds is the whole. */
 typedef struct {

@@ -18,10 +18,6 @@ typedef struct {
     bool entropy; /* is asked for */
 } Nll;
 
-enum { ACCURACY, ENTROPY, N_FIGURES };
-static const ObjectiveFigure figures[N_FIGURES] = {
-    [ACCURACY] = {"mean_token_accuracy", FIGURE_MEAN}, [ENTROPY] = {"entropy", FIGURE_MEAN}};
-
 static Recorded *recorded(Nll *self, bool training) {
     return training ? &self->training : &self->evaluation;
 }
@@ -67,13 +63,18 @@ static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatc
     const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
     const float *entropy = r->out.entropy ? tape_value(tape, buffer, r->out.entropy) : NULL;
     for (int s = 0; s < micro->n_segments; s++) {
+        int source = micro->source[s] < OBJECTIVE_MAX_SOURCES ? micro->source[s] : OBJECTIVE_MAX_SOURCES - 1;
         for (int t = micro->segment_start[s]; t < micro->segment_start[s + 1]; t++) {
             double weight = (double)micro->weights[t];
             sums->tokens += 1;
             if (weight == 0) continue;
-            objective_add_loss(sums, micro->source[s], -(double)logprob[t], weight);
-            objective_add(base, sums, ACCURACY, top1[t] == micro->targets[t], 1);
-            if (entropy) objective_add(base, sums, ENTROPY, (double)entropy[t], 1);
+            sums->loss -= weight * (double)logprob[t];
+            sums->weight += weight;
+            sums->scored += 1;
+            sums->correct += top1[t] == micro->targets[t];
+            if (entropy) sums->entropy += (double)entropy[t];
+            sums->source_loss[source] -= weight * (double)logprob[t];
+            sums->source_weight[source] += weight;
         }
     }
 }
@@ -92,14 +93,7 @@ static int new_objective(Objective **objective, const char *name, int capacity, 
         free(gradient);
         FAIL(ERR_FAILED, "out of memory");
     }
-    self->base = (Objective){.name = name,
-                             .is_nll = true,
-                             .figures = figures,
-                             .n_figures = N_FIGURES,
-                             .record = nll_record,
-                             .bind = nll_bind,
-                             .collect = nll_collect,
-                             .free = nll_free};
+    self->base = (Objective){name, nll_record, nll_bind, nll_collect, nll_free};
     self->gradient = gradient;
     self->capacity = capacity;
     self->entropy = entropy;

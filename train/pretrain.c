@@ -13,15 +13,10 @@ static void sample(Run *run, int64_t step) {
     sample_text(run->model, run->tokenizer, run->config, step);
 }
 
-static int objective(const Run *run, Objective **out, int capacity) {
-    (void)run;
-    return nll_objective_new(out, capacity);
-}
-
 int command_pretrain(int argc, char **argv) {
     static const Stage pretrain = {.about = about,
                                    .sections = "output seed precision model tokenizer data optim train parallel",
-                                   .objective = objective,
+                                   .objective = nll_objective_new,
                                    .sample = sample};
     return run_command(&pretrain, argc, argv);
 }

@@ -318,14 +318,13 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
 }
 
 static void finish(const Run *run) {
-    char duration[32], perplexity[48] = "";
-    if (run->objective->is_nll) snprintf(perplexity, sizeof perplexity, ", perplexity %.6g", exp(run->state.best_loss));
+    char duration[32];
     show_curve(run);
     log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
              text_duration(duration, run->state.seconds), run->config->output);
     if (run->state.best_step >= 0)
-        log_info("best validation loss %.4f%s, at step %lld (%s/best)", run->state.best_loss, perplexity,
-                 (long long)run->state.best_step, run->config->output);
+        log_info("best validation loss %.4f, perplexity %.6g, at step %lld (%s/best)", run->state.best_loss,
+                 exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
 }
 
 /* One process waits for nobody; a rank may wait for one that will never come. */
@@ -339,7 +338,7 @@ static int train(Run *run) {
     TRY(prepare(run, &resumed));
     int64_t steps = setup_steps(run->config, run->loader);
     LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
-    int rc = run->stage->objective(run, &run->objective, options.tokens_per_microbatch);
+    int rc = run->stage->objective(&run->objective, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));

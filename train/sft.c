@@ -146,11 +146,6 @@ static void sample(Run *run, int64_t step) {
     chat_sample(run->model, run->tokenizer, sft->model_template.chat, run->config, step);
 }
 
-static int objective(const Run *run, Objective **out, int capacity) {
-    (void)run;
-    return sft_objective_new(out, capacity);
-}
-
 int command_sft(int argc, char **argv) {
     static const Stage sft = {
         .about = about,
@@ -160,7 +155,7 @@ int command_sft(int argc, char **argv) {
         .new_rows = new_rows,
         .data = data,
         .data_opened = data_opened,
-        .objective = objective,
+        .objective = sft_objective_new,
         .sample = sample,
         .free = free_own};
     return run_command(&sft, argc, argv);
