@@ -124,10 +124,9 @@ int data_lint_command(int argc, char **argv) {
     CliResult cli;
     TRY(cli_parse(&cli,
                   &(CliSpec){.usage = "TOKENIZER|MODEL FILE... [--template NAME] [flags]",
-                             .about =
-                                 "Checks records of instructions and preferences (JSONL, or a JSON array; also\n"
-                                 ".gz and .zst): what would be learned wrongly or not at all, with file and\n"
-                                 "line. Exit status 3 where there is an error that training would refuse.",
+                             .about = "Checks records of instructions and preferences (JSONL, or a JSON array; also\n"
+                                      ".gz and .zst): what would be learned wrongly or not at all, with file and\n"
+                                      "line. Exit status 3 where there is an error that training would refuse.",
                              .flags = flags,
                              .n_flags = sizeof flags / sizeof *flags,
                              .min_words = 2,

@@ -45,11 +45,12 @@ static void alive(const Loop *loop, const char *doing) {
     watchdog_pat(loop->parts.watchdog, doing);
 }
 
-static int forward_backward(Loop *loop, const MicroBatch *micro, double total_weight, ObjectiveSums *sums) {
+static int forward_backward(Loop *loop, const StepBatch *batch, int m, ObjectiveSums *sums) {
     Objective *objective = loop->parts.objective;
-    TRY(objective->bind(objective, loop->training, 0, micro, total_weight, true));
+    const MicroBatch *micro = &batch->micro[m];
+    TRY(objective->bind(objective, loop->training, 0, micro, batch, true));
     TRY(tape_forward(loop->training, 0));
-    objective->collect(objective, loop->training, 0, micro, true, sums);
+    TRY(objective->collect(objective, loop->training, 0, micro, batch, true, sums));
     return tape_backward(loop->training, 0);
 }
 
@@ -78,7 +79,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         alive(loop, "a micro-batch");
-        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
+        TRY(forward_backward(loop, &batch, m, &agreed->sums));
         result->forward_flops += tape_forward_flops(loop->training, 0);
     }
     llama_merge_tied_gradients(loop->parts.model);
@@ -89,13 +90,16 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
 
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
+    const Objective *objective = loop->parts.objective;
     float *gradients;
     size_t n;
     alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
-    return mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double));
+    TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
+    if (objective->finish) objective->finish(objective, &agreed->sums);
+    return OK;
 }
 
 int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
@@ -159,7 +163,7 @@ static int report_bad_samples(Loop *loop, int64_t step) {
         ObjectiveSums sums = {0};
         alive(loop, "a micro-batch of a bad step");
         optimizer_zero_grad(optimizer);
-        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &sums));
+        TRY(forward_backward(loop, &batch, m, &sums));
         llama_merge_tied_gradients(loop->parts.model);
         double grad_norm = optimizer_grad_norm(optimizer);
         if (isfinite(sums.loss) && isfinite(grad_norm)) continue;
@@ -190,33 +194,43 @@ int loop_validate(Loop *loop, Validation *result) {
         tokens += batch.total_tokens;
         for (int m = 0; m < batch.n_micro && rc == OK; m++) {
             alive(loop, "a micro-batch of the validation set");
-            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], 1, false);
+            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], &batch, false);
             if (rc == OK) rc = tape_forward(loop->evaluation, 0);
-            if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, &sums);
+            if (rc == OK)
+                rc = objective->collect(objective, loop->evaluation, 0, &batch.micro[m], &batch, false, &sums);
         }
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
+    if (objective->finish) objective->finish(objective, &sums);
     *result = (Validation){.loss = sums.loss / sums.weight,
                            .accuracy = sums.correct / sums.scored,
                            .entropy = sums.entropy / sums.scored,
-                           .tokens = (int64_t)sums.scored};
-    memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
-    memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
+                           .tokens = (int64_t)sums.scored,
+                           .sums = sums};
     return OK;
 }
 
-enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES, METRIC_NAME = 128 };
+enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES + OBJECTIVE_MAX_METRICS, METRIC_NAME = 128 };
 
 /* The figures of one step, before they are written. */
 typedef struct {
     Metric rows[MOST_METRICS];
-    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME];
+    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME], own_names[OBJECTIVE_MAX_METRICS][METRIC_NAME];
     size_t n;
 } Figures;
 
 static void put(Figures *figures, const char *name, double value) {
     figures->rows[figures->n++] = (Metric){.name = name, .value = value};
+}
+
+/* The objective's own. */
+static void put_metrics(Figures *figures, const char *prefix, const Objective *objective, const ObjectiveSums *sums) {
+    for (int i = 0; i < objective->n_metrics; i++) {
+        if (!objective->metrics[i] || !(sums->metric_weight[i] > 0)) continue;
+        snprintf(figures->own_names[i], METRIC_NAME, "%s%s", prefix, objective->metrics[i]);
+        put(figures, figures->own_names[i], sums->metric[i] / sums->metric_weight[i]);
+    }
 }
 
 /* "loss/NAME" for every source that has tokens, where there are several. */
@@ -235,6 +249,8 @@ static double memory_gib(void) {
 
 static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
     const ObjectiveSums *sums = &result->agreed.sums;
+    Objective *objective = loop->parts.objective;
+    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) objective->watch(objective, state->step, sums);
     double rate = sums->tokens / result->seconds;
     char details[128];
     if (progress_due(&loop->progress))
@@ -251,6 +267,7 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "num_tokens", (double)state->tokens);
     put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
     if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
+    put_metrics(&figures, "", objective, sums);
     put(&figures, "tokens_per_second", rate);
     put(&figures, "memory", memory_gib());
     put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
@@ -265,9 +282,22 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     put(&figures, "eval_loss", result->loss);
     put(&figures, "eval_mean_token_accuracy", result->accuracy);
     if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
-    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->source_loss,
-                      result->source_weight, loader, loader_validation_source_name);
+    put_metrics(&figures, "eval_", loop->parts.objective, &result->sums);
+    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->sums.source_loss,
+                      result->sums.source_weight, loader, loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
+}
+
+static void tell_validation(const Loop *loop, const LoopState *state, const Validation *result, bool is_best) {
+    const Objective *objective = loop->parts.objective;
+    const char *best = is_best ? " (best)" : "";
+    int h = objective->headline;
+    if (objective->n_metrics)
+        log_info("step %lld: validation loss %.4f, %s %.1f %%%s", (long long)state->step, result->loss,
+                 objective->metrics[h], 100 * result->sums.metric[h] / result->sums.metric_weight[h], best);
+    else
+        log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
+                 result->loss, exp(result->loss), 100 * result->accuracy, best);
 }
 
 /* Measures, and remembers whether it is the best so far. */
@@ -285,8 +315,7 @@ static int validate(Loop *loop, LoopState *state, bool *is_best) {
     } else {
         state->stale_validations++;
     }
-    log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
-             result.loss, exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
+    tell_validation(loop, state, &result, *is_best);
     return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }
 

@@ -80,7 +80,7 @@ int loop_run(Loop *loop, LoopState *state);
 /* The validation loss and what belongs to it, of the model as it is. */
 typedef struct {
     double loss, accuracy, entropy; /* entropy: 0 where the objective does not measure it */
-    double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES]; /* Σ w·ℓ and Σ w */
+    ObjectiveSums sums;             /* of all of it */
     int64_t tokens; /* scored; 0: nothing was held out that another token foretells, and the losses mean nothing */
 } Validation;
 int loop_validate(Loop *loop, Validation *result);

@@ -277,6 +277,7 @@ static int prepare(Run *run, bool *resumed) {
     TRY(mesh_agree(run->mesh, open_data(run)));
     malloc_trim(0); /* what tokenising took */
     TRY(agree_on_data(run));
+    if (run->stage->ready) TRY(run->stage->ready(run));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
@@ -322,9 +323,12 @@ static void finish(const Run *run) {
     show_curve(run);
     log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
              text_duration(duration, run->state.seconds), run->config->output);
+    char perplexity[64] = "";
+    if (!run->objective->n_metrics)
+        snprintf(perplexity, sizeof perplexity, ", perplexity %.6g", exp(run->state.best_loss));
     if (run->state.best_step >= 0)
-        log_info("best validation loss %.4f, perplexity %.6g, at step %lld (%s/best)", run->state.best_loss,
-                 exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
+        log_info("best validation loss %.4f%s, at step %lld (%s/best)", run->state.best_loss, perplexity,
+                 (long long)run->state.best_step, run->config->output);
 }
 
 /* One process waits for nobody; a rank may wait for one that will never come. */
@@ -338,7 +342,7 @@ static int train(Run *run) {
     TRY(prepare(run, &resumed));
     int64_t steps = setup_steps(run->config, run->loader);
     LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
-    int rc = run->stage->objective(&run->objective, options.tokens_per_microbatch);
+    int rc = run->stage->objective(&run->objective, run, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));

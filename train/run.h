@@ -21,7 +21,8 @@ typedef struct {
     int (*data)(Run *run, LoaderOptions *options); /* the sources are the run's arena's, to be changed; may be NULL */
     void (*data_opened)(const Run *run);           /* may be NULL */
     void (*new_rows)(Run *run);                    /* sets again what `prepare` added to the base; may be NULL */
-    int (*objective)(Objective **objective, int capacity);
+    int (*ready)(Run *run); /* the data are open, the model is what training begins from; may be NULL */
+    int (*objective)(Objective **objective, Run *run, int capacity); /* run->state says where the run is */
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
 } Stage;

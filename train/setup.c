@@ -94,6 +94,13 @@ static int copy_sources(SourceOptions **out, int *n, const ConfigSources *source
     return OK;
 }
 
+BatchShape setup_batch(const Config *config) {
+    if (config->preferences_per_batch == 0)
+        return (BatchShape){config->train_tokens_per_batch, (int)config->train_context};
+    int context = 2 * (int)config->train_context;
+    return (BatchShape){config->preferences_per_batch * context, context};
+}
+
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks) {
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
@@ -109,9 +116,11 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     options->add_eos = config->data_add_eos;
     options->packing = (Packing)config->data_packing;
     if (*config->template_name) options->packing = config->sft_packing ? PACKING_BEST_FIT : PACKING_ALONE;
+    if (config->preferences_per_batch > 0) options->packing = PACKING_ALONE;
     options->document_mask = config->data_document_mask;
-    options->context = (int)config->train_context;
-    options->tokens_per_batch = config->train_tokens_per_batch;
+    BatchShape shape = setup_batch(config);
+    options->context = shape.context;
+    options->tokens_per_batch = shape.tokens_per_batch;
     options->tokens_per_microbatch = (int)config->train_tokens_per_microbatch;
     options->seed = (uint64_t)config->seed;
     options->rank = rank;
@@ -178,6 +187,8 @@ int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *con
 int64_t setup_steps(const Config *config, const Loader *loader) {
     if (config->train_steps > 0) return config->train_steps;
     double per_step = (double)config->train_tokens_per_batch, steps;
+    if (config->preferences_per_batch > 0)
+        per_step = (double)loader_tokens(loader, -1) / (double)loader_steps_per_epoch(loader);
     if (config->train_tokens > 0)
         steps = ceil((double)config->train_tokens / per_step);
     else
@@ -191,6 +202,7 @@ static int64_t steps_or_share(double value, int64_t steps) {
 }
 
 LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
+    BatchShape shape = setup_batch(config);
     return (LoopOptions){.steps = steps,
                          .validate_every = config->train_validate_every,
                          .validation_tokens = config->train_validation_tokens,
@@ -198,9 +210,8 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                          .checkpoint_minutes = config->train_checkpoint_minutes,
                          .early_stopping = config->train_early_stopping,
                          .log_every = config->train_log_every,
-                         .tokens_per_microbatch = loader_largest_microbatch(config->train_tokens_per_batch,
-                                                                            (int)config->train_tokens_per_microbatch,
-                                                                            (int)config->train_context, n_ranks),
+                         .tokens_per_microbatch = loader_largest_microbatch(
+                             shape.tokens_per_batch, (int)config->train_tokens_per_microbatch, shape.context, n_ranks),
                          .recompute = (Recompute)config->train_recompute,
                          .precision = setup_precision(config),
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,

@@ -14,6 +14,14 @@
  * where the config has none. What was resolved is written back, so that the saved config says it. */
 int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
 
+/* What a step and a sequence hold in tokens, at most: train.*; with preferences.per_batch so many samples, each of up
+ * to two answers of train.context. */
+typedef struct {
+    int64_t tokens_per_batch;
+    int context;
+} BatchShape;
+BatchShape setup_batch(const Config *config);
+
 /* n_sources is 0 where data.train is empty. With template.name, as `sft` sets it, the sources hold conversations: each
  * has an encoder that only serves to estimate sizes. Points into the config; `sources` and `validation` have room for
  * the config's lists (setup_sources allocates them in the arena). `cache` is where tokens are cached when the config
