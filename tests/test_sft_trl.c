@@ -2,14 +2,7 @@
  * itself runs, from records to checkpoint, so that template, mask, weights, normalisation and update are all in it.
  * Bounds as in test_golden.c: losses within 1e-6 of values up to 6 (an ulp is 4.8e-7), the parameters' change within
  * 5e-5 of its norm, where two correct fp32 programs differ by some 1e-5. */
-#include <math.h>
-#include <string.h>
-
-#include <jansson.h>
-
-#include "model/formats/checkpoint.h"
-#include "tests/data_fixture.h"
-#include "train/metrics.h"
+#include "tests/trl_golden.h"
 
 #define GOLDEN "tests/golden/sft_trl"
 enum { STEPS = 20 };
@@ -29,74 +22,16 @@ static const char *const ways[] = {
 };
 enum { N_WAYS = sizeof ways / sizeof *ways };
 
-static void run_cria(const char *config, const char *output, const char *way, const char *more) {
-    char command[1024];
-    const char *cria = getenv("CRIA");
-    snprintf(command, sizeof command, "%s sft %s output=%s train.steps=%d train.threads=1 %s %s 2>%s.log",
-             cria ? cria : "build/cria", config, output, STEPS, way, more, output);
-    ck_assert_msg(system(command) == 0, "%s", command);
-}
-
 /* The largest difference of a metric from the golden list, relative to it or not. */
 static double compare_metric(const char *output, const char *metric, const json_t *expected, bool relative) {
-    char path[512];
-    double *x, *y, worst = 0;
-    size_t n;
-    snprintf(path, sizeof path, "%s/metrics.jsonl", output);
-    CHECK_OK(metrics_read(path, metric, &x, &y, &n));
-    ck_assert_uint_eq(n, STEPS);
+    double *y = trl_metric(output, metric, STEPS), worst = 0;
     ck_assert_uint_eq(json_array_size(expected), STEPS);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < STEPS; i++) {
         double wanted = json_number_value(json_array_get(expected, i)), d = fabs(y[i] - wanted);
         if (relative) d /= wanted;
         if (!(d <= worst)) worst = d;
     }
-    free(x);
     free(y);
-    return worst;
-}
-
-static float *read_array(const NamedFile *file, const char *name, size_t *n) {
-    const NamedArray *array;
-    CHECK_OK(named_get(&array, file, name));
-    *n = named_elements(array);
-    float *values = malloc(*n * sizeof *values);
-    CHECK_OK(named_read_f32(file, array, 0, *n, values));
-    return values;
-}
-
-/* ‖Δθ - Δθ_TRL‖ / ‖Δθ_TRL‖ of the parameter for which it is largest. */
-static double compare_change(const char *output) {
-    NamedFile *base, *expected, *found;
-    char *folder;
-    double worst = 0;
-    CHECK_OK(named_open(&base, GOLDEN "/model.safetensors"));
-    CHECK_OK(named_open(&expected, GOLDEN "/expected.safetensors"));
-    CHECK_OK(checkpoint_resolve(&folder, output));
-    CHECK_OK(checkpoint_open_arrays(&found, folder, CHECKPOINT_MODEL));
-    ck_assert_uint_eq(named_count(expected), 21);
-    for (size_t i = 0; i < named_count(expected); i++) {
-        const char *name = named_at(expected, i)->name;
-        size_t n, m;
-        float *from = read_array(base, name, &n), *to = read_array(expected, name, &m),
-              *is = read_array(found, name, &m);
-        ck_assert_uint_eq(n, m);
-        double difference = 0, size = 0;
-        for (size_t e = 0; e < n; e++) {
-            double d = (double)is[e] - (double)to[e], s = (double)to[e] - (double)from[e];
-            difference += d * d;
-            size += s * s;
-        }
-        double relative = sqrt(difference / size);
-        if (!(relative <= worst)) worst = relative;
-        free(from);
-        free(to);
-        free(is);
-    }
-    named_close(base);
-    named_close(expected);
-    named_close(found);
-    free(folder);
     return worst;
 }
 
@@ -110,10 +45,12 @@ static Distance distance_of(const char *config, int number, const char *way, con
     const char *output = fixture_path(name);
     json_t *golden = json_load_file(GOLDEN "/expected.json", 0, NULL);
     ck_assert_ptr_nonnull(golden);
-    run_cria(config, output, way, more);
+    char all[512];
+    snprintf(all, sizeof all, "train.steps=%d %s %s", STEPS, way, more);
+    trl_run("sft", config, output, all);
     Distance d = {compare_metric(output, "loss", json_object_get(golden, "losses"), false),
                   compare_metric(output, "grad_norm", json_object_get(golden, "grad_norms"), true),
-                  compare_change(output)};
+                  trl_compare(output, GOLDEN "/model.safetensors", GOLDEN "/expected.safetensors", 0, 21)};
     json_decref(golden);
     return d;
 }

@@ -90,7 +90,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
 
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
-    const Objective *objective = loop->parts.objective;
+    Objective *objective = loop->parts.objective;
     float *gradients;
     size_t n;
     alive(loop, "waiting for the other ranks' gradients");

@@ -42,7 +42,7 @@ struct Objective {
     int (*collect)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                    bool training, ObjectiveSums *sums);
     /* May be NULL. Once the sums are over all micro-batches and ranks, of a step or of a validation. */
-    void (*finish)(const Objective *self, ObjectiveSums *sums);
+    void (*finish)(Objective *self, ObjectiveSums *sums);
     /* May be NULL. Sees every training step's sums on rank 0, to say in words what they show. */
     void (*watch)(Objective *self, int64_t step, const ObjectiveSums *sums);
     void (*free)(Objective *self);

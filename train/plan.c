@@ -294,9 +294,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
     plan->recompute = (Recompute)config->train_recompute;
     plan->precision = setup_precision(config);
-    BatchShape shape = setup_batch(config);
-    plan->microbatch = loader_largest_microbatch(shape.tokens_per_batch, (int)config->train_tokens_per_microbatch,
-                                                 shape.context, ranks);
+    plan->microbatch = setup_microbatch(config, ranks);
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, &tokenizer));
     uint64_t after = resident_now();

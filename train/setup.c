@@ -101,6 +101,12 @@ BatchShape setup_batch(const Config *config) {
     return (BatchShape){config->preferences_per_batch * context, context};
 }
 
+int setup_microbatch(const Config *config, int n_ranks) {
+    BatchShape shape = setup_batch(config);
+    return loader_largest_microbatch(shape.tokens_per_batch, (int)config->train_tokens_per_microbatch, shape.context,
+                                     n_ranks);
+}
+
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks) {
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
@@ -202,7 +208,6 @@ static int64_t steps_or_share(double value, int64_t steps) {
 }
 
 LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
-    BatchShape shape = setup_batch(config);
     return (LoopOptions){.steps = steps,
                          .validate_every = config->train_validate_every,
                          .validation_tokens = config->train_validation_tokens,
@@ -210,8 +215,7 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                          .checkpoint_minutes = config->train_checkpoint_minutes,
                          .early_stopping = config->train_early_stopping,
                          .log_every = config->train_log_every,
-                         .tokens_per_microbatch = loader_largest_microbatch(
-                             shape.tokens_per_batch, (int)config->train_tokens_per_microbatch, shape.context, n_ranks),
+                         .tokens_per_microbatch = setup_microbatch(config, n_ranks),
                          .recompute = (Recompute)config->train_recompute,
                          .precision = setup_precision(config),
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,

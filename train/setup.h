@@ -21,6 +21,8 @@ typedef struct {
     int context;
 } BatchShape;
 BatchShape setup_batch(const Config *config);
+/* The most tokens that one rank computes at once. */
+int setup_microbatch(const Config *config, int n_ranks);
 
 /* n_sources is 0 where data.train is empty. With template.name, as `sft` sets it, the sources hold conversations: each
  * has an encoder that only serves to estimate sizes. Points into the config; `sources` and `validation` have room for

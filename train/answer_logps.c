@@ -1,0 +1,31 @@
+/* See answer_logps.h. */
+#include "train/answer_logps.h"
+
+#include "model/core/error.h"
+
+AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bool metrics) {
+    AnswerLogps r = {.weights = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false)};
+    r.head = llama_record(tape, model, record,
+                          (HeadOptions){.mask = r.weights, .entropy = metrics, .top1 = metrics, .mean_logit = metrics});
+    r.logps = op_segment_sum(tape, op_mul(tape, r.head.logprob, r.weights));
+    if (!r.logps) return r; /* a recording error is tape_plan's to tell */
+    tape_keep(r.logps);
+    if (!metrics) return r;
+    tape_keep(r.head.entropy);
+    tape_keep(r.head.top1);
+    tape_keep(r.head.mean_logit);
+    return r;
+}
+
+int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro) {
+    TapeBatch batch = {.n_tokens = micro->n_tokens,
+                       .n_segments = micro->n_segments,
+                       .n_samples = micro->n_samples,
+                       .tokens = micro->tokens,
+                       .positions = micro->positions,
+                       .targets = micro->targets,
+                       .segment_start = micro->segment_start};
+    TRY(tape_bind(tape, buffer, &batch));
+    tape_bind_input(buffer, recorded->weights, micro->weights);
+    return OK;
+}

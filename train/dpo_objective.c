@@ -1,0 +1,218 @@
+/* See dpo_objective.h. The loss is a function of the answers' log-probabilities alone, and these are sums over tokens:
+ * so its gradient is one number an answer, known after the forward pass, and seeds backward there. */
+#include "train/dpo_objective.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "model/core/error.h"
+#include "train/answer_logps.h"
+
+enum { CHOSEN, REJECTED };
+
+typedef struct {
+    AnswerLogps answers;
+    Tensor *gradient; /* input [S, 1]: dL/dlogps; training only */
+} Recorded;
+
+typedef struct {
+    Objective base;
+    DpoOptions options;
+    Recorded training, evaluation;
+    float *gradient; /* [capacity] */
+    int capacity;
+    bool has_begun; /* the first step is over */
+} Dpo;
+
+static const char *const metric_names[] = {
+#define DPO_METRIC(name, label) label,
+    DPO_METRICS
+#undef DPO_METRIC
+};
+_Static_assert(sizeof metric_names / sizeof *metric_names <= OBJECTIVE_MAX_METRICS, "too many metrics");
+
+static const Recorded *recorded(const Dpo *self, bool training) {
+    return training ? &self->training : &self->evaluation;
+}
+
+static int record(Objective *base, Tape *tape, Llama *model, LlamaRecord how, bool training) {
+    Dpo *self = (Dpo *)base;
+    Recorded *r = training ? &self->training : &self->evaluation;
+    r->answers = answer_logps_record(tape, model, how, true);
+    if (!training || !r->answers.logps) return OK;
+    r->gradient = tape_input(tape, ROWS_SEGMENTS, 1, DTYPE_F32, false);
+    tape_seed(tape, r->answers.logps, r->gradient);
+    return OK;
+}
+
+static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                bool training) {
+    Dpo *self = (Dpo *)base;
+    (void)step;
+    if (micro->n_segments != 2 * micro->n_samples || micro->n_segments > self->capacity)
+        FAIL(ERR_FAILED, "a micro-batch of %d segments in %d pairs", micro->n_segments, micro->n_samples);
+    const Recorded *r = recorded(self, training);
+    TRY(answer_logps_bind(&r->answers, tape, buffer, micro));
+    if (training) tape_bind_input(buffer, r->gradient, self->gradient);
+    return OK;
+}
+
+/* ---- sums ---------------------------------------------------------------------------------------------------------
+ */
+
+static void add(ObjectiveSums *sums, DpoMetric metric, double value, double weight) {
+    sums->metric[metric] += value;
+    sums->metric_weight[metric] += weight;
+}
+
+/* What a micro-batch's forward pass left. */
+typedef struct {
+    const MicroBatch *micro;
+    const float *logps, *logprob, *entropy, *mean_logit;
+    const int32_t *top1;
+} Outputs;
+
+static Outputs outputs_of(const Recorded *r, Tape *tape, int buffer, const MicroBatch *micro) {
+    return (Outputs){.micro = micro,
+                     .logps = tape_value(tape, buffer, r->answers.logps),
+                     .entropy = tape_value(tape, buffer, r->answers.head.entropy),
+                     .mean_logit = tape_value(tape, buffer, r->answers.head.mean_logit),
+                     .top1 = tape_value(tape, buffer, r->answers.head.top1)};
+}
+
+/* The learned tokens of one answer; returns Σw. */
+static double add_tokens(const Outputs *out, int segment, int side, ObjectiveSums *sums) {
+    const MicroBatch *micro = out->micro;
+    double length = 0, logits = 0, entropy = 0, live = 0, correct = 0;
+    for (int t = micro->segment_start[segment]; t < micro->segment_start[segment + 1]; t++) {
+        if (!(micro->weights[t] > 0)) continue;
+        length += (double)micro->weights[t];
+        logits += (double)out->mean_logit[t];
+        entropy += (double)out->entropy[t];
+        live += 1;
+        correct += out->top1[t] == micro->targets[t];
+    }
+    sums->tokens += micro->segment_start[segment + 1] - micro->segment_start[segment];
+    add(sums, side == CHOSEN ? DPO_LOGITS_CHOSEN : DPO_LOGITS_REJECTED, logits, live);
+    add(sums, DPO_ENTROPY, entropy, live);
+    if (side == CHOSEN) {
+        sums->scored += live;
+        sums->correct += correct;
+        add(sums, DPO_NLL, -(double)out->logps[segment], length);
+    }
+    return length;
+}
+
+static void add_pair(const PreferenceLoss *options, const PairScores *scores, const PairLoss *loss, SampleMark mark,
+                     ObjectiveSums *sums) {
+    double margin = loss->reward[CHOSEN] - loss->reward[REJECTED], right = margin > 0;
+    double difference = scores->length[CHOSEN] - scores->length[REJECTED];
+    double unit[2] = {1, 1}; /* TRL's CPOTrainer tells SimPO's log-probabilities as means over tokens */
+    for (int side = 0; side < 2 && options->loss == DPO_SIMPO; side++) unit[side] = 1 / scores->length[side];
+    add(sums, DPO_REWARDS_CHOSEN, loss->reward[CHOSEN], 1);
+    add(sums, DPO_REWARDS_REJECTED, loss->reward[REJECTED], 1);
+    add(sums, DPO_ACCURACIES, right, 1);
+    add(sums, DPO_MARGINS, margin, 1);
+    add(sums, DPO_LOGPS_CHOSEN, scores->logp[CHOSEN] * unit[CHOSEN], 1);
+    add(sums, DPO_LOGPS_REJECTED, scores->logp[REJECTED] * unit[REJECTED], 1);
+    add(sums, (DpoMetric)(DPO_ACCURACIES_UNKNOWN + mark.strength % N_STRENGTHS), right, 1);
+    add(sums, DPO_SUM_MM, margin * margin, 1);
+    add(sums, DPO_SUM_D, difference, 1);
+    add(sums, DPO_SUM_DD, difference * difference, 1);
+    add(sums, DPO_SUM_MD, margin * difference, 1);
+}
+
+/* ---- the step -----------------------------------------------------------------------------------------------------
+ */
+
+double dpo_start_bound(double reference) {
+    return 1e-5 * (1 + fabs(reference));
+}
+
+static int check_start(const Dpo *self, const PairScores *scores, uint64_t id) {
+    for (int side = 0; side < 2; side++) {
+        double ratio = scores->logp[side] - scores->reference[side], bound = dpo_start_bound(scores->reference[side]);
+        if (!(fabs(ratio) <= bound))
+            FAIL(ERR_REFUSED,
+                 "the policy begins as its own reference, so that every reward is 0 and the loss %.6f; but the %s "
+                 "answer of sample %llu:%llu has log-probability %.6f and reference %.6f, and they may differ by %.1e. "
+                 "The reference in the output folder is not this model's; remove reference.safetensors there, or begin "
+                 "in another output",
+                 pair_loss(&self->options.loss, &(PairScores){.length = {1, 1}}).loss,
+                 side == CHOSEN ? "chosen" : "rejected", (unsigned long long)(id >> 40),
+                 (unsigned long long)(id & ((UINT64_C(1) << 40) - 1)), scores->logp[side], scores->reference[side],
+                 bound);
+    }
+    return OK;
+}
+
+static int collect_pair(Dpo *self, const Outputs *out, int pair, const StepBatch *step, ObjectiveSums *sums) {
+    const MicroBatch *micro = out->micro;
+    const Reference *reference = self->options.reference;
+    const PreferenceLoss *options = &self->options.loss;
+    PairScores scores = {.logp = {0}};
+    for (int side = 0; side < 2; side++) {
+        int segment = 2 * pair + side;
+        scores.logp[side] = (double)out->logps[segment];
+        scores.reference[side] = reference ? (double)reference->logps[2 * micro->sample[pair] + side] : 0;
+        scores.length[side] = add_tokens(out, segment, side, sums);
+    }
+    if (self->options.begins_at_reference && !self->has_begun) TRY(check_start(self, &scores, micro->sample_id[pair]));
+    PairLoss loss = pair_loss(options, &scores);
+    int source = micro->source[2 * pair] < OBJECTIVE_MAX_SOURCES ? micro->source[2 * pair] : OBJECTIVE_MAX_SOURCES - 1;
+    sums->loss += loss.loss;
+    sums->weight += 1;
+    sums->source_loss[source] += loss.loss;
+    sums->source_weight[source] += 1;
+    add_pair(options, &scores, &loss, micro->marks[pair], sums);
+    double n = (double)step->total_samples;
+    self->gradient[2 * pair + CHOSEN] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
+    self->gradient[2 * pair + REJECTED] = (float)(loss.gradient[REJECTED] / n);
+    return OK;
+}
+
+static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                   bool training, ObjectiveSums *sums) {
+    Dpo *self = (Dpo *)base;
+    Outputs out = outputs_of(recorded(self, training), tape, buffer, micro);
+    for (int pair = 0; pair < micro->n_samples; pair++) TRY(collect_pair(self, &out, pair, step, sums));
+    return OK;
+}
+
+/* The likelihood's part of the loss: a mean over tokens, where the rest is one over pairs. */
+static void finish(Objective *base, ObjectiveSums *sums) {
+    Dpo *self = (Dpo *)base;
+    self->has_begun = true;
+    if (sums->metric_weight[DPO_NLL] > 0)
+        sums->loss += self->options.nll * sums->weight * sums->metric[DPO_NLL] / sums->metric_weight[DPO_NLL];
+}
+
+static void free_dpo(Objective *base) {
+    Dpo *self = (Dpo *)base;
+    free(self->gradient);
+    free(self);
+}
+
+int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *options) {
+    Dpo *self = calloc(1, sizeof *self);
+    float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
+    if (!self || !gradient) {
+        free(self);
+        free(gradient);
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    *self = (Dpo){.base = {.name = "dpo",
+                           .metrics = metric_names,
+                           .n_metrics = N_DPO_METRICS,
+                           .headline = DPO_ACCURACIES,
+                           .record = record,
+                           .bind = bind,
+                           .collect = collect,
+                           .finish = finish,
+                           .free = free_dpo},
+                  .options = *options,
+                  .gradient = gradient,
+                  .capacity = capacity};
+    *objective = &self->base;
+    return OK;
+}
