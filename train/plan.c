@@ -17,6 +17,7 @@
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/probe.h"
+#include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
 
@@ -58,12 +59,12 @@ const char *plan_recompute_name(int recompute) {
 /* ---- shape and tokenizer ---- */
 
 /* The shape of model.base, without its parameters. */
-static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config *config) {
+static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     ModelFile file;
     TRY(model_file_open(
         &file, config->model_base,
-        (ModelFileOptions){.head = HEAD_ANY, .shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
+        (ModelFileOptions){.head = head, .shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
     *shape = llama_shape_from_hf(&file.config);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
@@ -72,9 +73,9 @@ static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config 
 }
 
 /* *tokenizer is NULL where it cannot be opened: its vocabulary is then taken from the config, or guessed. */
-static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
+static int find_shape(MemoryPlan *plan, Config *config, ModelHead head, Tokenizer **tokenizer) {
     *tokenizer = NULL;
-    if (*config->model_base) return shape_of_base(&plan->shape, tokenizer, config);
+    if (*config->model_base) return shape_of_base(&plan->shape, tokenizer, config, head);
     if (*config->tokenizer_path && tokenizer_load(tokenizer, config->tokenizer_path) != OK) {
         text_printf(&plan->notes, "the tokenizer is not there yet (%s)\n", error_text());
         error_clear();
@@ -96,7 +97,10 @@ static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
 static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute, Dtype precision) {
     Objective *objective;
     Loop *loop = NULL;
-    TRY(nll_objective_new(&objective, (int)microbatch));
+    if (model->shape.score_head)
+        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    else
+        TRY(nll_objective_new(&objective, (int)microbatch));
     LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = precision};
     int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
     if (rc == OK) *bytes = loop_tape_bytes(loop) + (uint64_t)microbatch * sizeof(float); /* the objective's gradient */
@@ -288,7 +292,7 @@ done:
     return rc;
 }
 
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
     int rc = OK;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
@@ -296,7 +300,7 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
     uint64_t before = resident_now();
-    TRY_TO(done, find_shape(plan, config, &tokenizer));
+    TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);

@@ -174,7 +174,7 @@ static int agree_on_data(Run *run) {
 /* A run that cannot fit is refused before anything large is allocated; every rank plans, and they agree. */
 static int check_memory(Run *run) {
     MemoryPlan plan;
-    int rc = memory_plan(&plan, run->config, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
+    int rc = memory_plan(&plan, run->config, run->stage->head, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
     if (rc == OK) rc = memory_plan_check(&plan);
     if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);
     memory_plan_free(&plan);
