@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64 };
+enum { ALIGNMENT = 64, SEGMENT_BITS = 40 };
 
 int sequence_list_add(SequenceList *list, Sequence sequence) {
     if (list->n == list->capacity) {
@@ -50,7 +50,7 @@ static size_t micro_end(const SequenceList *list, size_t begin, int tokens_per_m
 
 /* Where each array of the step begins in the block; the arrays of a micro-batch are parts of them. */
 typedef struct {
-    size_t tokens, targets, positions, weights, segment_start, source, sample_id, sample, marks, micro, total;
+    size_t tokens, targets, positions, weights, segment_start, source, segment, sample_id, sample, marks, micro, total;
 } Layout;
 
 static size_t place(size_t *total, size_t n, size_t element) {
@@ -67,6 +67,7 @@ static Layout lay_out(size_t n_tokens, size_t n_segments, size_t n_samples, size
     layout.weights = place(&layout.total, n_tokens, sizeof(float));
     layout.segment_start = place(&layout.total, n_segments + n_micro, sizeof(int32_t));
     layout.source = place(&layout.total, n_segments, sizeof(int32_t));
+    layout.segment = place(&layout.total, n_segments, sizeof(uint64_t));
     layout.sample_id = place(&layout.total, n_samples, sizeof(uint64_t));
     layout.sample = place(&layout.total, n_samples, sizeof(int64_t));
     layout.marks = place(&layout.total, n_samples, sizeof(SampleMark));
@@ -82,6 +83,7 @@ static void fill_run(MicroBatch *micro, const Run *run, const Sequence *sequence
     int t = micro->n_tokens, end = t + run->n, position = 0;
     if (run->begins_segment) {
         micro->segment_start[micro->n_segments] = t;
+        micro->segment[micro->n_segments] = (uint64_t)sequence->source << SEGMENT_BITS | (uint64_t)run->first;
         micro->source[micro->n_segments++] = sequence->source;
     } else {
         position = micro->positions[t - 1] + 1;
@@ -139,6 +141,7 @@ int batch_fill(StepBatch *batch, BatchMemory *memory, const SequenceList *list, 
             .weights = (float *)(void *)(memory->block + layout.weights) + token,
             .segment_start = (int32_t *)(void *)(memory->block + layout.segment_start) + segment + m,
             .source = (int32_t *)(void *)(memory->block + layout.source) + segment,
+            .segment = (uint64_t *)(void *)(memory->block + layout.segment) + segment,
             .sample_id = (uint64_t *)(void *)(memory->block + layout.sample_id) + sample,
             .sample = (int64_t *)(void *)(memory->block + layout.sample) + sample,
             .marks = (SampleMark *)(void *)(memory->block + layout.marks) + sample,

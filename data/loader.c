@@ -356,6 +356,7 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
                 "'cria data show', and at sft.train_on",
                 (long long)step);
     TRY_TO(done, batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch));
+    for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = step;
 done:
     free(next);
     return rc;

@@ -26,7 +26,9 @@ typedef struct {
     float *weights;            /* of each token's loss; 0 = not learned */
     int32_t *segment_start;
     int32_t *source;     /* [n_segments] index into the sources, for per-source losses */
+    uint64_t *segment;   /* [n_segments] what it is, however it is packed: source << 40 | its first token there */
     uint64_t *sample_id; /* [n_samples] for reports: source << 40 | number in that source */
+    int64_t step;        /* of training, that it is part of */
     /* Of samples that are one document each (PACKING_ALONE). Pairs: sample s is segments 2s and 2s+1, the better answer
      * first. */
     int64_t *sample;   /* [n_samples] the document's number among all of the loader's: 0 … loader_n_samples - 1 */

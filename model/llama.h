@@ -6,6 +6,7 @@
 #include "model/autodiff/tape.h"
 #include "model/core/arena.h"
 #include "model/formats/named.h"
+#include "model/kv_cache.h"
 #include "model/ops/ops.h"
 #include "model/shape.h"
 
@@ -32,6 +33,7 @@ typedef struct {
     Dtype precision; /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
     bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
                         and a score head are fp32 and, with `training`, trained */
+    bool unpacked;   /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
     int n_positions; /* rows of the rotary table; 0: shape.max_context */
     bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes. With `training`
                         tapes can be recorded and planned; value_bytes, grad_bytes say what would be allocated */
@@ -40,7 +42,8 @@ typedef struct {
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
 void llama_free(Llama *model);
-/* What tapes for generation are recorded in: fp32, but bf16 where the matrices are there in 16 bits only. */
+/* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in 16 bits
+ * only), else fp32. */
 Dtype llama_inference_dtype(const Llama *model);
 size_t llama_bytes(const Llama *model);                             /* parameters, gradients and tables */
 size_t llama_table_bytes(const LlamaShape *shape, int n_positions); /* of that, the rotary tables */
@@ -98,8 +101,6 @@ int llama_untied_weights(const Llama *model); /* how many weights are not tied t
 
 /* ---- recording ---- */
 
-typedef struct KvCache KvCache;
-
 /* What backward computes again instead of reading it from memory (Chen et al. 2016): nothing; the outputs of norms and
  * of SwiGLU (cheap: no products); or everything inside each layer. */
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_NORMS, RECOMPUTE_LAYER, RECOMPUTE_KINDS } Recompute;
@@ -126,17 +127,5 @@ Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index)
 
 /* llama_hidden, then the head with these options. */
 HeadOutputs llama_record(Tape *tape, Llama *model, LlamaRecord record, HeadOptions head);
-
-/* ---- the cache of keys and values, for generation ---- */
-
-struct KvCache {
-    int n_layers, n_slots, max_sequence;
-    KvLayer *layers;
-    float *storage;
-    size_t bytes;
-};
-int kv_cache_new(KvCache **cache, const LlamaShape *shape, int n_slots, int max_sequence);
-void kv_cache_free(KvCache *cache);
-size_t kv_cache_bytes(const LlamaShape *shape, int n_slots, int max_sequence);
 
 #endif

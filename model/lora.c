@@ -182,6 +182,10 @@ void lora_free(Lora *lora) {
     free(lora);
 }
 
+size_t lora_bytes(const Lora *lora) {
+    return lora->value_bytes + lora->grad_bytes + lora->packing_bytes + lora->arena.total;
+}
+
 void lora_pack(Lora *lora) {
     for (int i = 0; i < lora->n_weights; i++) weight_pack(lora->weights[i]);
     for (int i = 0; i < lora->model->n_weights; i++) adapter_changed(lora->model->weights[i]);

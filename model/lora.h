@@ -38,6 +38,7 @@ typedef struct {
 /* Attaches adapters to the model's weights; tapes recorded from then on use them. All zero: nothing is added. `how`: as
  * llama_new's (training, precision, names_only). The model is neither owned nor otherwise changed. */
 int lora_new(Lora **lora, Llama *model, LoraOptions options, LlamaOptions how);
+size_t lora_bytes(const Lora *lora); /* values, gradients and packings */
 /* Detaches them. */
 void lora_free(Lora *lora);
 

@@ -6,6 +6,9 @@
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/text.h"
+
+static const char own_prefix[] = "cria."; /* arrays of a checkpoint that are no parameters */
 
 /* ---- targets ---- */
 
@@ -56,6 +59,7 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
                              .dropout = adapter->config.dropout};
     for (size_t i = 0; i < named_count(adapter->arrays); i++) {
         const char *name = named_at(adapter->arrays, i)->name;
+        if (text_starts_with(name, own_prefix)) continue;
         int target = target_of(name);
         if (target < 0)
             FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (q, k, v, o, gate, up, down)",
@@ -81,9 +85,7 @@ int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaO
 
 /* ---- writing ---- */
 
-static int write_sources(const LoraOptions *options, const char *directory, const char *base,
-                         const NamedSource *sources, size_t n) {
-    const char *targets[LORA_TARGETS];
+PeftConfig lora_peft_config(const LoraOptions *options, const char *base, const char *targets[LORA_TARGETS]) {
     PeftConfig config = {.rank = options->rank,
                          .alpha = options->alpha,
                          .dropout = options->dropout,
@@ -93,6 +95,13 @@ static int write_sources(const LoraOptions *options, const char *directory, cons
                          .targets = targets};
     for (int t = 0; t < LORA_TARGETS; t++)
         if (options->targets & 1u << t) targets[config.n_targets++] = lora_target_name((LoraTarget)t);
+    return config;
+}
+
+static int write_sources(const LoraOptions *options, const char *directory, const char *base,
+                         const NamedSource *sources, size_t n) {
+    const char *targets[LORA_TARGETS];
+    PeftConfig config = lora_peft_config(options, base, targets);
     return peft_write(directory, &config, sources, n);
 }
 
@@ -114,11 +123,13 @@ done:
 
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
     LoraOptions options;
-    size_t n = named_count(adapter->arrays);
+    size_t n = 0, all = named_count(adapter->arrays);
     TRY(lora_options_from_peft(&options, adapter));
-    NamedSource *sources = calloc(n, sizeof *sources);
+    NamedSource *sources = calloc(all, sizeof *sources);
     if (!sources) FAIL(ERR_FAILED, "out of memory");
-    for (size_t i = 0; i < n; i++) sources[i].array = *named_at(adapter->arrays, i);
+    for (size_t i = 0; i < all; i++)
+        if (!text_starts_with(named_at(adapter->arrays, i)->name, own_prefix))
+            sources[n++].array = *named_at(adapter->arrays, i);
     int rc = write_sources(&options, directory, adapter->config.base, sources, n);
     free(sources);
     return rc;

@@ -15,10 +15,13 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter);
 /* A new adapter with the values of this one. */
 int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaOptions how);
 
+/* adapter_config.json of such an adapter; `targets` is room for the list in it. */
+PeftConfig lora_peft_config(const LoraOptions *options, const char *base, const char *targets[LORA_TARGETS]);
+
 /* Writes both files into an existing folder; values are stored as fp32. `base`: what the adapter belongs to. */
 int lora_write_peft(const Lora *lora, const char *directory, const char *base);
 
-/* The same of an opened adapter, of any model: its arrays as they are stored. */
+/* The same of an opened adapter, of any model: its arrays as they are stored; "cria.…" are left out. */
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory);
 
 /* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without

@@ -93,8 +93,8 @@ static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions opt
 
 /* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding &&
-           !is_score_head(model, weight);
+    bool wanted = options.precision == DTYPE_BF16 && !options.frozen && !options.unpacked;
+    return wanted && weight->n_dims == 2 && weight != &model->embedding && !is_score_head(model, weight);
 }
 
 /* How much storage the model takes. */
@@ -256,7 +256,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->frozen_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->frozen_bytes > 0 || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 size_t llama_bytes(const Llama *model) {

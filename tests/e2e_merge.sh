@@ -58,7 +58,7 @@ check "an exported adapter is the same" exports
 check "an adapter of another model is refused by its array" refuses 3 'this model.s shape wants' "$G/llama_tied" "$G/lora_plain"
 check "DoRA is not averaged" refuses 3 'magnitudes' "$G/llama_gqa" "$G/lora_plain" "$G/lora_dora_fresh"
 check "a wrong number of weights is refused" refuses 2 '1 numbers for 2 adapters' "$G/llama_gqa" "$G/lora_plain" "$G/lora_plain" --weights 1
-check "what is no adapter is refused" refuses 1 adapter_config.json "$G/llama_gqa" "$G/llama_gqa"
+check "what is no adapter is refused" refuses 3 adapter_config.json "$G/llama_gqa" "$G/llama_gqa"
 check "a folder with something in it is refused" not_empty
 check "a model is no adapter to export" no_adapter
 echo "$passed passed, $failed failed"

@@ -28,9 +28,11 @@ static Case case_open_spec(const char *tokenizer, const ChatTemplateSpec *spec, 
     CHECK_OK(chat_template_new(&c.chat, spec, options, c.tokenizer));
     return c;
 }
+static const char *tokenizer_for(const char *name) {
+    return strcmp(name, "llama2") == 0 ? LLAMA_TOKENIZER : CHAT_TOKENIZER;
+}
 static Case case_open(const char *name) {
-    bool is_llama2 = strcmp(name, "llama2") == 0;
-    return case_open_spec(is_llama2 ? LLAMA_TOKENIZER : CHAT_TOKENIZER, chat_template_spec(name), NULL);
+    return case_open_spec(tokenizer_for(name), chat_template_spec(name), NULL);
 }
 static void case_close(Case *c) {
     chat_tokens_free(&c->tokens);
@@ -78,6 +80,7 @@ enum { N_TEMPLATES = sizeof TEMPLATES / sizeof *TEMPLATES };
 
 static void check_expected(Case *c, const json_t *row, const char *name, int line) {
     const json_t *want = json_object_get(row, name), *ids = json_object_get(want, "ids");
+    if (!want) return; /* the first rows have all templates */
     char *json = json_dumps(row, 0);
     render(c, json, TRAIN_ON_ASSISTANT);
     free(json);
@@ -98,26 +101,32 @@ static void check_expected(Case *c, const json_t *row, const char *name, int lin
 }
 
 START_TEST(hostile_text_has_the_ids_and_masks_of_a_piecewise_encoding) {
+    static const ChatTemplateSpec own = {.name = "own",
+                                         .begin = "{bos}",
+                                         .role = {[CHAT_SYSTEM] = {"# ", " #\n", NULL},
+                                                  [CHAT_USER] = {"Q: ", "\n", NULL},
+                                                  [CHAT_ASSISTANT] = {"A:  ", " .<|eot_id|>\n", "<|eot_id|>"}},
+                                         .default_system = "quiet"};
     char *bytes;
     size_t size;
     int line = 0;
-    Case llama3 = case_open("llama3"), llama2 = case_open("llama2"),
-         llama31 = case_open_spec(CHAT_TOKENIZER, chat_template_spec("llama3.1"),
+    Case cases[N_TEMPLATES + 1];
+    for (int t = 0; t <= N_TEMPLATES; t++)
+        cases[t] = case_open_spec(t < N_TEMPLATES ? tokenizer_for(TEMPLATES[t]) : CHAT_TOKENIZER,
+                                  t < N_TEMPLATES ? chat_template_spec(TEMPLATES[t]) : &own,
                                   &(ChatTemplateOptions){.date = "1 May 2025"});
     CHECK_OK(file_read(&bytes, &size, EXPECTED, 0));
     for (char *rest = bytes, *row; (row = strsep(&rest, "\n")) != NULL && *row; line++) {
         json_t *root = json_loads(row, 0, NULL);
         ck_assert_ptr_nonnull(root);
-        check_expected(&llama3, root, "llama3", line + 1);
-        check_expected(&llama31, root, "llama3.1", line + 1);
-        check_expected(&llama2, root, "llama2", line + 1);
+        if (line == 0) ck_assert_uint_eq(json_object_size(root), N_TEMPLATES + 2); /* the messages, and own */
+        for (int t = 0; t <= N_TEMPLATES; t++)
+            check_expected(&cases[t], root, t < N_TEMPLATES ? TEMPLATES[t] : "own", line + 1);
         json_decref(root);
     }
     ck_assert_int_eq(line, 100);
     free(bytes);
-    case_close(&llama3);
-    case_close(&llama31);
-    case_close(&llama2);
+    for (int t = 0; t <= N_TEMPLATES; t++) case_close(&cases[t]);
 }
 END_TEST
 

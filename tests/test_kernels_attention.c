@@ -196,9 +196,58 @@ START_TEST(attention_gives_the_same_bits_in_every_run_and_for_any_number_of_thre
 }
 END_TEST
 
-/* The cache holds what a segment of keys and values would; three slots, prefills and single rows mixed. */
+/* Rows of three sequences whose pages lie in no order: a prefill over the border of a page, a short one, single rows.
+ */
+enum {
+    CACHED_ROWS = 60,
+    CACHED_SLOTS = 3,
+    CACHED_LENGTH = 150,
+    SLOT_PAGES = 3,
+    CACHED_PAGES = CACHED_SLOTS * SLOT_PAGES
+};
+static const int32_t cached_pages[CACHED_PAGES] = {4, 0, 7, 2, 8, 1, 6, 3, 5};
+
+typedef struct {
+    CachedAttention shape;
+    float *q, *keys, *values, *out;
+    bf16 *half_q, *half_keys, *half_values, *half_out;
+    size_t n_q, n_cache, n_out;
+    int32_t positions[CACHED_ROWS], slots[CACHED_ROWS];
+} CachedCase;
+
+/* Values of bf16, in both types. */
+static float *both(Arena *arena, bf16 **half, size_t n, uint64_t seed) {
+    float *x = noise(arena, n, seed, 1);
+    *half = arena_alloc(arena, (n + 1) * sizeof **half);
+    for (size_t i = 0; i < n; i++) {
+        (*half)[i] = f32_to_bf16(x[i]);
+        x[i] = bf16_to_f32((*half)[i]);
+    }
+    return x;
+}
+
+static CachedCase *cached_case(Arena *arena, int KV, int group, int HD) {
+    CachedCase *c = arena_alloc(arena, sizeof *c);
+    int H = KV * group;
+    c->shape =
+        (CachedAttention){CACHED_ROWS,  H,        KV,           HD,        1 / sqrtf((float)HD), (size_t)(H * HD) + 5,
+                          c->positions, c->slots, cached_pages, SLOT_PAGES};
+    c->n_q = CACHED_ROWS * c->shape.q_stride;
+    c->n_cache = CACHED_PAGES * CACHE_PAGE * (size_t)(KV * HD);
+    c->n_out = (size_t)(CACHED_ROWS * H * HD);
+    c->q = both(arena, &c->half_q, c->n_q, 1);
+    c->keys = both(arena, &c->half_keys, c->n_cache, 2);
+    c->values = both(arena, &c->half_values, c->n_cache, 3);
+    c->out = numbers(arena, c->n_out);
+    c->half_out = arena_alloc(arena, c->n_out * sizeof *c->half_out);
+    for (int t = 0; t < CACHED_ROWS; t++) { /* 40 rows of slot 1 from 60 on, then 2 of slot 0, then single rows */
+        c->slots[t] = t < 40 ? 1 : t < 42 ? 0 : t % CACHED_SLOTS;
+        c->positions[t] = t < 40 ? 60 + t : t < 42 ? t - 40 : (t * 37) % CACHED_LENGTH;
+    }
+    return c;
+}
+
 START_TEST(cached_attention_agrees_with_the_reference_for_prefills_and_single_rows) {
-    enum { T = 60, SLOTS = 3, LENGTH = 100 };
     const int dims[] = {1, 8, 20, 64, 300}, groups[] = {1, 3, 12};
     for (int set = AVX2; set < N_SETS; set++)
         for (size_t d = 0; d < 5; d++)
@@ -207,22 +256,49 @@ START_TEST(cached_attention_agrees_with_the_reference_for_prefills_and_single_ro
                 Arena arena = {0};
                 Kernels slow = kernel_reference(), fast;
                 if (!kernel_table(&fast, kernel_sets[set])) continue;
-                int HD = dims[d], KV = 2, H = KV * groups[g];
-                size_t row = (size_t)(KV * HD), slot_stride = LENGTH * row + 16, q_stride = (size_t)(H * HD) + 5;
-                float *q = noise(&arena, T * q_stride, 1, 1), *k = noise(&arena, SLOTS * slot_stride, 2, 1);
-                float *v = noise(&arena, SLOTS * slot_stride, 3, 1);
-                float *a = numbers(&arena, (size_t)(T * H * HD)), *b = numbers(&arena, (size_t)(T * H * HD));
-                int32_t positions[T], slot[T];
-                for (int t = 0; t < T; t++) { /* 40 rows of slot 1 from 60 on, then 2 of slot 0, then single rows */
-                    slot[t] = t < 40 ? 1 : t < 42 ? 0 : t % SLOTS;
-                    positions[t] = t < 40 ? 60 + t : t < 42 ? t - 40 : (t * 37) % LENGTH;
-                }
-                float scale = 1 / sqrtf((float)HD);
-                slow.attention_cached(a, q, q_stride, T, H, KV, HD, scale, positions, slot, k, v, slot_stride);
-                fast.attention_cached(b, q, q_stride, T, H, KV, HD, scale, positions, slot, k, v, slot_stride);
-                CHECK_CLOSE(b, a, (size_t)(T * H * HD), 8 * ulp, "%s: head_dim %d, %d heads", fast.name, HD, H);
+                CachedCase *c = cached_case(&arena, 2, groups[g], dims[d]);
+                float *expected = numbers(&arena, c->n_out);
+                slow.attention_cached(expected, c->q, c->keys, c->values, &c->shape);
+                fast.attention_cached(c->out, c->q, c->keys, c->values, &c->shape);
+                CHECK_CLOSE(c->out, expected, c->n_out, 8 * ulp, "%s: head_dim %d, group %d", fast.name, dims[d],
+                            groups[g]);
+                fast.bf16.attention_cached(c->half_out, c->half_q, c->half_keys, c->half_values, &c->shape);
+                for (size_t i = 0; i < c->n_out; i++) c->out[i] = bf16_to_f32(c->half_out[i]);
+                CHECK_CLOSE(c->out, expected, c->n_out, 0x1.02p-8, "%s: bf16, head_dim %d, group %d", fast.name,
+                            dims[d], groups[g]); /* a rounding to bf16 */
                 arena_free(&arena);
             }
+}
+END_TEST
+
+/* Each row alone, and chunks of a prefill apart: the same bits as all together. */
+START_TEST(a_cached_row_does_not_depend_on_what_is_computed_beside_it) {
+    const int dims[] = {8, 48, 64}, first[] = {0, 40, 42, 43, 50, CACHED_ROWS};
+    for (int set = AVX2; set < N_SETS; set++)
+        for (size_t d = 0; d < 3; d++) {
+            Arena arena = {0};
+            Kernels fast;
+            if (!kernel_table(&fast, kernel_sets[set])) continue;
+            CachedCase *c = cached_case(&arena, 2, 3, dims[d]);
+            size_t row = (size_t)(c->shape.n_heads * c->shape.head_dim);
+            bf16 *alone = arena_alloc(&arena, c->n_out * sizeof *alone);
+            float *single = numbers(&arena, c->n_out);
+            fast.bf16.attention_cached(c->half_out, c->half_q, c->half_keys, c->half_values, &c->shape);
+            fast.attention_cached(c->out, c->q, c->keys, c->values, &c->shape);
+            for (int i = 0; i < 5; i++) {
+                CachedAttention part = c->shape;
+                size_t t = (size_t)first[i];
+                part.n_tokens = first[i + 1] - first[i];
+                part.positions += t;
+                part.slots += t;
+                fast.bf16.attention_cached(alone + t * row, c->half_q + t * part.q_stride, c->half_keys, c->half_values,
+                                           &part);
+                fast.attention_cached(single + t * row, c->q + t * part.q_stride, c->keys, c->values, &part);
+            }
+            ck_assert_mem_eq(alone, c->half_out, c->n_out * sizeof *alone);
+            ck_assert_mem_eq(single, c->out, c->n_out * sizeof *single);
+            arena_free(&arena);
+        }
 }
 END_TEST
 
@@ -253,4 +329,4 @@ CHECK_MAIN("kernels: attention", the_reference_attention_has_the_slopes_of_its_f
            gradients_not_wanted_are_left_alone_and_the_others_are_the_same,
            attention_gives_the_same_bits_in_every_run_and_for_any_number_of_threads,
            cached_attention_agrees_with_the_reference_for_prefills_and_single_rows,
-           large_scores_do_not_overflow_and_a_nan_shows)
+           a_cached_row_does_not_depend_on_what_is_computed_beside_it, large_scores_do_not_overflow_and_a_nan_shows)

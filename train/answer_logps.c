@@ -2,6 +2,7 @@
 #include "train/answer_logps.h"
 
 #include "model/core/error.h"
+#include "train/micro_batch.h"
 
 AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bool metrics) {
     AnswerLogps r = {.weights = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false)};
@@ -17,14 +18,9 @@ AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bo
     return r;
 }
 
-int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro) {
-    TapeBatch batch = {.n_tokens = micro->n_tokens,
-                       .n_segments = micro->n_segments,
-                       .n_samples = micro->n_samples,
-                       .tokens = micro->tokens,
-                       .positions = micro->positions,
-                       .targets = micro->targets,
-                       .segment_start = micro->segment_start};
+int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro,
+                      uint32_t *segment_ids) {
+    TapeBatch batch = micro_batch_tape(micro, segment_ids);
     TRY(tape_bind(tape, buffer, &batch));
     tape_bind_input(buffer, recorded->weights, micro->weights);
     return OK;

@@ -14,7 +14,8 @@ typedef struct {
 /* `metrics`: entropy, top-1 and mean logit too, all kept. */
 AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bool metrics);
 
-/* Binds the micro-batch and its weights. */
-int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro);
+/* Binds the micro-batch and its weights; segment_ids [n_segments at least] as micro_batch_tape has it. */
+int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro,
+                      uint32_t *segment_ids);
 
 #endif

@@ -24,6 +24,7 @@ typedef struct {
     RandomSteps steps;
     Mesh *mesh;
     Llama *model;
+    Trained trained;
     Optimizer *optimizer;
     Arena arena;
     Objective *objective;
@@ -57,10 +58,8 @@ static int make_model(Run *run, Config *config, const BenchOptions *options) {
     int rc = setup_shape(&shape, config, tokenizer);
     tokenizer_free(tokenizer);
     TRY(rc);
-    LlamaOptions how = {.training = true,
-                        .precision = run->precision,
-                        .frozen = options->frozen,
-                        .n_positions = (int)config->train_context};
+    LlamaOptions how = setup_llama(config, (int)config->train_context);
+    how.frozen = options->frozen;
     TRY(llama_new(&run->model, &shape, how));
     return llama_init(run->model, setup_init(config));
 }
@@ -75,7 +74,8 @@ static int make_run(Run *run, Config *config, const BenchOptions *options) {
     run->precision = setup_precision(config);
     TRY(make_model(run, config, options));
     TRY(random_steps_new(&run->steps, config, run->model->shape.vocab_size));
-    TRY(setup_optimizer(&run->optimizer, run->model, config, &run->arena));
+    TRY(trained_list(&run->trained, run->model, NULL, &run->arena));
+    TRY(setup_optimizer(&run->optimizer, &run->trained, config, &run->arena));
     LoopOptions loop_options = setup_loop(config, config->train_steps > 0 ? config->train_steps : 1000, 1);
     TRY(nll_objective_new(&run->objective, loop_options.tokens_per_microbatch));
     LoopParts parts = {.model = run->model,
@@ -244,8 +244,8 @@ static void measure_adamw(BenchResult *result, Run *run) {
         seconds[i] = clock_seconds() - start;
     }
     result->adamw_seconds = median_of(seconds, SAMPLES);
-    result->adamw_bytes =
-        adamw_bytes_per_parameter(run->precision, optimizer_moments(run->optimizer)) * (double)result->model.trained;
+    result->adamw_bytes = adamw_bytes_per_parameter(run->model->packing_bytes > 0, optimizer_moments(run->optimizer)) *
+                          (double)result->model.trained;
 }
 
 /* A CPU without bf16 instructions multiplies bf16 numbers in fp32. */

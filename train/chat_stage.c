@@ -30,12 +30,12 @@ static int grow_model(Run *run, ChatStage *stage) {
     LlamaShape shape = run->model->shape;
     stage->first_new_row = shape.vocab_size;
     if (wanted <= shape.vocab_size) return OK;
+    if (run->config->lora_rank > 0)
+        return config_fail(run->config, OPTION_lora_rank, "the chat template needs %d tokens that %s lacks",
+                           wanted - shape.vocab_size, run->config->model_base);
     Llama *grown;
     shape.vocab_size = wanted;
-    TRY(llama_new(&grown, &shape,
-                  (LlamaOptions){.training = true,
-                                 .precision = setup_precision(run->config),
-                                 .n_positions = run->model->rotary.n_positions}));
+    TRY(llama_new(&grown, &shape, setup_llama(run->config, run->model->rotary.n_positions)));
     llama_copy_rows(grown, run->model);
     llama_free(run->model);
     run->model = run->base.model = grown;

@@ -20,7 +20,7 @@
 enum { USUAL_CONTEXT = 8192 /* tokens: the cache of a model with a longer one would be large */ };
 
 typedef struct {
-    const char *system, *tokenizer, *template_name, *prompt;
+    const char *system, *tokenizer, *base, *template_name, *prompt;
     int64_t context;
     bool once, drop_old;
 } Arguments;
@@ -256,7 +256,9 @@ static int talk(const Arguments *arguments, Config *config, const char *model) {
     ModelTemplate model_template = {0};
     Session session = {.arguments = arguments, .terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
     if (arguments->template_name) TRY(config_set_text(config, OPTION_template_name, arguments->template_name));
-    TRY(model_file_open(&file, model, (ModelFileOptions){.tokenizer = arguments->tokenizer, .need_tokenizer = true}));
+    TRY(model_file_open(
+        &file, model,
+        (ModelFileOptions){.tokenizer = arguments->tokenizer, .need_tokenizer = true, .base = arguments->base}));
     TRY_TO(done, open_chat(&session, config, &file, &model_template));
     rc = arguments->once || arguments->prompt ? once(&session) : converse(&session);
 done:
@@ -280,6 +282,7 @@ int command_chat(int argc, char **argv) {
         {"drop-old", 0, FLAG_SWITCH, &arguments.drop_old, "", "", "forget the oldest turns when the context is full"},
         {"template", 0, FLAG_TEXT, &arguments.template_name, "NAME", "", "instead of the model's own"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &arguments.base, "MODEL", "", MODEL_FILE_BASE_HELP},
     };
     TRY(config_new(&config));
     CliSpec spec = {.usage = "MODEL [flags]",

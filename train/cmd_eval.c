@@ -35,8 +35,8 @@ static int print_loss(const LossResult *r, bool json) {
     return OK;
 }
 
-static int eval_text(const char *model, const char *path, const char *tokenizer, int64_t window, ScoreMode mode,
-                     bool json) {
+static int eval_text(const char *model, const char *base, const char *path, const char *tokenizer, int64_t window,
+                     ScoreMode mode, bool json) {
     int rc = OK;
     ModelFile file = {0};
     char *text = NULL;
@@ -44,7 +44,8 @@ static int eval_text(const char *model, const char *path, const char *tokenizer,
     LossResult result;
     Progress progress;
     TRY_TO(done, file_read(&text, &size, path, 0));
-    TRY_TO(done, model_file_open(&file, model, (ModelFileOptions){.tokenizer = tokenizer, .need_tokenizer = true}));
+    TRY_TO(done, model_file_open(&file, model,
+                                 (ModelFileOptions){.tokenizer = tokenizer, .need_tokenizer = true, .base = base}));
     if (window == 0) window = file.model->shape.max_context < 2048 ? file.model->shape.max_context : 2048;
     progress_begin(&progress, "scoring", "tokens", 0, 0);
     rc = eval_loss(file.model, file.tokenizer, text, size, (int)window, mode, show_progress, &progress, &result);
@@ -57,7 +58,7 @@ done:
 }
 
 int command_eval(int argc, char **argv) {
-    const char *tokenizer = NULL, *score = "all";
+    const char *tokenizer = NULL, *base = NULL, *score = "all";
     int64_t window = 0;
     bool json = false;
     const Flag flags[] = {
@@ -66,6 +67,7 @@ int command_eval(int argc, char **argv) {
         {"score", 0, FLAG_TEXT, &score, "WHAT", "",
          "all (every token once), or last-half (of each window, as llama.cpp)"},
         {"tokenizer", 't', FLAG_TEXT, &tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &base, "MODEL", "", MODEL_FILE_BASE_HELP},
         {"json", 0, FLAG_SWITCH, &json, "", "", "print one JSON object"},
     };
     CliResult cli;
@@ -83,5 +85,5 @@ int command_eval(int argc, char **argv) {
         FAIL(ERR_USAGE, "there is no 'cria eval %s'; it measures: loss", cli.words[0]);
     bool half = strcmp(score, "last-half") == 0;
     if (!half && strcmp(score, "all") != 0) FAIL(ERR_USAGE, "--score is '%s'; all or last-half is expected", score);
-    return eval_text(cli.words[1], cli.words[2], tokenizer, window, half ? SCORE_LAST_HALF : SCORE_ALL, json);
+    return eval_text(cli.words[1], base, cli.words[2], tokenizer, window, half ? SCORE_LAST_HALF : SCORE_ALL, json);
 }

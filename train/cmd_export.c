@@ -12,6 +12,7 @@
 #include "model/core/log.h"
 #include "model/core/text.h"
 #include "model/lora_peft.h"
+#include "train/adapter_file.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/export_gguf.h"
@@ -20,7 +21,7 @@
 #include "train/new_directory.h"
 
 typedef struct {
-    const char *format, *tokenizer, *dtype, *shard_size;
+    const char *format, *tokenizer, *base, *dtype, *shard_size;
     uint64_t shard_bytes;
 } Arguments;
 
@@ -29,15 +30,17 @@ typedef struct {
 static int export_hugging_face(const Arguments *arguments, const char *model, const char *to) {
     ModelCopy copy;
     TRY(new_directory_check(to));
-    TRY(model_copy_open(&copy, model,
-                        (ModelCopyOptions){.tokenizer = arguments->tokenizer, .dtype = arguments->dtype}));
+    TRY(model_copy_open(
+        &copy, model,
+        (ModelCopyOptions){.tokenizer = arguments->tokenizer, .dtype = arguments->dtype, .base = arguments->base}));
     int rc = model_copy_write(&copy, to, "export", model_write_hugging_face, &arguments->shard_bytes);
     model_copy_close(&copy);
     return rc;
 }
 
 static int export_to_gguf(const Arguments *arguments, const char *model, const char *to) {
-    return export_gguf(model, to, arguments->dtype, arguments->tokenizer);
+    return export_gguf(model, to, arguments->dtype,
+                       (ModelCopyOptions){.tokenizer = arguments->tokenizer, .base = arguments->base});
 }
 
 /* An adapter once more, as PEFT's newest form has it; its arrays stay as they are stored. */
@@ -46,10 +49,7 @@ static int export_peft(const Arguments *arguments, const char *model, const char
     NewDirectory directory = {0};
     if (arguments->dtype) FAIL(ERR_USAGE, "--dtype: an adapter is exported as it is stored");
     TRY(new_directory_check(to));
-    if (!peft_is_adapter(model))
-        FAIL(ERR_REFUSED, "%s: it is no adapter (there is no " PEFT_CONFIG "); a whole model goes to hf or gguf",
-             model);
-    TRY(peft_open(&adapter, model));
+    TRY(adapter_open(&adapter, model));
     int rc = new_directory_begin(&directory, to);
     if (rc == OK) rc = lora_copy_peft(&adapter, directory.path);
     if (rc == OK) rc = new_directory_commit(&directory);
@@ -118,14 +118,15 @@ int command_export(int argc, char **argv) {
          "hf: fp32, bf16, fp16; gguf: f32, f16, bf16, q8_0, q4_0 (default: as they are stored)"},
         {"shard-size", 0, FLAG_TEXT, &arguments.shard_size, "SIZE", "", "hf: largest safetensors file (5GB)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &arguments.base, "MODEL", "", MODEL_FILE_BASE_HELP},
     };
     CliSpec spec = {.usage = "MODEL TO [flags]",
                     .about =
                         "Writes a model for other programs: as hf a folder TO, new or empty, with config.json,\n"
                         "generation_config.json, model.safetensors and the tokenizer; as gguf a new file TO.gguf with\n"
-                        "everything inside, and an Ollama Modelfile beside it; as peft a folder with an adapter. "
-                        "MODEL: a checkpoint, a run's folder, a\n"
-                        "Hugging Face directory, a GGUF file, a llama2.c file.",
+                        "everything inside, and an Ollama Modelfile beside it; as peft a folder with an adapter.\n"
+                        "MODEL: a checkpoint, a run's folder, a Hugging Face directory, a GGUF file, a llama2.c file;\n"
+                        "or an adapter, which is merged into its base for hf and gguf.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,
                     .min_words = 2,

@@ -18,7 +18,7 @@
 #include "train/setup.h"
 
 typedef struct {
-    const char *prompt, *prompt_file, *tokenizer;
+    const char *prompt, *prompt_file, *tokenizer, *base;
     int64_t copies, max_batch, max_sequence;
     bool json, no_bos, chat;
 } Arguments;
@@ -224,6 +224,7 @@ int command_generate(int argc, char **argv) {
         {"max-sequence", 0, FLAG_INT, &arguments.max_sequence, "N", ">= 2",
          "tokens of prompt and continuation; sizes the cache (default: what is needed)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &arguments.base, "MODEL", "", MODEL_FILE_BASE_HELP},
         {"chat", 0, FLAG_SWITCH, &arguments.chat, "", "",
          "a prompt is a message, and the answer is generated, by the model's chat template"},
         {"no-bos", 0, FLAG_SWITCH, &arguments.no_bos, "", "", "do not begin with BOS"},
@@ -233,7 +234,7 @@ int command_generate(int argc, char **argv) {
     CliSpec spec = {
         .usage = "MODEL [-p TEXT] [flags]",
         .about = "Continues a prompt; the text goes to stdout as it is made. MODEL: a checkpoint, a run's folder,\n"
-                 "a Hugging Face directory, a llama2.c file.",
+                 "a Hugging Face directory, a llama2.c file, an adapter.",
         .flags = flags,
         .n_flags = sizeof flags / sizeof *flags,
         .min_words = 1,
@@ -244,8 +245,10 @@ int command_generate(int argc, char **argv) {
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     if (arguments.prompt && arguments.prompt_file) FAIL_TO(done, ERR_USAGE, "--prompt and --prompts: give one of them");
-    TRY_TO(done, model_file_open(&file, cli.words[0],
-                                 (ModelFileOptions){.tokenizer = arguments.tokenizer, .need_tokenizer = true}));
+    TRY_TO(done,
+           model_file_open(
+               &file, cli.words[0],
+               (ModelFileOptions){.tokenizer = arguments.tokenizer, .need_tokenizer = true, .base = arguments.base}));
     if (arguments.chat) TRY_TO(done, open_template(&prompts.chat, config, &file));
     TRY_TO(done, read_prompts(&prompts, &arguments, file.tokenizer));
     TRY_TO(done, generate(&arguments, config, &file, &prompts));

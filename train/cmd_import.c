@@ -8,16 +8,18 @@
 #include "train/new_directory.h"
 
 int command_import(int argc, char **argv) {
-    ModelCopyOptions options = {.need_tokenizer = true};
+    ModelCopyOptions options = {.need_tokenizer = true, .adapter = true};
     const Flag flags[] = {
         {"tokenizer", 't', FLAG_TEXT, &options.tokenizer, "FILE", "", "instead of the model's own"},
+        {"base", 0, FLAG_TEXT, &options.base, "MODEL", "", MODEL_FILE_BASE_HELP},
         {"dtype", 0, FLAG_TEXT, &options.dtype, "DTYPE", "", "fp32, bf16 or fp16 (default: as they are stored)"},
     };
     CliSpec spec = {.usage = "FROM TO [flags]",
                     .about =
                         "Makes a checkpoint of a model: a folder TO, new or empty, that serves wherever a MODEL is\n"
                         "asked for (pretrain model.base=TO, generate TO, export TO …). FROM: a Hugging Face\n"
-                        "directory, a GGUF file, a llama2.c file (with --tokenizer), a checkpoint, a run's folder.",
+                        "directory, a GGUF file, a llama2.c file (with --tokenizer), a checkpoint, a run's folder;\n"
+                        "an adapter (PEFT's folder) stays one, apart from its base.",
                     .flags = flags,
                     .n_flags = sizeof flags / sizeof *flags,
                     .min_words = 2,
@@ -28,7 +30,8 @@ int command_import(int argc, char **argv) {
     if (cli.helped) return OK;
     TRY(new_directory_check(cli.words[1]));
     TRY(model_copy_open(&copy, cli.words[0], options));
-    int rc = model_copy_write(&copy, cli.words[1], "import", model_write_checkpoint, NULL);
+    int rc = model_copy_write(&copy, cli.words[1], "import",
+                              copy.file.lora ? model_write_adapter : model_write_checkpoint, NULL);
     model_copy_close(&copy);
     return rc;
 }

@@ -96,8 +96,7 @@ static void print_plan(const MemoryPlan *plan) {
             print_row(plan_part_name((PlanPart)part), plan->activations, explanations[part]);
         else if (plan->bytes[part] > 0)
             print_same(plan_part_name((PlanPart)part), plan->bytes[part],
-                       part == PLAN_PARAMETERS && plan->precision == DTYPE_BF16 ? "fp32, and twice packed in bf16"
-                                                                                : explanations[part]);
+                       part == PLAN_PARAMETERS && plan->packed ? "fp32, and twice packed in bf16" : explanations[part]);
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");

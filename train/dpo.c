@@ -151,7 +151,8 @@ static int objective(Objective **out, Run *run, int capacity) {
 int command_dpo(int argc, char **argv) {
     static const Stage dpo = {
         .about = about,
-        .sections = "output seed precision model tokenizer data template preferences dpo optim train generate parallel",
+        .sections =
+            "output seed precision model tokenizer data template lora preferences dpo optim train generate parallel",
         .defaults = defaults,
         .prepare = prepare,
         .new_rows = chat_stage_new_rows,

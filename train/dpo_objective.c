@@ -19,7 +19,8 @@ typedef struct {
     Objective base;
     DpoOptions options;
     Recorded training, evaluation;
-    float *gradient; /* [capacity] */
+    float *gradient;       /* [capacity] */
+    uint32_t *segment_ids; /* [capacity] */
     int capacity;
     bool has_begun; /* the first step is over */
 } Dpo;
@@ -52,7 +53,7 @@ static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro
     if (micro->n_segments != 2 * micro->n_samples || micro->n_segments > self->capacity)
         FAIL(ERR_FAILED, "a micro-batch of %d segments in %d pairs", micro->n_segments, micro->n_samples);
     const Recorded *r = recorded(self, training);
-    TRY(answer_logps_bind(&r->answers, tape, buffer, micro));
+    TRY(answer_logps_bind(&r->answers, tape, buffer, micro, self->segment_ids));
     if (training) tape_bind_input(buffer, r->gradient, self->gradient);
     return OK;
 }
@@ -190,15 +191,18 @@ static void finish(Objective *base, ObjectiveSums *sums) {
 static void free_dpo(Objective *base) {
     Dpo *self = (Dpo *)base;
     free(self->gradient);
+    free(self->segment_ids);
     free(self);
 }
 
 int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *options) {
     Dpo *self = calloc(1, sizeof *self);
     float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    if (!self || !gradient) {
+    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
+    if (!self || !gradient || !segment_ids) {
         free(self);
         free(gradient);
+        free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
     *self = (Dpo){.base = {.name = "dpo",
@@ -212,6 +216,7 @@ int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *opt
                            .free = free_dpo},
                   .options = *options,
                   .gradient = gradient,
+                  .segment_ids = segment_ids,
                   .capacity = capacity};
     *objective = &self->base;
     return OK;

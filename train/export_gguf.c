@@ -148,12 +148,12 @@ static int write_both(ModelCopy *copy, const char *to, GgmlType type) {
     return write_modelfile(&copy->file, to);
 }
 
-int export_gguf(const char *model, const char *to, const char *dtype, const char *tokenizer) {
+int export_gguf(const char *model, const char *to, const char *dtype, ModelCopyOptions options) {
     GgmlType type = GGML_F32;
     ModelCopy copy;
     if (dtype) TRY(find_kind(&type, dtype));
     TRY(new_file_check(to));
-    TRY(model_copy_open(&copy, model, (ModelCopyOptions){.tokenizer = tokenizer}));
+    TRY(model_copy_open(&copy, model, options));
     int rc = copy.file.config.score_head
                  ? error_set(ERR_REFUSED, __FILE__, __LINE__,
                              "%s: a reward model; GGUF files are for language models, use --format hf", model)

@@ -91,12 +91,14 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
     Objective *objective = loop->parts.objective;
+    const Lora *lora = loop->parts.lora;
     float *gradients;
     size_t n;
     alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
+    if (lora) TRY(mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)));
     TRY(objective_share_extremes(objective, mesh, &agreed->sums));
     TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
     if (objective->finish) objective->finish(objective, &agreed->sums);

@@ -4,6 +4,7 @@
 
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
+#include "model/lora.h"
 #include "optim/guard.h"
 #include "optim/optimizer.h"
 #include "train/metrics.h"
@@ -55,6 +56,7 @@ typedef struct {
 
 typedef struct {
     Llama *model;
+    Lora *lora;     /* trained on the model in its place; NULL: the model is trained */
     Loader *loader; /* may be NULL where `batches` is given and loop_run is not called */
     LoopBatches batches;
     Optimizer *optimizer;

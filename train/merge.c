@@ -1,5 +1,4 @@
-/* See merge.h. A slice of a matrix is merged by whole rows, since DoRA needs their lengths; matrices without an adapter
- * pass as they are. */
+/* See merge.h. */
 #include "train/merge.h"
 
 #include <math.h>
@@ -9,59 +8,7 @@
 #include "model/core/error.h"
 #include "model/core/philox.h"
 #include "model/lora_peft.h"
-
-struct Merge {
-    Lora *lora;
-    float *rows; /* room for a slice and what its first and last row lack */
-    size_t room;
-};
-
-/* ---- writing ---- */
-
-static int reserve(Merge *merge, size_t n) {
-    if (n <= merge->room) return OK;
-    float *larger = realloc(merge->rows, n * sizeof *larger);
-    if (!larger) FAIL(ERR_FAILED, "out of memory");
-    merge->rows = larger;
-    merge->room = n;
-    return OK;
-}
-
-static int change(void *context, const NamedFile *file, const NamedArray *array, size_t first, size_t n,
-                  float *values) {
-    Merge *merge = context;
-    if (array->n_dims != 2 || !lora_adapts(merge->lora, array->name)) return OK;
-    size_t cols = (size_t)array->dims[1], row = first / cols, end = (first + n + cols - 1) / cols;
-    TRY(reserve(merge, (end - row) * cols));
-    TRY(named_read_f32(file, array, row * cols, (end - row) * cols, merge->rows));
-    lora_merge(merge->lora, array->name, (int)row, (int)(end - row), merge->rows);
-    memcpy(values, merge->rows + (first - row * cols), n * sizeof *values);
-    return OK;
-}
-
-int merge_new(Merge **out, ModelCopy *copy, MergeParts parts) {
-    Merge *merge = calloc(1, sizeof *merge);
-    *out = NULL;
-    if (!merge) FAIL(ERR_FAILED, "out of memory");
-    int rc = lora_combine(&merge->lora, copy->file.model, parts.adapters, parts.weights, parts.n, (LlamaOptions){0});
-    if (rc != OK) {
-        free(merge);
-        return rc;
-    }
-    copy->change = change;
-    copy->change_context = merge;
-    *out = merge;
-    return OK;
-}
-
-void merge_free(Merge *merge) {
-    if (!merge) return;
-    lora_free(merge->lora);
-    free(merge->rows);
-    free(merge);
-}
-
-/* ---- comparing ---- */
+#include "train/adapter_file.h"
 
 enum { MOST_TOKENS = 32 };
 
@@ -95,17 +42,24 @@ static int draw_ids(int32_t ids[MOST_TOKENS], const LlamaShape *shape) {
     return n;
 }
 
+int merge_attach(ModelFile *file, MergeParts parts) {
+    for (int i = 1; i < parts.n; i++) TRY(adapter_check_base(parts.adapters[i].arrays, file->path, file->fingerprint));
+    if (parts.n == 1 && fabs(parts.weights[0] - 1) <= 0) return OK;
+    lora_free(file->lora);
+    file->lora = NULL;
+    return lora_combine(&file->lora, file->model, parts.adapters, parts.weights, parts.n, (LlamaOptions){0});
+}
+
+/* Of the merged model at `path`, or of base and adapters. */
 static int logits_of_model(float **logits, int32_t ids[MOST_TOKENS], int *n, LlamaShape *shape, const char *path,
                            const MergeParts *parts) {
     ModelFile file;
-    Lora *lora = NULL;
-    TRY(model_file_open(&file, path, (ModelFileOptions){.n_positions = MOST_TOKENS}));
+    TRY(model_file_open(&file, path,
+                        (ModelFileOptions){.n_positions = MOST_TOKENS, .base = parts ? parts->base : NULL}));
     *shape = file.model->shape;
     *n = draw_ids(ids, shape);
-    int rc = OK;
-    if (parts) rc = lora_combine(&lora, file.model, parts->adapters, parts->weights, parts->n, (LlamaOptions){0});
+    int rc = parts ? merge_attach(&file, *parts) : OK;
     if (rc == OK) rc = logits_of(logits, file.model, ids, *n);
-    lora_free(lora);
     model_file_close(&file);
     return rc;
 }
@@ -139,12 +93,12 @@ static void compare(MergeDifference *d, const float *a, const float *b, const in
     }
 }
 
-int merge_difference(MergeDifference *difference, const char *base, MergeParts parts, const char *merged) {
+int merge_difference(MergeDifference *difference, MergeParts parts, const char *merged) {
     float *before = NULL, *after = NULL;
     int32_t ids[MOST_TOKENS];
     int n, rc;
     LlamaShape shape;
-    rc = logits_of_model(&before, ids, &n, &shape, base, &parts);
+    rc = logits_of_model(&before, ids, &n, &shape, parts.paths[0], &parts);
     if (rc == OK) rc = logits_of_model(&after, ids, &n, &shape, merged, NULL);
     if (rc == OK) compare(difference, before, after, ids, n, shape.vocab_size);
     free(before);

@@ -1,22 +1,21 @@
-/* Folding adapters into their base, and how far the merged model is from base and adapter. */
+/* How far a merged model is from base and adapters. */
 #ifndef CRIA_TRAIN_MERGE_H
 #define CRIA_TRAIN_MERGE_H
 
 #include <stdint.h>
 
-#include "model/formats/peft.h"
-#include "train/model_copy.h"
+#include "train/model_file.h"
 
 typedef struct {
+    const char *base;   /* NULL: the model that the first adapter names */
+    char *const *paths; /* of the adapters; opened as a MODEL the first says tokenizer and chat template */
     const PeftAdapter *adapters;
     const double *weights; /* each adapter's part, times */
     int n;
 } MergeParts;
 
-/* Every matrix of `copy` will be merged as it is written. Free the Merge after the copy's last write. */
-typedef struct Merge Merge;
-int merge_new(Merge **merge, ModelCopy *copy, MergeParts parts);
-void merge_free(Merge *merge);
+/* `file` is the first adapter opened with its base: the others are added to it. */
+int merge_attach(ModelFile *file, MergeParts parts);
 
 typedef struct {
     int n_tokens;
@@ -26,6 +25,6 @@ typedef struct {
 } MergeDifference;
 
 /* Runs base with adapters, and the model `merged`, both in fp32, on the same few tokens. Loads one after the other. */
-int merge_difference(MergeDifference *difference, const char *base, MergeParts parts, const char *merged);
+int merge_difference(MergeDifference *difference, MergeParts parts, const char *merged);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/core/error.h"
@@ -17,6 +18,7 @@ enum { MEGABYTE = 1000000 };
 
 typedef struct {
     ModelCopy *copy;
+    const NamedFile *file;
     const NamedArray *from;
     Dtype to;
 } ArrayCopy;
@@ -31,13 +33,35 @@ static int check_fp16(const float *values, size_t n) {
     return OK;
 }
 
+static int reserve(ModelCopy *copy, size_t n) {
+    if (n <= copy->room) return OK;
+    float *larger = realloc(copy->rows, n * sizeof *larger);
+    if (!larger) FAIL(ERR_FAILED, "out of memory");
+    copy->rows = larger;
+    copy->room = n;
+    return OK;
+}
+
+/* Elements [first, first + n) of a matrix, merged by whole rows, since DoRA needs their lengths. */
+static int merge_slice(ModelCopy *copy, const ArrayCopy *array, size_t first, size_t n, float *out) {
+    size_t cols = (size_t)array->from->dims[1], row = first / cols, end = (first + n + cols - 1) / cols;
+    TRY(reserve(copy, (end - row) * cols));
+    TRY(named_read_f32(array->file, array->from, row * cols, (end - row) * cols, copy->rows));
+    lora_merge(copy->lora, array->from->name, (int)row, (int)(end - row), copy->rows);
+    memcpy(out, copy->rows + (first - row * cols), n * sizeof *out);
+    return OK;
+}
+
 static int fill(void *context, size_t first, size_t n, float *out) {
     const ArrayCopy *array = context;
     ModelCopy *copy = array->copy;
     if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s", interrupt_name());
-    TRY(named_read_f32(copy->file.arrays, array->from, first, n, out));
-    if (copy->change) TRY(copy->change(copy->change_context, copy->file.arrays, array->from, first, n, out));
-    if (array->to == DTYPE_F16 && (copy->change || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
+    bool merged = copy->lora && lora_adapts(copy->lora, array->from->name);
+    if (merged)
+        TRY(merge_slice(copy, array, first, n, out));
+    else
+        TRY(named_read_f32(array->file, array->from, first, n, out));
+    if (array->to == DTYPE_F16 && (merged || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
     copy->done += (int64_t)(n * dtype_size(array->to));
     progress_update(&copy->progress, copy->done / MEGABYTE, "");
     return OK;
@@ -54,17 +78,18 @@ static int parse_dtype(Dtype *to, const char *name) {
     return OK;
 }
 
-static int add_source(ModelCopy *copy, NamedArray wanted, Dtype to) {
+static int add_source(ModelCopy *copy, const NamedFile *file, NamedArray wanted, Dtype to) {
     ArrayCopy *context;
     ARENA_TRY(context, &copy->arena, 1);
-    *context = (ArrayCopy){.copy = copy, .to = to};
-    TRY(named_get(&context->from, copy->file.arrays, wanted.name));
+    *context = (ArrayCopy){.copy = copy, .file = file, .to = to};
+    TRY(named_get(&context->from, file, wanted.name));
     Dtype stored = context->from->dtype;
     if (stored > DTYPE_F64)
-        FAIL(ERR_REFUSED, "%s: %s holds %s; fp32, bf16, fp16 or fp64 is expected", named_path(copy->file.arrays),
-             wanted.name, stored < DTYPE_COUNT ? dtype_name(stored) : "an element type that cannot be read here");
+        FAIL(ERR_REFUSED, "%s: %s holds %s; fp32, bf16, fp16 or fp64 is expected", named_path(file), wanted.name,
+             stored < DTYPE_COUNT ? dtype_name(stored) : "an element type that cannot be read here");
     if (to == DTYPE_COUNT) context->to = stored == DTYPE_F64 ? DTYPE_F32 : stored;
     wanted.dtype = context->to;
+    wanted.data = NULL;
     copy->sources[copy->n++] = (NamedSource){.array = wanted, .fill = fill, .context = context};
     copy->elements += named_elements(&wanted);
     copy->bytes += named_bytes(&wanted);
@@ -84,13 +109,21 @@ static int check_tokenizer(const ModelCopy *copy, bool chosen) {
     return OK;
 }
 
+static int prepare_adapter(ModelCopy *copy, Dtype to) {
+    const NamedFile *file = copy->file.adapter.arrays;
+    ARENA_TRY(copy->sources, &copy->arena, named_count(file) + 1);
+    for (size_t i = 0; i < named_count(file); i++)
+        if (!text_starts_with(named_at(file, i)->name, "cria.")) TRY(add_source(copy, file, *named_at(file, i), to));
+    return OK;
+}
+
 static int prepare(ModelCopy *copy, Dtype to, bool tokenizer_chosen) {
     NamedArray *arrays;
     size_t n;
     TRY(check_tokenizer(copy, tokenizer_chosen));
     TRY(llama_arrays(copy->file.model, (WeightStorage){0}, &copy->arena, &arrays, &n));
     ARENA_TRY(copy->sources, &copy->arena, n + 1);
-    for (size_t i = 0; i < n; i++) TRY(add_source(copy, arrays[i], to));
+    for (size_t i = 0; i < n; i++) TRY(add_source(copy, copy->file.arrays, arrays[i], to));
     copy->file.config.dtype = copy->sources[0].array.dtype;
     return OK;
 }
@@ -103,14 +136,18 @@ int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options)
                         (ModelFileOptions){.head = HEAD_ANY,
                                            .tokenizer = options.tokenizer,
                                            .need_tokenizer = options.need_tokenizer,
+                                           .base = options.base,
                                            .keep_open = true}));
-    int rc = prepare(copy, to, options.tokenizer != NULL);
+    bool apart = options.adapter && copy->file.lora;
+    copy->lora = apart ? NULL : copy->file.lora;
+    int rc = apart ? prepare_adapter(copy, to) : prepare(copy, to, options.tokenizer != NULL);
     if (rc != OK) model_copy_close(copy);
     return rc;
 }
 
 void model_copy_close(ModelCopy *copy) {
     model_file_close(&copy->file);
+    free(copy->rows);
     arena_free(&copy->arena);
     *copy = (ModelCopy){0};
 }

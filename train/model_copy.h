@@ -1,5 +1,6 @@
 /* A model's parameters on their way from one file to another: streamed slice by slice and converted, so that a model
- * larger than memory passes through. What import and export have in common. */
+ * larger than memory passes through. An adapter is merged into its base on the way. What import, export and merge have
+ * in common. */
 #ifndef CRIA_TRAIN_MODEL_COPY_H
 #define CRIA_TRAIN_MODEL_COPY_H
 
@@ -7,14 +8,11 @@
 #include "train/model_file.h"
 #include "train/progress.h"
 
-/* Changes elements [first, first + n) of an array, [rows, cols] in fp32, on their way. */
-typedef int (*ModelCopyChange)(void *context, const NamedFile *file, const NamedArray *array, size_t first, size_t n,
-                               float *values);
-
 typedef struct {
     ModelFile file;
-    ModelCopyChange change; /* or NULL: set after model_copy_open */
-    void *change_context;
+    const Lora *lora; /* merged into the matrices on their way: the file's own, or set after model_copy_open; or NULL */
+    float *rows;      /* room for a slice of a merged matrix and what its first and last row lack */
+    size_t room;
     NamedSource *sources; /* the parameters in canonical order, a tied head left out; room for one more */
     size_t n;
     uint64_t elements, bytes; /* of all sources, as they will be stored */
@@ -26,6 +24,8 @@ typedef struct {
 typedef struct {
     const char *tokenizer; /* instead of the model's own; NULL: its own */
     bool need_tokenizer;
+    const char *base;  /* of an adapter, instead of the one it names */
+    bool adapter;      /* of an adapter: its own arrays, apart from its base */
     const char *dtype; /* to store: "fp32", "bf16", "fp16"; NULL: as it is (fp64 as fp32) */
 } ModelCopyOptions;
 

@@ -13,7 +13,9 @@
 #include "model/formats/gguf.h"
 #include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
+#include "model/lora_peft.h"
 #include "model/shape_hf.h"
+#include "train/adapter_file.h"
 
 static const char tokenizer_array_name[] = "cria.tokenizer", tokenizer_name_key[] = "tokenizer";
 static const char config_key[] = "config.json", generation_key[] = "generation_config.json";
@@ -175,12 +177,15 @@ static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOp
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {.training = options->training,
                         .precision = options->precision,
+                        .frozen = options->frozen,
+                        .unpacked = options->unpacked,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
     int rc = check_model(&shape, file->new_head, named);
     if (rc == OK) rc = llama_new(&file->model, &shape, how);
     if (rc == OK && !options->keep_open)
         rc = file->new_head ? llama_load_body(file->model, named) : llama_load(file->model, named);
+    if (rc == OK && options->fingerprint) rc = base_fingerprint(&file->fingerprint, file->model, named);
     if (rc != OK) return error_context(rc, "%s", file->path);
     int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
     if (vocabulary > shape.vocab_size)
@@ -189,39 +194,137 @@ static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOp
     return OK;
 }
 
+/* Takes `named`, the opened PATH. */
+static int open_whole(ModelFile *file, NamedFile *named, const char *path, const ModelFileOptions *options) {
+    int rc = OK;
+    if (strcmp(named_format(named), "llama2.c") == 0) {
+        named_close(named);
+        named = NULL;
+        TRY_TO(done, llama2c_open(&named, &file->config, path));
+        llama2c_generation(&file->generation, &file->config);
+    } else {
+        TRY_TO(done, read_config(file, named, path));
+    }
+    TRY_TO(done, settle_head(file, options->head, path));
+    TRY_TO(done, read_tokenizer(file, named, path, options));
+    TRY_TO(done, read_template(file, named, path));
+    if (!options->shape_only) TRY_TO(done, read_model(file, named, options));
+    if (options->keep_open || options->frozen) {
+        file->arrays = named;
+        named = NULL;
+    }
+done:
+    if (named) named_close(named);
+    return rc;
+}
+
+/* ---- adapters ---- */
+
+/* A checkpoint's config, tokenizer and chat template are the adapter's; PEFT's folder may have a tokenizer. */
+static int read_own(ModelFile *file, const PeftAdapter *adapter, const char *path, const ModelFileOptions *options) {
+    ModelFile own = {.path = file->path, .generation = file->generation};
+    bool checkpoint = adapter_in_checkpoint(adapter->arrays);
+    ModelFileOptions optional = {.tokenizer = options->tokenizer};
+    int rc = read_tokenizer(&own, adapter->arrays, path, &optional);
+    if (rc == OK) rc = read_template(&own, adapter->arrays, path);
+    if (rc == OK && checkpoint) rc = read_config(&own, adapter->arrays, path);
+    if (own.tokenizer) {
+        tokenizer_free(file->tokenizer);
+        file->tokenizer = own.tokenizer;
+    }
+    if (own.chat_template) {
+        free(file->chat_template);
+        file->chat_template = own.chat_template;
+    }
+    TRY(rc);
+    if (!checkpoint) return OK;
+    file->generation = own.generation;
+    file->config.bos_token_id = own.config.bos_token_id;
+    file->config.n_eos = own.config.n_eos;
+    memcpy(file->config.eos_token_ids, own.config.eos_token_ids, sizeof own.config.eos_token_ids);
+    return OK;
+}
+
+/* Rows of every matrix that has an adapter. */
+static void merge_into_values(const Lora *lora) {
+    const Llama *model = lora->model;
+    for (int i = 0; i < model->n_weights; i++)
+        for (int v = 0; v < model->weights[i]->n_views; v++) {
+            const WeightView *view = &model->weights[i]->views[v];
+            float *rows = model->weights[i]->value + (size_t)view->first_row * (size_t)model->weights[i]->cols;
+            if (lora_adapts(lora, view->name)) lora_merge(lora, view->name, 0, view->rows, rows);
+        }
+}
+
+static int attach(ModelFile *file, const ModelFileOptions *options) {
+    if (options->shape_only) return OK;
+    TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
+    TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = options->precision}));
+    if (!options->training) return OK;
+    merge_into_values(file->lora);
+    lora_free(file->lora);
+    file->lora = NULL;
+    llama_pack(file->model);
+    return OK;
+}
+
+/* file->adapter is the opened PATH. */
+static int open_with_base(ModelFile *file, const char *path, const ModelFileOptions *options) {
+    char *base;
+    NamedFile *named;
+    ModelFileOptions how = *options;
+    how.need_tokenizer = false;
+    how.fingerprint = true;
+    if (options->whole)
+        FAIL(ERR_REFUSED, "%s: it is an adapter, and a whole model is wanted here; 'cria merge %s TO' makes one", path,
+             path);
+    TRY(adapter_base_path(&base, &file->adapter, options->base));
+    int rc = OK;
+    if (adapter_recognises(base))
+        FAIL_TO(done, ERR_REFUSED, "%s: its base %s is an adapter too; 'cria merge' makes that a whole model", path,
+                base);
+    TRY_TO(done, named_open(&named, base));
+    free(file->path);
+    file->path = strdup(base);
+    TRY_TO(done, open_whole(file, named, base, &how));
+    TRY_TO(done, read_own(file, &file->adapter, path, options));
+    if (options->need_tokenizer && !file->tokenizer)
+        FAIL_TO(done, ERR_USAGE, "%s: neither it nor its base has a tokenizer; give one with --tokenizer FILE", path);
+    TRY_TO(done, attach(file, options));
+done:
+    free(base);
+    return rc;
+}
+
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options) {
     int rc = OK;
     NamedFile *named = NULL;
     *file = (ModelFile){.generation = hf_generation_default()};
     file->path = strdup(path);
     if (!file->path) FAIL(ERR_FAILED, "out of memory");
-    TRY_TO(failed, named_open(&named, path));
-    if (strcmp(named_format(named), "llama2.c") == 0) {
-        named_close(named);
-        named = NULL;
-        TRY_TO(failed, llama2c_open(&named, &file->config, path));
-        llama2c_generation(&file->generation, &file->config);
+    bool of_peft = peft_is_adapter(path), of_checkpoint = false;
+    if (of_peft) {
+        TRY_TO(failed, peft_open(&file->adapter, path));
     } else {
-        TRY_TO(failed, read_config(file, named, path));
+        TRY_TO(failed, named_open(&named, path));
+        of_checkpoint = adapter_in_checkpoint(named);
     }
-    TRY_TO(failed, settle_head(file, options.head, path));
-    TRY_TO(failed, read_tokenizer(file, named, path, &options));
-    TRY_TO(failed, read_template(file, named, path));
-    if (!options.shape_only) TRY_TO(failed, read_model(file, named, &options));
-    if (options.keep_open)
-        file->arrays = named;
+    if (of_checkpoint) TRY_TO(failed, adapter_of_checkpoint(&file->adapter, named));
+    if (of_peft || of_checkpoint)
+        TRY_TO(failed, open_with_base(file, path, &options));
     else
-        named_close(named);
+        TRY_TO(failed, open_whole(file, named, path, &options));
     return OK;
 failed:
-    if (named) named_close(named);
     model_file_close(file);
     return rc;
 }
 
 void model_file_close(ModelFile *file) {
-    if (file->arrays) named_close(file->arrays);
+    lora_free(file->lora);
+    peft_close(&file->adapter);
     llama_free(file->model);
+    if (file->arrays) named_close(file->arrays);
     tokenizer_free(file->tokenizer);
     free(file->chat_template);
     free(file->path);

@@ -1,13 +1,14 @@
 /* MODEL, wherever a command asks for one: a checkpoint, a run's folder (its newest, or its best), a Hugging Face
- * directory, a GGUF file, a llama2.c file. What is opened is everything a model is: parameters, tokenizer, generation
- * settings. */
+ * directory, a GGUF file, a llama2.c file; or an adapter (adapter_file.h), which is opened with its base. What is
+ * opened is everything a model is: parameters, tokenizer, generation settings. */
 #ifndef CRIA_TRAIN_MODEL_FILE_H
 #define CRIA_TRAIN_MODEL_FILE_H
 
 #include "data/tokenizer/tokenizer.h"
+#include "model/formats/peft.h"
 #include "model/formats/hf_config.h"
 #include "model/formats/named.h"
-#include "model/llama.h"
+#include "model/lora.h"
 
 /* The text of a checkpoint's model.h5 that holds its run's resolved config. */
 #define MODEL_FILE_YAML "config.yaml"
@@ -19,11 +20,17 @@ typedef struct {
     Tokenizer *tokenizer; /* NULL where the model has none and none was given */
     HfConfig config;
     HfGeneration generation;
-    char *chat_template; /* Jinja; NULL where the model has none */
-    char *path;          /* what was opened, for messages */
-    NamedFile *arrays;   /* with keep_open: the parameters, to be read one by one */
-    bool new_head;       /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
+    char *chat_template;  /* Jinja; NULL where the model has none */
+    char *path;           /* what was opened, for messages */
+    NamedFile *arrays;    /* with keep_open: the parameters, to be read one by one; with frozen: where they are */
+    uint64_t fingerprint; /* of the parameters, where it was asked for (adapter_file.h) */
+    PeftAdapter adapter;  /* where an adapter was opened: `arrays` and `path` are its base's */
+    Lora *lora;           /* the adapter, attached to the model; NULL: none, or it was merged into the model */
+    bool new_head;        /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
 } ModelFile;
+
+/* Help of the flag --base. */
+#define MODEL_FILE_BASE_HELP "where MODEL is an adapter: the model it belongs to, instead of the one it names"
 
 /* Which kind of model is opened: one that gives texts, or a reward (or value) model, which gives scores. */
 typedef enum {
@@ -39,12 +46,18 @@ typedef struct {
     bool need_tokenizer;   /* an error where there is none */
     bool training;         /* allocate gradients */
     Dtype precision;       /* as LlamaOptions has it */
+    bool frozen;           /* as LlamaOptions has it; the file stays open */
+    bool unpacked;         /* as LlamaOptions has it */
     int n_positions;       /* rotary table rows; 0: the model's context */
     bool shape_only;       /* do not read parameters (model stays NULL) */
+    bool fingerprint;      /* is wanted */
+    const char *base;      /* of an adapter: the model it belongs to, instead of the one it names; NULL: that */
+    bool whole;            /* an adapter is refused */
     bool keep_open;        /* check the parameters' names and shapes, but read none: the model has names only, and the
                               file stays open, for those who stream a model larger than memory */
 } ModelFileOptions;
 
+/* An adapter is merged into its base's values where these are to be trained, else attached to it. */
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);
 void model_file_close(ModelFile *file);
 

@@ -11,6 +11,7 @@
 #include "model/formats/checkpoint.h"
 #include "model/formats/json_read.h"
 #include "model/formats/safetensors.h"
+#include "train/adapter_file.h"
 
 static int write_template(const char *directory, const char *text) {
     char *path = path_join(directory, MODEL_FILE_TEMPLATE);
@@ -59,22 +60,44 @@ int model_write_hugging_face(ModelCopy *copy, const char *directory, const void 
     return safetensors_write_directory(directory, copy->sources, copy->n, *shard_bytes);
 }
 
-int model_write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
-    (void)context;
-    NamedText *texts;
-    NamedArray tokenizer = {0};
+/* RUN/checkpoints/step-0; `sources` has room for one more. */
+static int write_step(const char *run, NamedSource *sources, size_t n, NamedArray tokenizer, const NamedText *texts,
+                      size_t n_texts) {
     CheckpointWriter *writer;
-    size_t n_texts;
-    const ModelFile *file = &copy->file;
-    const char *resolved = named_text(file->arrays, MODEL_FILE_YAML); /* of the run that made it */
-    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
-                            &copy->arena, &texts, &n_texts, &tokenizer));
-    copy->sources[copy->n] = (NamedSource){.array = tokenizer};
+    if (tokenizer.name) sources[n++] = (NamedSource){.array = tokenizer};
     TRY(checkpoint_begin(&writer, run, 0));
-    int rc = checkpoint_add_arrays(writer, CHECKPOINT_MODEL, copy->sources, copy->n + 1, texts, n_texts);
+    int rc = checkpoint_add_arrays(writer, CHECKPOINT_MODEL, sources, n, texts, n_texts);
     if (rc != OK) {
         checkpoint_abandon(writer);
         return rc;
     }
     return checkpoint_commit(writer);
+}
+
+int model_write_checkpoint(ModelCopy *copy, const char *run, const void *context) {
+    (void)context;
+    NamedText *texts;
+    NamedArray tokenizer = {0};
+    size_t n_texts;
+    const ModelFile *file = &copy->file;
+    const NamedFile *origin = file->adapter.arrays ? file->adapter.arrays : file->arrays;
+    const char *resolved = named_text(origin, MODEL_FILE_YAML); /* of the run that made it */
+    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
+                            &copy->arena, &texts, &n_texts, &tokenizer));
+    return write_step(run, copy->sources, copy->n, tokenizer, texts, n_texts);
+}
+
+int model_write_adapter(ModelCopy *copy, const char *run, const void *context) {
+    (void)context;
+    NamedText *texts, *all;
+    NamedArray tokenizer = {0};
+    size_t n_texts;
+    const ModelFile *file = &copy->file;
+    const char *resolved = named_text(file->adapter.arrays, MODEL_FILE_YAML);
+    TRY(model_file_describe(&file->config, file->tokenizer, &file->generation, file->chat_template, resolved,
+                            &copy->arena, &texts, &n_texts, &tokenizer));
+    ARENA_TRY(all, &copy->arena, n_texts + ADAPTER_TEXTS);
+    memcpy(all, texts, n_texts * sizeof *all);
+    TRY(adapter_describe(all + n_texts, &file->lora->options, file->path, run, file->fingerprint, &copy->arena));
+    return write_step(run, copy->sources, copy->n, tokenizer, all, n_texts + ADAPTER_TEXTS);
 }

@@ -8,5 +8,7 @@
 int model_write_hugging_face(ModelCopy *copy, const char *directory, const void *context);
 /* A folder like a run's, with one checkpoint. context: not used. */
 int model_write_checkpoint(ModelCopy *copy, const char *run, const void *context);
+/* The same of the adapter that was opened, apart from its base. */
+int model_write_adapter(ModelCopy *copy, const char *run, const void *context);
 
 #endif

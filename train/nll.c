@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "model/core/error.h"
+#include "train/micro_batch.h"
 #include "train/objective.h"
 
 typedef struct {
@@ -13,7 +14,8 @@ typedef struct {
 typedef struct {
     Objective base;
     Recorded training, evaluation;
-    float *gradient; /* [capacity] */
+    float *gradient;       /* [capacity] */
+    uint32_t *segment_ids; /* [capacity] */
     int capacity;
     bool entropy; /* is asked for */
 } Nll;
@@ -42,13 +44,7 @@ static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *m
     Nll *self = (Nll *)base;
     if (micro->n_tokens > self->capacity)
         FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
-    TapeBatch batch = {.n_tokens = micro->n_tokens,
-                       .n_segments = micro->n_segments,
-                       .n_samples = 0,
-                       .tokens = micro->tokens,
-                       .positions = micro->positions,
-                       .targets = micro->targets,
-                       .segment_start = micro->segment_start};
+    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
     TRY(tape_bind(tape, buffer, &batch));
     for (int t = 0; training && t < micro->n_tokens; t++)
         self->gradient[t] = (float)(-(double)micro->weights[t] / step->total_weight);
@@ -84,20 +80,24 @@ static int nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch
 static void nll_free(Objective *base) {
     Nll *self = (Nll *)base;
     free(self->gradient);
+    free(self->segment_ids);
     free(self);
 }
 
 static int new_objective(Objective **objective, const char *name, int capacity, bool entropy) {
     Nll *self = calloc(1, sizeof *self);
     float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    if (!self || !gradient) {
+    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
+    if (!self || !gradient || !segment_ids) {
         free(self);
         free(gradient);
+        free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
     self->base =
         (Objective){.name = name, .record = nll_record, .bind = nll_bind, .collect = nll_collect, .free = nll_free};
     self->gradient = gradient;
+    self->segment_ids = segment_ids;
     self->capacity = capacity;
     self->entropy = entropy;
     *objective = &self->base;

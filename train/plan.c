@@ -141,10 +141,9 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
     uint64_t sampling = 0;
-    TRY(llama_new(
-        &model, &plan->shape,
-        (LlamaOptions){
-            .training = true, .precision = setup_precision(config), .names_only = true, .n_positions = n_positions}));
+    LlamaOptions how = setup_llama(config, n_positions);
+    how.names_only = true;
+    TRY(llama_new(&model, &plan->shape, how));
     plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes;
     plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
@@ -169,7 +168,7 @@ static void step_work(MemoryPlan *plan, const Config *config) {
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
     plan->update_bytes =
-        adamw_bytes_per_parameter(plan->precision, setup_moments(config)) * (double)llama_parameters(&plan->shape);
+        adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)llama_parameters(&plan->shape);
     plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
     plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
 }
@@ -299,6 +298,7 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     plan->recompute = (Recompute)config->train_recompute;
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
+    plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();

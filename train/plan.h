@@ -37,6 +37,7 @@ typedef struct {
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
     Dtype precision;
+    bool packed;                             /* the bf16 packings are kept */
     double step_flops;                       /* forward and backward of one rank's part of a step */
     double update_bytes;                     /* AdamW reads and writes */
     double recompute_flops[RECOMPUTE_KINDS]; /* what backward computes again */

@@ -15,11 +15,13 @@ static int add_micro(RandomSteps *steps, int n_sequences) {
     ARENA_TRY(micro->weights, &steps->arena, n);
     ARENA_TRY(micro->segment_start, &steps->arena, n_sequences + 1);
     ARENA_TRY(micro->source, &steps->arena, n_sequences);
+    ARENA_TRY(micro->segment, &steps->arena, n_sequences);
     ARENA_TRY(micro->sample_id, &steps->arena, n_sequences);
     for (int t = 0; t < n; t++) {
         micro->positions[t] = t % steps->context;
         micro->weights[t] = 1;
     }
+    for (int s = 0; s < n_sequences; s++) micro->segment[s] = (uint64_t)(steps->tokens + s * steps->context);
     for (int s = 0; s <= n_sequences; s++) micro->segment_start[s] = s * steps->context;
     steps->tokens += n;
     return OK;
@@ -49,6 +51,7 @@ static int random_step(void *context, int64_t step, StepBatch *batch) {
     uint64_t index = 0;
     for (int m = 0; m < steps->n_micro; m++) {
         MicroBatch *micro = &steps->micro[m];
+        micro->step = step;
         for (int t = 0; t < micro->n_tokens; t++) {
             int32_t token = (int32_t)philox_below(key, index++, (uint64_t)steps->vocabulary);
             micro->tokens[t] = token;

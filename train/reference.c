@@ -99,34 +99,42 @@ static void store(Reference *reference, const MicroBatch *micro, const float *lo
         for (int i = 0; i < segments; i++) reference->logps[2 * micro->sample[s] + i] = logps[segments * s + i];
 }
 
-static int run_step(Reference *reference, Tape *tape, const AnswerLogps *recorded, Loader *loader, int64_t step) {
+typedef struct {
+    Tape *tape;
+    AnswerLogps recorded;
+    uint32_t *segment_ids;
+} Pass;
+
+static int run_step(Reference *reference, Pass *pass, Loader *loader, int64_t step) {
     StepBatch batch;
     TRY(loader_pass_step(loader, step, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
-        TRY(answer_logps_bind(recorded, tape, 0, &batch.micro[m]));
-        TRY(tape_forward(tape, 0));
-        store(reference, &batch.micro[m], tape_value(tape, 0, recorded->logps));
+        TRY(answer_logps_bind(&pass->recorded, pass->tape, 0, &batch.micro[m], pass->segment_ids));
+        TRY(tape_forward(pass->tape, 0));
+        store(reference, &batch.micro[m], tape_value(pass->tape, 0, pass->recorded.logps));
     }
     return OK;
 }
 
 /* This rank's part. */
 static int run_part(Reference *reference, const ReferenceOptions *options) {
-    int rc = OK;
+    int rc = OK, capacity = options->tokens_per_microbatch;
     Progress progress;
     int64_t steps = loader_pass_steps(options->loader);
-    Tape *tape = tape_new(&(TapeOptions){.capacity = options->tokens_per_microbatch, .dtype = options->precision});
-    if (!tape) FAIL(ERR_FAILED, "out of memory");
+    Pass pass = {.tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = options->precision}),
+                 .segment_ids = calloc((size_t)capacity + 1, sizeof *pass.segment_ids)};
     progress_begin(&progress, "reference", "steps", 0, steps);
-    AnswerLogps recorded = answer_logps_record(tape, options->model, options->record, false);
-    TRY_TO(done, tape_plan(tape));
+    if (!pass.tape || !pass.segment_ids) FAIL_TO(done, ERR_FAILED, "out of memory");
+    pass.recorded = answer_logps_record(pass.tape, options->model, (LlamaRecord){0}, false);
+    TRY_TO(done, tape_plan(pass.tape));
     for (int64_t step = 0; step < steps; step++) {
-        TRY_TO(done, run_step(reference, tape, &recorded, options->loader, step));
+        TRY_TO(done, run_step(reference, &pass, options->loader, step));
         if (mesh_rank(options->mesh) == 0) progress_update(&progress, step + 1, "");
     }
 done:
     progress_end(&progress);
-    tape_free(tape);
+    tape_free(pass.tape);
+    free(pass.segment_ids);
     return rc;
 }
 

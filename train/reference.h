@@ -19,7 +19,6 @@ typedef struct {
     const char *folder; /* the run's */
     const char *name;   /* of the model, for messages */
     Llama *model;
-    LlamaRecord record;
     Loader *loader;
     Mesh *mesh;
     Dtype precision; /* of activations */

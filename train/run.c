@@ -28,6 +28,7 @@ static void run_free(Run *run) {
     if (run->metrics) metrics_close(run->metrics);
     if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
+    lora_free(run->lora);
     if (run->model != run->base.model) llama_free(run->model);
     if (run->tokenizer != run->base.tokenizer) tokenizer_free(run->tokenizer);
     model_file_close(&run->base);
@@ -102,9 +103,14 @@ static int initialise_head(Run *run) {
 
 static int open_model_base(Run *run) {
     const Config *config = run->config;
+    bool adapted = config->lora_rank > 0;
     ModelFileOptions options = {.head = run->stage->head,
-                                .training = true,
+                                .training = !adapted,
                                 .precision = setup_precision(config),
+                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .unpacked = !config->train_packed_weights,
+                                .fingerprint = adapted,
+                                .whole = adapted,
                                 .need_tokenizer = true,
                                 .tokenizer = has_own_tokenizer(config) ? NULL : config->tokenizer_path};
     TRY(model_file_open(&run->base, config->model_base, options));
@@ -149,15 +155,24 @@ static int make_model(Run *run) {
     if (run->model) return OK; /* model.base */
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
-    TRY(llama_new(&run->model, &shape,
-                  (LlamaOptions){.training = true,
-                                 .precision = setup_precision(run->config),
-                                 .n_positions = (int)run->config->train_context}));
+    TRY(llama_new(&run->model, &shape, setup_llama(run->config, (int)run->config->train_context)));
     return initialise(run);
 }
 
+/* Where lora.rank asks for one. */
+static int make_adapter(Run *run) {
+    LoraOptions options;
+    bool wanted;
+    TRY(setup_lora(&options, &wanted, run->config));
+    if (!wanted) return OK;
+    TRY(lora_new(&run->lora, run->model, options,
+                 (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
+    return lora_init(run->lora, (uint64_t)run->config->seed);
+}
+
 static int make_optimizer(Run *run) {
-    return setup_optimizer(&run->optimizer, run->model, run->config, &run->arena);
+    TRY(trained_list(&run->trained, run->model, run->lora, &run->arena));
+    return setup_optimizer(&run->optimizer, &run->trained, run->config, &run->arena);
 }
 
 /* Every rank must see the same data in the same order: the number is the same on all where its complement's maximum is
@@ -226,6 +241,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
+    if (run->lora) return lora_init(run->lora, (uint64_t)run->config->seed);
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
 }
@@ -278,13 +294,16 @@ static int prepare(Run *run, bool *resumed) {
     malloc_trim(0); /* what tokenising took */
     TRY(agree_on_data(run));
     if (run->stage->ready) TRY(run->stage->ready(run));
+    TRY(mesh_agree(run->mesh, make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
-                            .model = run->model,
+                            .trained = &run->trained,
                             .optimizer = run->optimizer,
                             .tokenizer = run->tokenizer,
                             .base = run->base.model && has_own_tokenizer(run->config) ? &run->base : NULL,
+                            .base_path = run->config->model_base,
+                            .base_fingerprint = run->base.fingerprint,
                             .chat_template = run->chat_template,
                             .stop_tokens = run->stop_tokens,
                             .n_stop_tokens = run->n_stop_tokens,
@@ -300,11 +319,20 @@ static const char *plural(int64_t n) {
     return n == 1 ? "" : "s";
 }
 
+static const char *adapter_kind(const LoraOptions *options) {
+    if (options->magnitudes) return "DoRA";
+    return options->rank_stabilised ? "rsLoRA" : "LoRA";
+}
+
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
     log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
              text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
              plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
+    if (run->lora)
+        log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", adapter_kind(&run->lora->options),
+                 run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
+                 run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
     int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
     log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
              text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
@@ -312,7 +340,8 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     if (held_out == 0 && options->early_stopping > 0)
         log_warning("train.early_stopping has no effect: nothing is held out (data.validation)");
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
-             text_bytes(bytes, llama_bytes(run->model) + optimizer_bytes(run->optimizer)),
+             text_bytes(bytes, llama_bytes(run->model) + (run->lora ? lora_bytes(run->lora) : 0) +
+                                   optimizer_bytes(run->optimizer)),
              text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), plural(threads_count()),
              mesh_size(run->mesh), plural(mesh_size(run->mesh)));
     if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
@@ -348,6 +377,7 @@ static int train(Run *run) {
     TRY(mesh_agree(run->mesh, rc));
     TRY(mesh_agree(run->mesh, start_watchdog(run)));
     LoopParts parts = {.model = run->model,
+                       .lora = run->lora,
                        .loader = run->loader,
                        .optimizer = run->optimizer,
                        .objective = run->objective,
@@ -375,12 +405,13 @@ static int train(Run *run) {
     return rc;
 }
 
-/* Silence would train something else than was asked for. */
-static int refuse_adapters(Config *config) {
-    if (config->lora_rank == 0) return OK;
-    return config_fail(
-        config, OPTION_lora_rank,
-        "adapters can be merged, exported and imported, and not yet trained by this command; leave it 0");
+static int check_adapter(const Config *config) {
+    LoraOptions options;
+    bool wanted;
+    TRY(setup_lora(&options, &wanted, config));
+    if (wanted && !*config->model_base)
+        return config_fail(config, OPTION_lora_rank, "an adapter is trained on a model: give model.base");
+    return OK;
 }
 
 int run_command(const Stage *stage, int argc, char **argv) {
@@ -402,7 +433,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
     if (cli.helped) goto done;
     if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
     TRY_TO(done, config_check(run.config));
-    TRY_TO(done, refuse_adapters(run.config));
+    TRY_TO(done, check_adapter(run.config));
     setup_resolve_precision(run.config);
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));

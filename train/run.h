@@ -41,6 +41,8 @@ struct Run {
     Loader *loader;
     ModelFile base; /* where model.base was given */
     Llama *model;
+    Lora *lora; /* trained in the model's place; NULL: none */
+    Trained trained;
     Optimizer *optimizer;
     Objective *objective;
     MetricsWriter *metrics;

@@ -1,5 +1,5 @@
-/* A step's folder: model.h5 (parameters, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and v.NAME), config.yaml
- * (resolved) and state.json (position of the run, and what computed it). */
+/* A step's folder: model.h5 (parameters or an adapter's, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and
+ * v.NAME), config.yaml (resolved) and state.json (position of the run, and what computed it). */
 #include "train/run_files.h"
 
 #include <inttypes.h>
@@ -14,6 +14,7 @@
 #include "model/core/text.h"
 #include "model/core/threads.h"
 #include "model/formats/checkpoint.h"
+#include "train/adapter_file.h"
 #include "train/model_file.h"
 
 static const char optimizer_file[] = "optimizer.h5", config_file[] = "config.yaml", state_file[] = "state.json";
@@ -118,9 +119,9 @@ done:
 
 /* ---- arrays ---- */
 
-/* The first (or second) moments of every untied weight, in canonical order. */
+/* The first (or second) moments of every weight that is trained, in canonical order. */
 static int moments(const RunFiles *files, bool second, Arena *arena, WeightStorage *storage) {
-    int n = llama_untied_weights(files->model);
+    int n = files->trained->n_weights;
     void **arrays;
     ARENA_TRY(arrays, arena, n);
     for (int i = 0; i < n; i++) {
@@ -185,13 +186,24 @@ static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneratio
     for (size_t i = files->n_stop_tokens; i-- > 0;) add_stop(generation, files->stop_tokens[i]);
 }
 
+static int add_adapter_texts(const RunFiles *files, Arena *arena, NamedText **texts, size_t *n) {
+    NamedText *all;
+    ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
+    memcpy(all, *texts, *n * sizeof *all);
+    TRY(adapter_describe(all + *n, &files->trained->lora->options, files->base_path, files->output,
+                         files->base_fingerprint, arena));
+    *texts = all;
+    *n += ADAPTER_TEXTS;
+    return OK;
+}
+
 static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
     NamedArray *arrays, tokenizer = {0};
     NamedSource *sources;
     NamedText *texts;
     size_t n, n_texts;
-    TRY(llama_arrays(files->model, (WeightStorage){0}, arena, &arrays, &n));
-    HfConfig config = model_file_config(&files->model->shape, files->tokenizer);
+    TRY(trained_arrays(files->trained, (WeightStorage){0}, arena, &arrays, &n));
+    HfConfig config = model_file_config(&files->trained->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
     const char *chat_template = files->chat_template ? files->chat_template
@@ -199,6 +211,7 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
                                                      : NULL;
     TRY(model_file_describe(&config, files->tokenizer, &generation, chat_template, files->resolved_config, arena,
                             &texts, &n_texts, &tokenizer));
+    if (files->trained->lora) TRY(add_adapter_texts(files, arena, &texts, &n_texts));
     TRY(as_sources(arrays, n, 1, arena, &sources));
     if (tokenizer.name) sources[n++] = (NamedSource){.array = tokenizer};
     return checkpoint_add_arrays(writer, CHECKPOINT_MODEL, sources, n, texts, n_texts);
@@ -210,9 +223,9 @@ static int add_optimizer(CheckpointWriter *writer, const RunFiles *files, Arena 
     WeightStorage storage;
     size_t n;
     TRY(moments(files, false, arena, &storage));
-    TRY(llama_arrays(files->model, storage, arena, &first, &n));
+    TRY(trained_arrays(files->trained, storage, arena, &first, &n));
     TRY(moments(files, true, arena, &storage));
-    TRY(llama_arrays(files->model, storage, arena, &second, &n));
+    TRY(trained_arrays(files->trained, storage, arena, &second, &n));
     ARENA_TRY(all, arena, 2 * n);
     memcpy(all, first, n * sizeof *all);
     memcpy(all + n, second, n * sizeof *all);
@@ -260,16 +273,23 @@ static int load_moments(const RunFiles *files, const char *folder, Arena *arena)
     for (int second = 0; second < 2 && rc == OK; second++) {
         WeightStorage storage;
         rc = moments(files, second, arena, &storage);
-        if (rc == OK) rc = llama_load_storage(files->model, storage, file);
+        if (rc == OK) rc = trained_load(files->trained, storage, file);
     }
     named_close(file);
     return rc;
 }
 
+static int load_adapter(const RunFiles *files, NamedFile *file) {
+    if (!adapter_in_checkpoint(file)) FAIL(ERR_REFUSED, "it is a whole model; this run trains an adapter");
+    TRY(adapter_check_base(file, files->base_path, files->base_fingerprint));
+    return trained_load(files->trained, (WeightStorage){0}, file);
+}
+
 static int load_parameters(const RunFiles *files, const char *folder) {
     NamedFile *file;
+    const Lora *lora = files->trained->lora;
     TRY(checkpoint_open_arrays(&file, folder, CHECKPOINT_MODEL));
-    int rc = llama_load(files->model, file);
+    int rc = lora ? load_adapter(files, file) : llama_load(files->trained->model, file);
     named_close(file);
     return rc;
 }

@@ -8,13 +8,16 @@
 #include "optim/optimizer.h"
 #include "train/loop.h"
 #include "train/model_file.h"
+#include "train/trained.h"
 
 typedef struct {
-    const char *output; /* the run's folder */
-    Llama *model;
+    const char *output;     /* the run's folder */
+    const Trained *trained; /* the arrays kept: an adapter's where it has one */
     Optimizer *optimizer;
     const Tokenizer *tokenizer;
-    const ModelFile *base;      /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const ModelFile *base; /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const char *base_path; /* with an adapter: of the model it belongs to, and its fingerprint */
+    uint64_t base_fingerprint;
     const char *chat_template;  /* Jinja, instead of the base's; NULL: the base's */
     const int32_t *stop_tokens; /* that end an answer, besides EOS */
     size_t n_stop_tokens;

@@ -9,6 +9,7 @@
 #include "model/core/philox.h"
 #include "model/core/text.h"
 #include "model/kernels/kernels.h"
+#include "model/lora_peft.h"
 
 /* ---- the model's shape ---- */
 
@@ -134,6 +135,24 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     return OK;
 }
 
+/* ---- adapters ---- */
+
+int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
+    *options = (LoraOptions){.rank = (int)config->lora_rank,
+                             .alpha = config->lora_alpha,
+                             .rank_stabilised = config->lora_rslora,
+                             .magnitudes = config->lora_dora,
+                             .dropout = config->lora_dropout,
+                             .seed = (uint64_t)config->seed,
+                             .plus_ratio = config->lora_plus_ratio};
+    *wanted = options->rank > 0;
+    if (lora_parse_targets(&options->targets, config->lora_targets) != OK)
+        return config_fail(config, OPTION_lora_targets,
+                           "found '%s', expected all-linear or a list of q, k, v, o, gate, up, down",
+                           config->lora_targets);
+    return OK;
+}
+
 /* ---- the optimizer and the run ---- */
 
 /* in the order of precision's choices */
@@ -141,6 +160,13 @@ enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_BF16 };
 
 void setup_resolve_precision(Config *config) {
     if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
+}
+
+LlamaOptions setup_llama(const Config *config, int n_positions) {
+    return (LlamaOptions){.training = true,
+                          .precision = setup_precision(config),
+                          .unpacked = !config->train_packed_weights,
+                          .n_positions = n_positions};
 }
 
 Dtype setup_precision(const Config *config) {
@@ -169,25 +195,24 @@ static OptimOptions optim_options(const Config *config) {
                           .seed = (uint64_t)config->seed};
 }
 
-int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena) {
+int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena) {
     OptimParameter *parameters;
-    size_t n = 0;
-    ARENA_TRY(parameters, arena, model->n_weights);
-    for (int i = 0; i < model->n_weights; i++) {
-        const Weight *weight = model->weights[i];
-        if (weight->tied || !weight->trainable) continue;
-        parameters[n++] =
+    ARENA_TRY(parameters, arena, trained->n_weights);
+    for (int i = 0; i < trained->n_weights; i++) {
+        const Weight *weight = trained->weights[i];
+        parameters[i] =
             (OptimParameter){.value = weight->value,
                              .grad = weight->grad,
                              .n = weight_elements(weight),
                              .decay = weight->decay,
+                             .rate = trained_rate(trained, i),
                              .rows = weight->rows,
                              .cols = weight->cols,
                              .forward = weight->forward,
                              .backward = weight->backward,
                              .name = hash_bytes(weight->views[0].name, strlen(weight->views[0].name), HASH_START)};
     }
-    return optimizer_new(optimizer, parameters, n, optim_options(config));
+    return optimizer_new(optimizer, parameters, (size_t)trained->n_weights, optim_options(config));
 }
 
 int64_t setup_steps(const Config *config, const Loader *loader) {

@@ -9,6 +9,7 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
+#include "train/trained.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
  * where the config has none. What was resolved is written back, so that the saved config says it. */
@@ -34,12 +35,18 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 void setup_resolve_precision(Config *config);
 Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
 
+/* Of a model that is trained whole. */
+LlamaOptions setup_llama(const Config *config, int n_positions);
+
 Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);
 
-/* An optimizer over all of the model's untied parameters; its list is made in the arena. */
-int setup_optimizer(Optimizer **optimizer, const Llama *model, const Config *config, Arena *arena);
+/* *wanted: whether lora.rank asks for an adapter. Its dropout has the run's seed. */
+int setup_lora(LoraOptions *options, bool *wanted, const Config *config);
+
+/* An optimizer over what is trained; its list is made in the arena. */
+int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);

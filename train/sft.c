@@ -50,7 +50,7 @@ static int objective(Objective **out, Run *run, int capacity) {
 int command_sft(int argc, char **argv) {
     static const Stage sft = {
         .about = about,
-        .sections = "output seed precision model tokenizer data template sft optim train generate parallel",
+        .sections = "output seed precision model tokenizer data template lora sft optim train generate parallel",
         .defaults = chat_stage_defaults,
         .prepare = prepare,
         .new_rows = chat_stage_new_rows,

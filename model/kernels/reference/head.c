@@ -116,3 +116,17 @@ void reference_head_forward_backward(HeadResults out, float *dx, float *dw, cons
     reference_head_backward(dx, false, dw, dlogprob, x, w, out.lse, targets, n_tokens, width, vocab, logit_scale,
                             scratch);
 }
+
+double reference_softmax_weights(float *weights, const float *x, size_t n, float scale) {
+    double top = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(x[i])) return NAN;
+        top = fmax(top, (double)x[i]);
+    }
+    if (!isfinite(top)) return NAN;
+    for (size_t i = 0; i < n; i++) {
+        weights[i] = (float)exp((double)scale * ((double)x[i] - top));
+        sum += (double)weights[i];
+    }
+    return sum;
+}

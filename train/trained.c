@@ -1,0 +1,49 @@
+/* See trained.h. */
+#include "train/trained.h"
+
+#include "model/core/error.h"
+#include "model/storage.h"
+
+static void add_all(Trained *trained, Weight *const *weights, int n) {
+    for (int i = 0; i < n; i++)
+        if (!weights[i]->tied && weights[i]->trainable) trained->weights[trained->n_weights++] = weights[i];
+}
+
+int trained_list(Trained *trained, Llama *model, Lora *lora, Arena *arena) {
+    *trained = (Trained){.model = model, .lora = lora};
+    ARENA_TRY(trained->weights, arena, model->n_weights + (lora ? lora->n_weights : 0));
+    add_all(trained, model->weights, model->n_weights);
+    if (lora) add_all(trained, lora->weights, lora->n_weights);
+    return OK;
+}
+
+uint64_t trained_elements(const Trained *trained) {
+    uint64_t sum = 0;
+    for (int i = 0; i < trained->n_weights; i++) sum += weight_elements(trained->weights[i]);
+    return sum;
+}
+
+double trained_rate(const Trained *trained, int i) {
+    const Lora *lora = trained->lora;
+    bool of_adapter = lora && i >= trained->n_weights - lora->n_weights;
+    return of_adapter ? lora_rate(lora, trained->weights[i]) : 1;
+}
+
+int trained_arrays(const Trained *trained, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n) {
+    return weights_arrays(trained->weights, trained->n_weights, storage, arena, arrays, n);
+}
+
+int trained_load(const Trained *trained, WeightStorage storage, const NamedFile *file) {
+    int rc = OK;
+    Arena arena = {0};
+    NamedArray *arrays;
+    size_t n;
+    TRY_TO(done, trained_arrays(trained, storage, &arena, &arrays, &n));
+    TRY_TO(done, weights_load_arrays(arrays, n, file));
+    if (storage.arrays) goto done;
+    llama_pack(trained->model);
+    if (trained->lora) lora_pack(trained->lora);
+done:
+    arena_free(&arena);
+    return rc;
+}

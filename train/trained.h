@@ -1,0 +1,25 @@
+/* What a run trains: the model's parameters; or an adapter's, and what of the frozen model is trained beside it. */
+#ifndef CRIA_TRAIN_TRAINED_H
+#define CRIA_TRAIN_TRAINED_H
+
+#include "model/lora.h"
+
+typedef struct {
+    Llama *model;
+    Lora *lora;       /* NULL: the model itself is trained */
+    Weight **weights; /* untied and trainable, in canonical order: the model's, then the adapter's */
+    int n_weights;
+} Trained;
+
+/* The list is allocated in the arena. */
+int trained_list(Trained *trained, Llama *model, Lora *lora, Arena *arena);
+uint64_t trained_elements(const Trained *trained);
+/* The learning rate of weights[i] over the schedule's (OptimParameter's rate). */
+double trained_rate(const Trained *trained, int i);
+
+/* Named arrays of the weights, as llama_arrays. */
+int trained_arrays(const Trained *trained, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
+/* Reads such arrays into such storage; {0}: into the parameters, and packs them. */
+int trained_load(const Trained *trained, WeightStorage storage, const NamedFile *file);
+
+#endif
