@@ -2,6 +2,7 @@
 #ifndef CRIA_EVAL_REWARD_CARD_H
 #define CRIA_EVAL_REWARD_CARD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,10 +38,11 @@ typedef struct {
         double predicted;
     } bins[CALIBRATION_BINS];
     double calibration_error; /* Σ over bins of their share of the pairs · |predicted - observed| (Guo et al. 2017) */
-    double length_pearson, length_spearman; /* of reward and length, over all answers; 0 where one of them is constant */
-    double difference_pearson;              /* of the differences of rewards and of lengths, over pairs */
-    Proportion longer_chosen;               /* of the pairs whose answers differ in length: the chosen one is longer */
-    Proportion longer_preferred;            /* of the same: the model's higher reward is the longer one's */
+    double length_pearson,
+        length_spearman;         /* of reward and length, over all answers; 0 where one of them is constant */
+    double difference_pearson;   /* of the differences of rewards and of lengths, over pairs */
+    Proportion longer_chosen;    /* of the pairs whose answers differ in length: the chosen one is longer */
+    Proportion longer_preferred; /* of the same: the model's higher reward is the longer one's */
 } RewardCard;
 
 /* ERR_FAILED when memory is out. n > 0. */

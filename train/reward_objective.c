@@ -6,6 +6,7 @@
 
 #include "model/core/error.h"
 #include "model/core/log.h"
+#include "train/micro_batch.h"
 
 typedef struct {
     Tensor *last, *rewards, *gradient; /* int32 and fp32 inputs [S, 1]; the latter when training */
@@ -17,6 +18,7 @@ typedef struct {
     Recorded training, evaluation;
     int32_t *last;   /* [capacity] each segment's last token */
     float *gradient; /* [capacity] */
+    uint32_t *segment_ids;
     int capacity;
     bool has_warned;
 } Reward;
@@ -51,11 +53,7 @@ static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro
         FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
     if (micro->n_segments != 2 * micro->n_samples)
         FAIL(ERR_FAILED, "a micro-batch of %d pairs has %d answers", micro->n_samples, micro->n_segments);
-    TapeBatch batch = {.n_tokens = micro->n_tokens,
-                       .n_segments = micro->n_segments,
-                       .tokens = micro->tokens,
-                       .positions = micro->positions,
-                       .segment_start = micro->segment_start};
+    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
     TRY(tape_bind(tape, buffer, &batch));
     for (int s = 0; s < micro->n_segments; s++) self->last[s] = micro->segment_start[s + 1] - 1;
     tape_bind_input(buffer, r->last, self->last);
@@ -117,6 +115,7 @@ static void free_objective(Objective *base) {
     Reward *self = (Reward *)base;
     free(self->last);
     free(self->gradient);
+    free(self->segment_ids);
     free(self);
 }
 
@@ -139,7 +138,8 @@ int reward_objective_new(Objective **objective, int capacity, RewardOptions opti
     self->capacity = capacity;
     self->last = calloc((size_t)capacity + 1, sizeof *self->last);
     self->gradient = calloc((size_t)capacity + 1, sizeof *self->gradient);
-    if (!self->last || !self->gradient) {
+    self->segment_ids = calloc((size_t)capacity + 1, sizeof *self->segment_ids);
+    if (!self->last || !self->gradient || !self->segment_ids) {
         free_objective(&self->base);
         FAIL(ERR_FAILED, "out of memory");
     }
