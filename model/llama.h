@@ -26,6 +26,7 @@ typedef struct {
     float *values, *grads;
     bf16 *packings, *frozen;                                     /* frozen: the row-major matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
+    bool packed_only;
 } Llama;
 
 typedef struct {
@@ -34,7 +35,9 @@ typedef struct {
     bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
                         and a score head are fp32 and, with `training`, trained */
     bool unpacked;   /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
-    int n_positions; /* rows of the rotary table; 0: shape.max_context */
+    bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
+                       */
+    int n_positions;  /* rows of the rotary table; 0: shape.max_context */
     bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes. With `training`
                         tapes can be recorded and planned; value_bytes, grad_bytes say what would be allocated */
 } LlamaOptions;

@@ -93,15 +93,25 @@ static int attach(Lora *lora, Weight *base, Adapter *adapter, int layer, int mod
     return OK;
 }
 
+enum { PER_LAYER = 4 };
+
+/* The matrices of a layer that may have one, in canonical order. */
+static void layer_bases(Weight *bases[PER_LAYER], LlamaLayer *layer) {
+    bases[0] = &layer->qkv;
+    bases[1] = &layer->attention_out;
+    bases[2] = &layer->gate_up;
+    bases[3] = &layer->down;
+}
+
 static int attach_all(Lora *lora) {
-    enum { PER_LAYER = 4, MOST_WEIGHTS = PER_LAYER + 2 * LORA_TARGETS };
+    enum { MOST_WEIGHTS = PER_LAYER + 2 * LORA_TARGETS };
     const Llama *model = lora->model;
     ARENA_TRY(lora->adapters, &lora->arena, PER_LAYER * model->shape.n_layers);
     ARENA_TRY(lora->weights, &lora->arena, MOST_WEIGHTS * model->shape.n_layers);
     Adapter *next = lora->adapters;
     for (int l = 0; l < model->shape.n_layers; l++) {
-        LlamaLayer *layer = &model->layers[l];
-        Weight *bases[PER_LAYER] = {&layer->qkv, &layer->attention_out, &layer->gate_up, &layer->down};
+        Weight *bases[PER_LAYER];
+        layer_bases(bases, &model->layers[l]);
         for (int m = 0; m < PER_LAYER; m++) TRY(attach(lora, bases[m], next++, l, m));
     }
     return OK;
@@ -180,6 +190,15 @@ void lora_free(Lora *lora) {
     pages_free(lora->packings, lora->packing_bytes);
     arena_free(&lora->arena);
     free(lora);
+}
+
+void lora_attach(Lora *lora, bool on) {
+    Adapter *next = lora->adapters;
+    for (int l = 0; l < lora->model->shape.n_layers; l++) {
+        Weight *bases[PER_LAYER];
+        layer_bases(bases, &lora->model->layers[l]);
+        for (int m = 0; m < PER_LAYER; m++, next++) bases[m]->adapter = on && next->n > 0 ? next : NULL;
+    }
 }
 
 size_t lora_bytes(const Lora *lora) {

@@ -38,6 +38,8 @@ typedef struct {
 /* Attaches adapters to the model's weights; tapes recorded from then on use them. All zero: nothing is added. `how`: as
  * llama_new's (training, precision, names_only). The model is neither owned nor otherwise changed. */
 int lora_new(Lora **lora, Llama *model, LoraOptions options, LlamaOptions how);
+/* Takes the adapters off the model, or puts them back. A tape is replayed as it was recorded: with them or without. */
+void lora_attach(Lora *lora, bool on);
 size_t lora_bytes(const Lora *lora); /* values, gradients and packings */
 /* Detaches them. */
 void lora_free(Lora *lora);

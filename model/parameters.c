@@ -203,6 +203,15 @@ static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile
     return OK;
 }
 
+/* Its packing is all that is wanted. */
+static void keep_packing(Weight *weight) {
+    if (!weight->forward || !weight->value || weight->tied) return;
+    weight_pack(weight);
+    pages_discard(weight->value, weight_value_bytes(weight));
+    weight->value = NULL;
+    weight->stored = (RowMajor){0};
+}
+
 static int load(Llama *model, bool with_head, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
@@ -214,10 +223,14 @@ static int load(Llama *model, bool with_head, const NamedFile *file) {
         Weight *weight = model->weights[i];
         if (weight->tied || (weight == &model->head && !with_head)) continue;
         TRY_TO(done, load_weight(weight, &arrays[next], file));
+        if (model->packed_only && weight != &model->embedding) keep_packing(weight);
         next += (size_t)weight->n_views;
     }
     if (model->head.tied) model->head.stored = model->head.tied->stored;
-    llama_pack(model);
+    if (!model->packed_only)
+        llama_pack(model);
+    else if (model->head.tied)
+        weight_pack(&model->head);
 done:
     arena_free(&arena);
     return rc;

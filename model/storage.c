@@ -233,6 +233,7 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     *out = NULL;
     if (!model) FAIL(ERR_FAILED, "out of memory");
     model->shape = *shape;
+    model->packed_only = options.packed_only;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);

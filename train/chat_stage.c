@@ -31,8 +31,11 @@ static int grow_model(Run *run, ChatStage *stage) {
     stage->first_new_row = shape.vocab_size;
     if (wanted <= shape.vocab_size) return OK;
     if (run->config->lora_rank > 0)
-        return config_fail(run->config, OPTION_lora_rank, "the chat template needs %d tokens that %s lacks",
-                           wanted - shape.vocab_size, run->config->model_base);
+        return config_fail(
+            run->config, OPTION_lora_rank,
+            "the chat template needs %d tokens that %s lacks, whose rows an adapter does not train: take a "
+            "template made of its own tokens (alpaca, plain), or train the whole model (lora.rank 0)",
+            wanted - shape.vocab_size, run->config->model_base);
     Llama *grown;
     shape.vocab_size = wanted;
     TRY(llama_new(&grown, &shape, setup_llama(run->config, run->model->rotary.n_positions)));

@@ -10,9 +10,11 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
+#include "model/core/text.h"
 #include "model/formats/gguf.h"
 #include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
+#include "model/kernels/kernels.h"
 #include "model/lora_peft.h"
 #include "model/shape_hf.h"
 #include "train/adapter_file.h"
@@ -173,12 +175,28 @@ static int check_model(const LlamaShape *shape, bool new_head, const NamedFile *
     return rc;
 }
 
+/* Whether the model was made in 16 bits: its run's config, its config.json or its parameters say so. */
+static bool made_in_16_bits(const ModelFile *file, const NamedFile *named) {
+    const char *yaml = named_text(named, MODEL_FILE_YAML);
+    if (yaml) return text_starts_with(yaml, "precision: bf16\n") || strstr(yaml, "\nprecision: bf16\n");
+    if (file->config.dtype == DTYPE_BF16 || file->config.dtype == DTYPE_F16) return true;
+    const NamedArray *embedding = named_find(named, "model.embed_tokens.weight");
+    return embedding && dtype_size(embedding->dtype) == sizeof(bf16);
+}
+
+static Dtype resolve_precision(const ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
+    if (options->inference == INFERENCE_NOT) return options->precision;
+    if (options->inference != INFERENCE_AUTO) return options->inference == INFERENCE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    return kernels_have_bf16() && made_in_16_bits(file, named) ? DTYPE_BF16 : DTYPE_F32;
+}
+
 static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {.training = options->training,
-                        .precision = options->precision,
+                        .precision = resolve_precision(file, named, options),
                         .frozen = options->frozen,
                         .unpacked = options->unpacked,
+                        .packed_only = options->inference != INFERENCE_NOT && !file->adapter.arrays,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
     int rc = check_model(&shape, file->new_head, named);
@@ -259,7 +277,8 @@ static void merge_into_values(const Lora *lora) {
 static int attach(ModelFile *file, const ModelFileOptions *options) {
     if (options->shape_only) return OK;
     TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
-    TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = options->precision}));
+    Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
+    TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = precision}));
     if (!options->training) return OK;
     merge_into_values(file->lora);
     lora_free(file->lora);

@@ -21,6 +21,7 @@
 #include "train/plan.h"
 #include "train/progress.h"
 #include "train/setup.h"
+#include "train/step_zero.h"
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
@@ -389,6 +390,7 @@ static int train(Run *run) {
                                  .load_newest = load_newest_hook,
                                  .sample = sample_hook,
                                  .sample_due = sample_due}};
+    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, check_fresh_adapter(run, &options)));
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (loop_finished(run->loop, &run->state)) {

@@ -253,6 +253,10 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
 
 /* ---- generation ---- */
 
+InferencePrecision setup_inference(const Config *config) {
+    return (InferencePrecision)(config->generate_precision + INFERENCE_AUTO);
+}
+
 SamplerOptions setup_sampler(const Config *config) {
     return (SamplerOptions){.temperature = config->generate_temperature,
                             .top_k = (int)config->generate_top_k,

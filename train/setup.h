@@ -9,6 +9,7 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
+#include "train/model_file.h"
 #include "train/trained.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
@@ -47,6 +48,9 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config);
 
 /* An optimizer over what is trained; its list is made in the arena. */
 int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena);
+
+/* generate.precision */
+InferencePrecision setup_inference(const Config *config);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);

@@ -159,7 +159,8 @@ typedef struct {
     void (*attention_backward)(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
                                const float *lse, const AttentionInputsBf16 *in, struct Segments segments,
                                float *scratch);
-    /* The cache is bf16; scores, probabilities and sums are fp32. */
+    /* The cache is bf16. */
+    void (*cache_store)(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const struct CachedAttention *c);
     void (*attention_cached)(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
                              const struct CachedAttention *c);
 

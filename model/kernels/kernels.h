@@ -37,16 +37,17 @@ typedef struct {
     size_t q_stride, kv_stride;
 } AttentionInputs;
 
-/* Attention over a cache, for generation. Keys and values are in pages of CACHE_PAGE positions, [KV, CACHE_PAGE, HD]
- * each; position p of sequence s is row p % CACHE_PAGE of page pages[s·page_stride + p / CACHE_PAGE] (Kwon et al. 2023,
- * section 4.1). Row t of q is at positions[t] of sequence slots[t], whose rows 0…positions[t] are stored. Rows of one
- * sequence that follow one another are computed together. What a row gets depends on its sequence, on its position and
- * on the rows of its own sequence that come with it, never on others. */
+/* Attention over a cache, for generation. Keys and values are in pages of CACHE_PAGE positions, KV·CACHE_PAGE·HD
+ * elements each, which only a table's own cache_store writes and attention_cached reads: how they lie in a page is its
+ * own business. Position p of sequence s is in page pages[s·page_stride + p / CACHE_PAGE] (Kwon et al. 2023, section
+ * 4.1). Row t is at positions[t] of sequence slots[t]. Rows of one sequence that follow one another are computed
+ * together. What a row gets depends on its sequence, on its position and on the rows of its own sequence that come with
+ * it, never on others. */
 enum { CACHE_PAGE = 64 };
 typedef struct CachedAttention {
     int n_tokens, n_heads, n_kv_heads, head_dim;
     float scale;
-    size_t q_stride;
+    size_t stride;                    /* elements between rows of q, of k and of v */
     const int32_t *positions, *slots; /* [T] */
     const int32_t *pages;             /* [sequences, page_stride] */
     size_t page_stride;
@@ -91,7 +92,10 @@ typedef struct {
     /* dq, dk, dv have the strides of q, k, v. `scratch` has attention_backward_scratch() floats. */
     void (*attention_backward)(float *dq, float *dk, float *dv, bool accumulate, const float *dout, const float *out,
                                const float *lse, const AttentionInputs *in, Segments segments, float *scratch);
-    /* out[T, H*HD] */
+    /* Keys and values k, v[T, KV*HD] of rows go to their places in the cache. Positions of a sequence are stored in
+     * order. */
+    void (*cache_store)(float *keys, float *values, const float *k, const float *v, const CachedAttention *c);
+    /* out[T, H*HD], of q[T, H*HD] whose sequences' positions 0…positions[t] are stored. */
     void (*attention_cached)(float *out, const float *q, const float *keys, const float *values,
                              const CachedAttention *c);
 

@@ -10,36 +10,7 @@
 
 #include "model/kernels/fast/attention.h"
 #include "model/kernels/fast/bf16_attention.h"
-
-_Static_assert((int)CACHE_PAGE == (int)TILE_KEYS, "a page holds a tile");
-
-typedef struct {
-    const CachedAttention *shape;
-    void *out;
-    const void *q, *keys, *values;
-} CachedCall;
-
-/* Of row t and key/value head kv. */
-typedef struct {
-    size_t q, out, kv; /* elements: of the head's first query, of its output, of the head in a page */
-    size_t page;       /* elements of a page */
-    const int32_t *pages;
-    int position;
-} CachedRow;
-
-static inline CachedRow cached_row(const CachedAttention *c, int t, int kv) {
-    size_t HD = (size_t)c->head_dim, H = (size_t)c->n_heads, first = (size_t)kv * (H / (size_t)c->n_kv_heads) * HD;
-    return (CachedRow){.q = (size_t)t * c->q_stride + first,
-                       .out = (size_t)t * H * HD + first,
-                       .kv = (size_t)kv * CACHE_PAGE * HD,
-                       .page = (size_t)c->n_kv_heads * CACHE_PAGE * HD,
-                       .pages = c->pages + (size_t)c->slots[t] * c->page_stride,
-                       .position = c->positions[t]};
-}
-/* Where the keys (values) of the tile that begins with position j are, in elements. */
-static inline size_t cached_tile(const CachedRow *row, int j) {
-    return (size_t)row->pages[j / CACHE_PAGE] * row->page + row->kv;
-}
+#include "model/kernels/fast/cached_share.h"
 
 static ALWAYS_INLINE vf cached_get(const void *x, size_t at, size_t n, const bool half) {
     return half ? vf_get_bf16((const bf16 *)x + at, n) : vf_get((const float *)x + at, n);
@@ -128,18 +99,6 @@ static ALWAYS_INLINE void attend_row(const CachedCall *in, const CachedRow *row,
     }
 }
 
-/* n rows from t on, each on its own. Worksharing: all threads of the team call it. The heads that share keys stay
- * together. */
-static ALWAYS_INLINE void cached_rows(const CachedCall *in, int t, int n, const bool half) {
-    int group = in->shape->n_heads / in->shape->n_kv_heads, n_kv_heads = in->shape->n_kv_heads;
-#pragma omp for collapse(2) schedule(dynamic, 1) nowait
-    for (int i = t; i < t + n; i++)
-        for (int kv = 0; kv < n_kv_heads; kv++) {
-            CachedRow row = cached_row(in->shape, i, kv);
-            for (int h = 0; h < group; h++) attend_row(in, &row, h, half);
-        }
-}
-
 /* ---- rows that follow one another ---- */
 
 /* A block of queries, `b` of the run that begins with `row`, against all its keys. */
@@ -150,18 +109,18 @@ static ALWAYS_INLINE void cached_block(const CachedCall *in, const CachedRow *ro
     int head_dim = in->shape->head_dim, offset = row->position + block->first;
     size_t heads = (size_t)in->shape->n_heads * (size_t)head_dim, stride = (size_t)head_dim;
     size_t width = (size_t)(block->heads * head_dim), head = (size_t)(block->head * head_dim);
-    size_t q = row->q + (size_t)block->first * in->shape->q_stride + head;
+    size_t q = row->q + (size_t)block->first * in->shape->stride + head;
     size_t out = row->out + (size_t)block->first * heads + head;
     QueryBlock b = *block;
     b.head = b.first = 0;
     AttentionRun run = {.q = half ? room : (const float *)in->q + q,
                         .out = half ? room : (float *)in->out + out,
-                        .q_stride = half ? width : in->shape->q_stride,
+                        .q_stride = half ? width : in->shape->stride,
                         .out_stride = half ? width : heads,
                         .head_dim = head_dim,
                         .offset = offset,
                         .scale = in->shape->scale};
-    if (half) widen_rows(room, (const bf16 *)in->q + q, in->shape->q_stride, b.n, (int)width);
+    if (half) widen_rows(room, (const bf16 *)in->q + q, in->shape->stride, b.n, (int)width);
     forward_begin(&w, &run, &b);
     for (int j = 0, end = offset + b.n; j < end; j += TILE_KEYS) {
         KeyTile tile = key_tile(&b, offset, j, end);
@@ -176,76 +135,39 @@ static ALWAYS_INLINE void cached_block(const CachedCall *in, const CachedRow *ro
     if (half) narrow_rows((bf16 *)in->out + out, heads, room, b.n, (int)width, false);
 }
 
-/* n rows from t on that follow one another, as blocks of queries. Worksharing. */
-static ALWAYS_INLINE void cached_blocks(const CachedCall *in, int t, int n, const bool half) {
-    int group = in->shape->n_heads / in->shape->n_kv_heads, n_kv_heads = in->shape->n_kv_heads;
-    int blocks = blocks_of(n, block_queries(group)), head_blocks = blocks_of(group, block_heads(group));
-#pragma omp for collapse(3) schedule(dynamic, 1) nowait
-    for (int i = 0; i < blocks; i++)
-        for (int kv = 0; kv < n_kv_heads; kv++)
-            for (int h = 0; h < head_blocks; h++) {
-                CachedRow row = cached_row(in->shape, t, kv);
-                QueryBlock b = query_block(h * block_heads(group), group, (blocks - 1 - i) * block_queries(group), n);
-                cached_block(in, &row, &b, half);
-            }
-}
+/* ---- the rows of the table ---- */
 
-/* Rows from t on that follow one another in one sequence. */
-static int rows_in_sequence(const CachedAttention *c, int t) {
-    int n = 1;
-    while (t + n < c->n_tokens && c->slots[t + n] == c->slots[t] && c->positions[t + n] == c->positions[t] + n) n++;
-    return n;
+static ALWAYS_INLINE void cached_group(const CachedCall *in, const CachedRow *row, const bool half) {
+    int group = in->shape->n_heads / in->shape->n_kv_heads;
+    for (int h = 0; h < group; h++) attend_row(in, row, h, half);
 }
-
-/* All rows, by the threads of a team. */
-static ALWAYS_INLINE void cached_share(const CachedCall *in, const bool half) {
-    enum { PREFILL = 4 }; /* rows that are worth a block, most lanes of which may be empty */
-    const CachedAttention *c = in->shape;
-    for (int t = 0; t < c->n_tokens;) {
-        int n = rows_in_sequence(c, t);
-        if (n >= PREFILL) {
-            cached_blocks(in, t, n, half);
-        } else { /* as many single rows as follow */
-            while (t + n < c->n_tokens) {
-                int next = rows_in_sequence(c, t + n);
-                if (next >= PREFILL) break;
-                n += next;
-            }
-            cached_rows(in, t, n, half);
-        }
-        t += n;
-    }
+static void single_row(const CachedCall *in, const CachedRow *row) {
+    cached_group(in, row, false);
 }
-
-/* Multiply-adds worth a fork and join. */
-static bool cached_worth_threads(const CachedAttention *c) {
-    enum { FORK_WORK = 1 << 16 };
-    double work = 0;
-    for (int t = 0; t < c->n_tokens && work < FORK_WORK; t++)
-        work += 2.0 * (c->positions[t] + 1) * c->n_heads * c->head_dim;
-    return work >= FORK_WORK;
+static void half_row(const CachedCall *in, const CachedRow *row) {
+    cached_group(in, row, true);
+}
+static void single_block(const CachedCall *in, const CachedRow *row, const QueryBlock *block) {
+    cached_block(in, row, block, false);
+}
+static void half_block_cached(const CachedCall *in, const CachedRow *row, const QueryBlock *block) {
+    cached_block(in, row, block, true);
 }
 
 static void fast_attention_cached(float *out, const float *q, const float *keys, const float *values,
                                   const CachedAttention *c) {
-    CachedCall in = {c, out, q, keys, values};
-    if (c->head_dim > MAX_HEAD_DIM) {
+    if (c->head_dim > MAX_HEAD_DIM)
         reference_attention_cached(out, q, keys, values, c);
-        return;
-    }
-#pragma omp parallel num_threads(threads_count()) if (cached_worth_threads(c))
-    cached_share(&in, false);
+    else
+        cached_share(&(CachedCall){c, out, q, keys, values, single_row, single_block});
 }
 
 static void fast_bf16_attention_cached(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
                                        const CachedAttention *c) {
-    CachedCall in = {c, out, q, keys, values};
-    if (c->head_dim > MAX_HEAD_DIM) {
+    if (c->head_dim > MAX_HEAD_DIM)
         reference_bf16_attention_cached(out, q, keys, values, c);
-        return;
-    }
-#pragma omp parallel num_threads(threads_count()) if (cached_worth_threads(c))
-    cached_share(&in, true);
+    else
+        cached_share(&(CachedCall){c, out, q, keys, values, half_row, half_block_cached});
 }
 
 #endif

@@ -24,6 +24,10 @@ void reference_attention_backward(float *dq, float *dk, float *dv, bool accumula
     attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments);
 }
 
+void reference_cache_store(float *keys, float *values, const float *k, const float *v, const CachedAttention *c) {
+    cache_store(keys, values, k, v, c);
+}
+
 void reference_attention_cached(float *out, const float *q, const float *keys, const float *values,
                                 const CachedAttention *c) {
     attention_cached(out, q, keys, values, c);

@@ -19,6 +19,7 @@
 #define CRIA_KERNELS_REFERENCE_ATTENTION_H
 
 #include <math.h>
+#include <string.h>
 
 #include "model/core/threads.h"
 #include "model/kernels/reference/reference.h"
@@ -90,6 +91,20 @@ static void attention_forward(Element *out, float *lse, const Inputs *in, Segmen
     }
 }
 
+/* A page is [KV, CACHE_PAGE, HD]. */
+static void cache_store(Element *keys, Element *values, const Element *k, const Element *v, const CachedAttention *c) {
+    size_t HD = (size_t)c->head_dim, KV = (size_t)c->n_kv_heads;
+#pragma omp parallel for num_threads(threads_count()) schedule(static) if (c->n_tokens > SLICE)
+    for (int t = 0; t < c->n_tokens; t++) {
+        int32_t page = c->pages[(size_t)c->slots[t] * c->page_stride + (size_t)(c->positions[t] / CACHE_PAGE)];
+        size_t to = ((size_t)page * KV * CACHE_PAGE + (size_t)(c->positions[t] % CACHE_PAGE)) * HD;
+        for (size_t kv = 0; kv < KV; kv++, to += CACHE_PAGE * HD) {
+            memcpy(keys + to, k + (size_t)t * c->stride + kv * HD, HD * sizeof *keys);
+            memcpy(values + to, v + (size_t)t * c->stride + kv * HD, HD * sizeof *values);
+        }
+    }
+}
+
 static void attention_cached(Element *out, const Element *q, const Element *keys, const Element *values,
                              const CachedAttention *c) {
     size_t HD = (size_t)c->head_dim, H = (size_t)c->n_heads;
@@ -99,7 +114,7 @@ static void attention_cached(Element *out, const Element *q, const Element *keys
         for (int h = 0; h < c->n_heads; h++) {
             Rows rows = {HD, c->pages + (size_t)c->slots[t] * c->page_stride, (size_t)c->n_kv_heads * CACHE_PAGE * HD};
             size_t head = (size_t)(h / group) * CACHE_PAGE * HD;
-            attend(out + ((size_t)t * H + (size_t)h) * HD, q + (size_t)t * c->q_stride + (size_t)h * HD, keys + head,
+            attend(out + ((size_t)t * H + (size_t)h) * HD, q + (size_t)t * c->stride + (size_t)h * HD, keys + head,
                    values + head, &rows, c->positions[t] + 1, c->head_dim, c->scale);
         }
 }

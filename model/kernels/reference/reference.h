@@ -25,6 +25,7 @@ void reference_rotary(float *x, size_t stride, int n_tokens, int n_heads, int he
 void reference_attention_forward(float *out, float *lse, const AttentionInputs *in, Segments segments);
 void reference_attention_backward(float *dq, float *dk, float *dv, bool accumulate, const float *dout, const float *out,
                                   const float *lse, const AttentionInputs *in, Segments segments, float *scratch);
+void reference_cache_store(float *keys, float *values, const float *k, const float *v, const CachedAttention *c);
 void reference_attention_cached(float *out, const float *q, const float *keys, const float *values,
                                 const CachedAttention *c);
 
@@ -58,6 +59,7 @@ void reference_bf16_attention_forward(bf16 *out, float *lse, const AttentionInpu
 void reference_bf16_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
                                        const float *lse, const AttentionInputsBf16 *in, Segments segments,
                                        float *scratch);
+void reference_bf16_cache_store(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const CachedAttention *c);
 void reference_bf16_attention_cached(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
                                      const CachedAttention *c);
 void reference_bf16_head(Bf16Kernels *table);
