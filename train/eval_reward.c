@@ -19,7 +19,7 @@
 #include "train/reward_pairs.h"
 
 typedef struct {
-    const char *tokenizer, *base, *template_name, *columns, *overlong, *scores;
+    const char *tokenizer, *base, *template_name, *columns, *overlong, *scores, *precision;
     int64_t worst, context;
     bool json, skip_errors;
 } Arguments;
@@ -172,10 +172,20 @@ done:
 
 /* ---- scoring ---- */
 
+static int parse_precision(InferencePrecision *precision, const char *word) {
+    static const char *const names[] = {[INFERENCE_AUTO] = "auto", [INFERENCE_F32] = "fp32", [INFERENCE_BF16] = "bf16"};
+    for (int i = INFERENCE_AUTO; i <= INFERENCE_BF16; i++) {
+        *precision = (InferencePrecision)i;
+        if (strcmp(word, names[i]) == 0) return OK;
+    }
+    FAIL(ERR_USAGE, "--precision: found '%s', expected auto, fp32 or bf16", word);
+}
+
 static int open_model(Report *report, const char *path) {
     const Arguments *arguments = report->arguments;
     ModelFileOptions options = {
         .head = HEAD_SCORE, .tokenizer = arguments->tokenizer, .need_tokenizer = true, .base = arguments->base};
+    TRY(parse_precision(&options.inference, arguments->precision));
     TRY(model_file_open(&report->file, path, options));
     TRY(config_new(&report->config));
     TRY(config_set_text(report->config, OPTION_template_name,
@@ -258,7 +268,7 @@ static void report_free(Report *report) {
 }
 
 int eval_reward_command(int argc, char **argv) {
-    Arguments arguments = {.worst = 5, .overlong = "fail"};
+    Arguments arguments = {.worst = 5, .overlong = "fail", .precision = "auto"};
     const Flag flags[] = {
         {"worst", 'n', FLAG_INT, &arguments.worst, "N", ">= 0", "wrongly ranked pairs shown, the worst first (5)"},
         {"scores", 'o', FLAG_TEXT, &arguments.scores, "FILE.jsonl", "", "write every pair's rewards to a new file"},
@@ -269,6 +279,8 @@ int eval_reward_command(int argc, char **argv) {
         {"template", 0, FLAG_TEXT, &arguments.template_name, "NAME", "", "instead of the model's own"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
         {"base", 0, FLAG_TEXT, &arguments.base, "MODEL", "", MODEL_FILE_BASE_HELP},
+        {"precision", 0, FLAG_TEXT, &arguments.precision, "WHAT", "",
+         "auto (bf16 where the model was made in it), fp32 or bf16"},
         {"skip-errors", 0, FLAG_SWITCH, &arguments.skip_errors, "", "", "leave malformed records out, counted"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
     };
