@@ -34,6 +34,7 @@ typedef struct {
     Dtype precision; /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
     bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
                         and a score head are fp32 and, with `training`, trained */
+    bool train_head; /* a score head has gradients though the rest has none: beside an adapter */
     bool unpacked;   /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
     bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
                        */

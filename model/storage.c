@@ -101,7 +101,8 @@ static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions opt
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        weight->trainable = options.training && !is_frozen(model, weight, options);
+        bool is_head_alone = options.train_head && is_score_head(model, weight);
+        weight->trainable = (options.training && !is_frozen(model, weight, options)) || is_head_alone;
         if (!weight->tied && is_frozen(model, weight, options)) model->frozen_bytes += frozen_bytes(weight);
         if (!weight->tied && !is_frozen(model, weight, options)) model->value_bytes += weight_value_bytes(weight);
         if (weight->trainable)

@@ -71,6 +71,37 @@ tell "in bf16 too" $?
 run 0 plan reward.yaml --reward --json
 tell "plan counts a score head" $?
 
+# ---- adapters ----
+
+cat >lora.yaml <<'END'
+output: adapter
+precision: fp32
+model: {base: base}
+template: {name: plain}
+data: {train: [{path: pairs.jsonl}], validation: 0}
+preferences: {per_batch: 8}
+lora: {rank: 4, alpha: 8}
+optim: {lr: 1.0e-2, schedule: constant, warmup: 0}
+train: {steps: 60, tokens_per_microbatch: 256, context: 128, checkpoint_every: 20, checkpoint_minutes: 0}
+END
+run 0 reward lora.yaml && says 'adapter: LoRA of rank 4' && sums adapter 60 >adapter.sums && run 0 eval reward adapter held_out.jsonl --precision fp32 --json -o adapter.jsonl && grep -q '"share": 1.0' "$scratch/out"
+tell "an adapter and a score head learn on a frozen body" $?
+cp lora.yaml ../parts
+(cd ../parts && run 0 reward lora.yaml train.steps=15 && run 0 reward lora.yaml && says 'resuming at step 15' && sums adapter 60 | cmp - ../reward/adapter.sums)
+tell "stopped and resumed, the same adapter and head" $?
+run 0 merge adapter merged && grep -q 'scores of merged' "$scratch/out" && run 0 eval reward merged held_out.jsonl --precision fp32 -o merged.jsonl &&
+    cat adapter.jsonl merged.jsonl | sed -E 's/.*"line": ([0-9]+), "chosen": ([^,]+), "rejected": ([^,]+),.*/\1 \2 \3/' | sort -n | awk '$1 == line { n++; d = $2 - c; e = $3 - r; if (d * d > 1e-10 || e * e > 1e-10) bad = 1 } { line = $1; c = $2; r = $3 } END { exit bad || n != 20 }'
+tell "merged, the same rewards" $?
+run 0 export --format peft adapter peft && grep -q 'SEQ_CLS' peft/adapter_config.json && grep -q '"score"' peft/adapter_config.json &&
+    run 0 eval reward peft held_out.jsonl -t bytes --base base --template plain --precision fp32 -o peft.jsonl && cmp peft.jsonl adapter.jsonl
+tell "exported to PEFT's form, the same rewards" $?
+run 3 generate adapter -p a && one_error && says 'gives scores, not texts' && run 3 merge base adapter adapter both && one_error && says 'merged alone'
+tell "it writes nothing, and is not added to another" $?
+awk 'BEGIN { for (i = 0; i < 40; i++) printf "{\"prompt\": \"say a\", \"completion\": \"aa\"}\n" }' >records.jsonl
+run 0 sft output=tuned model.base=base template.name=plain data.train=records.jsonl data.validation=0 lora.rank=2 train.steps=3 train.tokens_per_batch=256 train.tokens_per_microbatch=256 train.context=128 &&
+    run 0 reward lora.yaml output=on-adapter model.base=tuned lora.rank=0 train.steps=3 && run 0 eval reward on-adapter held_out.jsonl
+tell "a fine-tuned adapter with its base is a base" $?
+
 # ---- what a reward model is not, and what it does not take ----
 
 run 3 generate helpful -p a && one_error && says 'gives scores, not texts'

@@ -49,6 +49,7 @@ typedef struct {
     const char *tokenizer;        /* a tokenizer's path, instead of the model's own; NULL: its own */
     bool need_tokenizer;          /* an error where there is none */
     bool training;                /* allocate gradients */
+    bool train_head;              /* as LlamaOptions has it */
     Dtype precision;              /* as LlamaOptions has it; for those who train */
     InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
                                      is kept but what generation reads */

@@ -53,7 +53,7 @@ int command_reward(int argc, char **argv) {
     static const Stage reward = {
         .head = HEAD_TO_SCORE,
         .about = about,
-        .sections = "output seed precision model tokenizer data preferences template reward optim train parallel",
+        .sections = "output seed precision model tokenizer data preferences template lora reward optim train parallel",
         .defaults = defaults,
         .prepare = prepare,
         .new_rows = chat_stage_new_rows,

@@ -102,11 +102,21 @@ static int initialise_head(Run *run) {
     return llama_init_head(run->model, init);
 }
 
+/* A score head as it was, for a roll-back of what is trained beside an adapter. */
+static int remember_head(Run *run) {
+    const Weight *head = &run->model->head;
+    if (!run->model->shape.score_head) return OK;
+    ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
+    memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
+    return OK;
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
     ModelFileOptions options = {.head = run->stage->head,
                                 .training = !adapted,
+                                .train_head = adapted,
                                 .precision = setup_precision(config),
                                 .frozen = adapted && setup_precision(config) == DTYPE_BF16,
                                 .unpacked = !config->train_packed_weights,
@@ -118,6 +128,7 @@ static int open_model_base(Run *run) {
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
     TRY(initialise_head(run));
+    TRY(remember_head(run));
     if (config->train_context > run->model->rotary.n_positions)
         return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
                            run->model->rotary.n_positions);
@@ -234,6 +245,13 @@ static int reload_model_base(Run *run) {
     return OK;
 }
 
+/* The adapter, and what was trained beside it. */
+static int renew_adapter(Run *run) {
+    Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+    return lora_init(run->lora, (uint64_t)run->config->seed);
+}
+
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
@@ -242,7 +260,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) return lora_init(run->lora, (uint64_t)run->config->seed);
+    if (run->lora) return renew_adapter(run);
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
 }

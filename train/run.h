@@ -41,7 +41,8 @@ struct Run {
     Loader *loader;
     ModelFile base; /* where model.base was given */
     Llama *model;
-    Lora *lora; /* trained in the model's place; NULL: none */
+    float *first_head; /* a score head's values before training, in the arena; NULL where there is none */
+    Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;
     Optimizer *optimizer;
     Objective *objective;
