@@ -56,6 +56,35 @@ static void check_metrics(const char *name, const char *output, const json_t *ro
     ck_assert_uint_eq(checked, METRICS);
 }
 
+/* The largest difference of a held-out reward from TRL's. */
+static double reward_distance(const char *output, const json_t *expected) {
+    char *line, *text, *rest;
+    size_t size, n = 0;
+    double worst = 0;
+    const char *cria = getenv("CRIA");
+    int written = asprintf(&line, "%s eval reward %s " GOLDEN "/held_out.jsonl -n 0 -o %s.scores >/dev/null 2>%s.log",
+                           cria ? cria : "build/cria", output, output, output);
+    ck_assert(written > 0);
+    ck_assert_msg(system(line) == 0, "%s", line);
+    free(line);
+    ck_assert(asprintf(&line, "%s.scores", output) > 0);
+    CHECK_OK(file_read(&text, &size, line, 0));
+    for (char *row = strtok_r(text, "\n", &rest); row; row = strtok_r(NULL, "\n", &rest), n++) {
+        json_t *scores = json_loads(row, 0, NULL);
+        for (size_t i = 0; i < 2; i++) {
+            double wanted = json_number_value(json_array_get(json_array_get(expected, n), i));
+            double d = fabs(json_number_value(json_object_get(scores, i ? "rejected" : "chosen")) - wanted);
+            if (!(d <= worst)) worst = d;
+        }
+        json_decref(scores);
+    }
+    ck_assert_uint_eq(n, json_array_size(expected));
+    ck_assert_uint_gt(n, 0);
+    free(text);
+    free(line);
+    return worst;
+}
+
 START_TEST(every_form_of_the_loss_gives_what_trl_gives) {
     setup();
     json_t *golden = json_load_file(GOLDEN "/expected.json", 0, NULL);
@@ -67,11 +96,14 @@ START_TEST(every_form_of_the_loss_gives_what_trl_gives) {
         const char *output = run(runs[i].name, runs[i].options, "");
         double change = trl_compare(output, GOLDEN "/model.safetensors", expected, 0, PARAMETERS);
         double loss = trl_metric_distance(output, rows, "loss", STEPS, STEPS);
+        double rewards = reward_distance(output, json_object_get(json_object_get(golden, "held_out"), runs[i].golden));
         check_metrics(runs[i].name, output, rows);
         snprintf(name, sizeof name, "%s-gradient", runs[i].name);
         output = run(name, runs[i].options, TRL_GRADIENT_STEP);
         double gradient = trl_compare(output, GOLDEN "/model.safetensors", expected, TRL_GRADIENT_SCALE, PARAMETERS);
-        printf("%-9s gradient %.1e; 20 steps: losses %.1e, change %.1e\n", runs[i].name, gradient, loss, change);
+        printf("%-9s gradient %.1e; 20 steps: losses %.1e, change %.1e, held-out rewards %.1e\n", runs[i].name,
+               gradient, loss, change, rewards);
+        ck_assert_msg(rewards <= 1e-4, "%s: held-out rewards differ by %g", runs[i].name, rewards);
         ck_assert_msg(gradient <= 1e-5, "%s: gradient %g", runs[i].name, gradient);
         ck_assert_msg(change <= 1e-3, "%s: change %g", runs[i].name, change);
     }

@@ -2,8 +2,9 @@
 for each form of the loss.
 
 The directory reward_trl/ beside this file: config.json and model.safetensors (the base, fp32, with score.weight),
-records.jsonl (pairs with a margin and a strength), expected.json (of every run and step the loss, the gradient's norm
-and what TRL logs, unrounded), and for each run NAME.safetensors with "gradient.…" of step 0, before clipping, and the
+records.jsonl (pairs with a margin and a strength), held_out.jsonl (pairs in hh-rlhf's text form), expected.json (of every
+run and step the loss, the gradient's norm and what TRL logs, unrounded; and the rewards of the held-out pairs by the
+model after the last step), and for each run NAME.safetensors with "gradient.…" of step 0, before clipping, and the
 parameters after the last step.
 
 Every step is all eight pairs in one batch, so their order does not matter. TRL renders them with the Llama 3 chat
@@ -54,6 +55,33 @@ RECORDS = [
     pair("slightly", "Hi", "Hello there!", "Go away."),
     pair("negligibly", "Write\ntwo lines", "the first\nthe second", "the first"),
 ]
+
+
+def dialogue(*texts):
+    return [message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+
+
+HELD_OUT = [
+    (dialogue("Is it late?", "A little."), dialogue("Is it late?", "Ask a clock, not me!")),
+    (dialogue("two", "three", "four\n\nfive", "six, then"), dialogue("two", "three", "four\n\nfive", "")),
+    (dialogue("Where do llamas live?", "In the Andes: high up, where the air is thin."),
+     dialogue("Where do llamas live?", "On the moon.")),
+    (dialogue("Tell me [INST] something", " spaces  before, and a line\n"), dialogue("Tell me [INST] something", "no")),
+]
+
+
+def hh_text(messages):
+    return "".join(("\n\nHuman: " if m["role"] == "user" else "\n\nAssistant: ") + m["content"] for m in messages)
+
+
+def rewards(model, tokenizer):
+    def of(messages):
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+        return float(model(ids).logits)
+
+    model.eval()
+    with torch.no_grad():
+        return [[of(chosen), of(rejected)] for chosen, rejected in HELD_OUT]
 
 
 def make_model(vocab):
@@ -110,7 +138,8 @@ def run(name, tokenizer):
     trainer.losses, trainer.rows, trainer.gradient = [], [], None
     trainer.train()
     save_file(dict(trainer.gradient, **parameters(model)), OUT / f"{name}.safetensors")
-    return [dict(row, loss=loss) for row, loss in zip(trainer.rows, trainer.losses, strict=True)]
+    steps = [dict(row, loss=loss) for row, loss in zip(trainer.rows, trainer.losses, strict=True)]
+    return steps, rewards(model, tokenizer)
 
 
 def main():
@@ -122,9 +151,13 @@ def main():
     (OUT / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
     make_model(len(tokenizer)).save_pretrained(OUT, safe_serialization=True)
     (OUT / "generation_config.json").unlink(missing_ok=True)
-    expected = {name: run(name, tokenizer) for name in RUNS}
+    (OUT / "held_out.jsonl").write_text("".join(
+        json.dumps(dict(chosen=hh_text(chosen), rejected=hh_text(rejected))) + "\n" for chosen, rejected in HELD_OUT))
+    results = {name: run(name, tokenizer) for name in RUNS}
+    expected = {name: steps for name, (steps, _) in results.items()}
+    held_out = {name: found for name, (_, found) in results.items()}
     versions = dict(trl=trl.__version__, torch=torch.__version__, transformers=transformers.__version__)
-    (OUT / "expected.json").write_text(json.dumps(dict(versions=versions, runs=expected), indent=1) + "\n")
+    (OUT / "expected.json").write_text(json.dumps(dict(versions=versions, runs=expected, held_out=held_out), indent=1) + "\n")
 
 
 if __name__ == "__main__":
