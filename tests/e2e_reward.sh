@@ -102,6 +102,18 @@ run 0 sft output=tuned model.base=base template.name=plain data.train=records.js
     run 0 reward lora.yaml output=on-adapter model.base=tuned lora.rank=0 train.steps=3 && run 0 eval reward on-adapter held_out.jsonl
 tell "a fine-tuned adapter with its base is a base" $?
 
+# ---- the best of several answers ----
+
+printf 'say %s\n' a b c d >prompts.txt
+run 0 rejection output=best model.base=base rejection.prompts=prompts.txt rejection.samples=6 rejection.reward=model rejection.model=helpful generate.max_new_tokens=8 generate.temperature=1 generate.precision=fp32 &&
+    run 0 eval reward helpful best/pairs.jsonl -o best.jsonl &&
+    sed -E 's/.*"score_chosen":([^,}]+).*"score_rejected":([^,}]+).*/\1 \2/' best/pairs.jsonl | paste -d' ' - <(sed -E 's/.*"chosen": ([^,]+), "rejected": ([^,]+),.*/\1 \2/' best.jsonl) |
+    awk '{ d = $1 - $3; e = $2 - $4; if (d * d > 1e-10 || e * e > 1e-10 || $1 <= $2) bad = 1 } END { exit bad || NR == 0 }'
+tell "answers are ranked by the reward model as its report has them" $?
+run 2 rejection output=none model.base=base rejection.prompts=prompts.txt rejection.reward=model && one_error && says 'rejection.model' &&
+    run 3 rejection output=none model.base=base rejection.prompts=prompts.txt rejection.reward=model rejection.model=base && one_error && says 'no score head'
+tell "a reward model is needed for that" $?
+
 # ---- what a reward model is not, and what it does not take ----
 
 run 3 generate helpful -p a && one_error && says 'gives scores, not texts'
