@@ -24,18 +24,30 @@ typedef struct {
     RotaryTable rotary;
     Arena arena; /* names and structs */
     float *values, *grads;
-    bf16 *packings, *frozen;                                     /* frozen: the row-major matrices of a frozen model */
+    bf16 *packings;
+    char *frozen;                                                /* the matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
     bool packed_only;
 } Llama;
 
+/* How matrices that are not trained are kept: row-major, without fp32 values, gradients or packings. Embedding and head
+ * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32). */
+typedef enum {
+    FROZEN_NONE,
+    FROZEN_16BIT, /* where a file has them mapped in bf16 or fp16, there */
+    FROZEN_INT8,  /* these two: model/kernels/quantised.h; norms, activations and products stay as they are */
+    FROZEN_NF4,
+    FROZEN_KINDS
+} Frozen;
+/* "none", "16bit", "int8", "nf4" */
+const char *frozen_name(Frozen frozen);
+
 typedef struct {
-    bool training;   /* allocate gradients */
-    Dtype precision; /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
-    bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
-                        and a score head are fp32 and, with `training`, trained */
-    bool train_head; /* a score head has gradients though the rest has none: beside an adapter */
-    bool unpacked;   /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
+    bool training;    /* allocate gradients */
+    Dtype precision;  /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
+    Frozen frozen;    /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool train_head;  /* a score head has gradients though the rest has none: beside an adapter */
+    bool unpacked;    /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
     bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
                        */
     int n_positions;  /* rows of the rotary table; 0: shape.max_context */
@@ -46,8 +58,8 @@ typedef struct {
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
 void llama_free(Llama *model);
-/* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in 16 bits
- * only), else fp32. */
+/* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in fewer
+ * bits only), else fp32. */
 Dtype llama_inference_dtype(const Llama *model);
 size_t llama_bytes(const Llama *model);                             /* parameters, gradients and tables */
 size_t llama_table_bytes(const LlamaShape *shape, int n_positions); /* of that, the rotary tables */

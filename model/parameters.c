@@ -5,6 +5,7 @@
 #include "model/core/error.h"
 #include "model/core/text.h"
 #include "model/llama.h"
+#include "model/quantise.h"
 #include "model/storage.h"
 
 int llama_untied_weights(const Llama *model) {
@@ -197,7 +198,37 @@ static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, 
     return OK;
 }
 
+typedef struct {
+    const NamedFile *file;
+    const NamedArray *array;
+} Source;
+
+static int read_source(void *context, size_t first, size_t n, float *out) {
+    const Source *source = context;
+    return named_read_f32(source->file, source->array, first, n, out);
+}
+
+static bool is_floating(Dtype dtype) {
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
+}
+
+/* View by view, so that no more than one of them is in memory before it is quantised. */
+static int load_quantised(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    for (int v = 0; v < weight->n_views; v++) {
+        Quantised *q = &weight->stored.quantised[v];
+        Source source = {.file = file};
+        TRY(find_array(&source.array, &wanted[v], file));
+        if (source.array->data && is_floating(source.array->dtype))
+            TRY(quantise_memory(q, wanted[v].name, source.array->data, source.array->dtype));
+        else
+            TRY(quantise_fill(q, wanted[v].name, read_source, &source));
+        named_forget(source.array);
+    }
+    return OK;
+}
+
 static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    if (weight->stored.quantised) return load_quantised(weight, wanted, file);
     if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
     for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
     return OK;

@@ -55,7 +55,7 @@ static const char *run(int i, const char *name, const char *more) {
     return output;
 }
 
-static void check_metrics(const char *name, const char *output, const json_t *rows) {
+static void check_metrics(const char *name, const char *output, const json_t *rows, size_t n_metrics) {
     const char *metric;
     json_t *value;
     ck_assert_uint_eq(json_array_size(rows), STEPS);
@@ -69,7 +69,7 @@ static void check_metrics(const char *name, const char *output, const json_t *ro
         ck_assert_msg(all <= bound, "%s: %s differs by %g", name, metric, all);
         checked++;
     }
-    ck_assert_uint_eq(checked, 13);
+    ck_assert_uint_eq(checked, n_metrics);
 }
 
 START_TEST(every_loss_gives_what_trl_gives) {
@@ -87,7 +87,7 @@ START_TEST(every_loss_gives_what_trl_gives) {
         output = run(i, name, TRL_GRADIENT_STEP);
         double gradient = trl_compare(output, GOLDEN "/model.safetensors", expected, TRL_GRADIENT_SCALE, PARAMETERS);
         printf("%-13s gradient %.1e; 20 steps: losses %.1e, change %.1e\n", runs[i].name, gradient, loss, change);
-        check_metrics(runs[i].name, fixture_path(runs[i].name), rows);
+        check_metrics(runs[i].name, fixture_path(runs[i].name), rows, 13);
         ck_assert_msg(gradient <= 1e-5, "%s: gradient %g", runs[i].name, gradient);
         ck_assert_msg(change <= 1e-3, "%s: change %g", runs[i].name, change);
     }
@@ -116,6 +116,51 @@ START_TEST(the_result_does_not_depend_on_micro_batches) {
 }
 END_TEST
 
+/* ---- KTO ---- */
+
+#define KTO "tests/golden/kto_trl"
+
+static const char *run_kto(const char *name, const char *more) {
+    const char *output = fixture_path(name);
+    char *options;
+    int n = asprintf(&options,
+                     "dpo.loss=kto dpo.undesirable_weight=1.5 dpo.reference=%s data.train=" KTO "/records.jsonl %s",
+                     fixture_path("reference"), more);
+    ck_assert(n > 0);
+    trl_run("dpo", config, output, options);
+    free(options);
+    return output;
+}
+
+START_TEST(kto_gives_what_trl_gives_for_a_step_in_one_batch) {
+    setup();
+    json_t *golden = json_load_file(KTO "/expected.json", 0, NULL);
+    const json_t *whole = json_object_get(json_object_get(golden, "runs"), "whole");
+    const json_t *halves = json_object_get(json_object_get(golden, "runs"), "halves");
+    const char *output = run_kto("kto", "");
+    double change = trl_compare(output, GOLDEN "/model.safetensors", KTO "/whole.safetensors", 0, PARAMETERS);
+    double gradient = trl_compare(run_kto("kto-gradient", TRL_GRADIENT_STEP), GOLDEN "/model.safetensors",
+                                  KTO "/whole.safetensors", TRL_GRADIENT_SCALE, PARAMETERS);
+    printf("kto           gradient %.1e; 20 steps: losses %.1e, change %.1e\n", gradient,
+           trl_metric_distance(output, whole, "loss", STEPS, STEPS), change);
+    check_metrics("kto", output, whole, 12);
+    ck_assert_msg(gradient <= 1e-5, "gradient %g", gradient);
+    ck_assert_msg(change <= 1e-3, "change %g", change);
+    /* however a step is cut, the estimate of the divergence is the whole step's; TRL's is each part's */
+    const char *parts = run_kto("kto-parts", "train.tokens_per_microbatch=256");
+    double same = trl_metric_distance(parts, whole, "loss", STEPS, STEPS),
+           kl = trl_metric_distance(parts, whole, "kl", STEPS, STEPS);
+    double other = trl_metric_distance(parts, halves, "loss", STEPS, STEPS),
+           other_kl = trl_metric_distance(parts, halves, "kl", STEPS, STEPS);
+    printf("kto in parts  losses %.1e, kl %.1e from TRL's in one batch; %.1e, %.1e from TRL's in two\n", same, kl,
+           other, other_kl);
+    ck_assert(same <= 1e-6 && kl <= 1e-3);
+    ck_assert(other > 1e-3 && other_kl > 1e-2);
+    json_decref(golden);
+    fixture_teardown();
+}
+END_TEST
+
 START_TEST(another_beta_weight_or_mask_is_noticed) {
     static const char *const wrong[] = {"dpo.beta=0.11", "dpo.nll=0.1", "preferences.mask_stop=true",
                                         "dpo.label_smoothing=0.1"};
@@ -132,5 +177,5 @@ START_TEST(another_beta_weight_or_mask_is_noticed) {
 }
 END_TEST
 
-CHECK_MAIN("dpo and TRL", every_loss_gives_what_trl_gives, the_result_does_not_depend_on_micro_batches,
-           another_beta_weight_or_mask_is_noticed)
+CHECK_MAIN("dpo and TRL", every_loss_gives_what_trl_gives, kto_gives_what_trl_gives_for_a_step_in_one_batch,
+           the_result_does_not_depend_on_micro_batches, another_beta_weight_or_mask_is_noticed)

@@ -88,12 +88,15 @@ static int eval_loss_command(int argc, char **argv) {
 int command_eval(int argc, char **argv) {
     static const char help[] =
         "usage: cria eval loss MODEL FILE [flags]         loss and perplexity of a language model on a text\n"
+        "       cria eval pairs MODEL PAIRS... [flags]    how often it finds the better answer more likely\n"
         "       cria eval reward MODEL PAIRS... [flags]   a reward model's report card on preferences\n\n"
-        "'cria eval loss --help' and 'cria eval reward --help' explain the flags.\n";
+        "'cria eval loss --help' and so on explain the flags.\n";
     static const struct {
         const char *verb, *name;
         int (*run)(int argc, char **argv);
-    } verbs[] = {{"loss", "eval loss", eval_loss_command}, {"reward", "eval reward", eval_reward_command}};
+    } verbs[] = {{"loss", "eval loss", eval_loss_command},
+                 {"pairs", "eval pairs", eval_pairs_command},
+                 {"reward", "eval reward", eval_reward_command}};
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return OK;
@@ -105,5 +108,6 @@ int command_eval(int argc, char **argv) {
         argv[1] = name;
         return verbs[i].run(argc - 1, argv + 1);
     }
-    FAIL(ERR_USAGE, "cria eval: expected 'loss' or 'reward'%s%s", argc > 1 ? ", found " : "", argc > 1 ? argv[1] : "");
+    FAIL(ERR_USAGE, "cria eval: expected 'loss', 'pairs' or 'reward'%s%s", argc > 1 ? ", found " : "",
+         argc > 1 ? argv[1] : "");
 }

@@ -37,6 +37,9 @@ struct Objective {
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
     uint32_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
+    /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
+     * gradients depend on, from forward passes on the evaluation tape. */
+    int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);

@@ -14,6 +14,7 @@
 #include "model/core/threads.h"
 #include "model/shape_hf.h"
 #include "train/flops.h"
+#include "train/dpo_objective.h"
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/probe.h"
@@ -94,14 +95,18 @@ static int find_shape(MemoryPlan *plan, Config *config, ModelHead head, Tokenize
 /* ---- the parts ---- */
 
 /* The activations of a run so configured: both tapes are recorded and planned, as the loop does it. */
-static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute, Dtype precision) {
+static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute,
+                            const Config *config) {
     Objective *objective;
     Loop *loop = NULL;
     if (model->shape.score_head)
         TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    else if (config->preferences_per_batch > 0)
+        TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
     else
         TRY(nll_objective_new(&objective, (int)microbatch));
-    LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = precision};
+    LoopOptions options = {
+        .tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = setup_precision(config)};
     int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
     if (rc == OK) *bytes = loop_tape_bytes(loop) + (uint64_t)microbatch * sizeof(float); /* the objective's gradient */
     loop_free(loop);
@@ -149,8 +154,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
     TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model, setup_moments(config)));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
-        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind,
-                                      setup_precision(config)));
+        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
     TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
     uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
@@ -164,7 +168,7 @@ done:
  * once more. */
 static void step_work(MemoryPlan *plan, const Config *config) {
     ForwardFlops forward = forward_flops(&plan->shape, (int)config->train_context);
-    double tokens = (double)config->train_tokens_per_batch / plan->ranks;
+    double tokens = (double)setup_batch(config).tokens_per_batch / plan->ranks;
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
     plan->update_bytes =
@@ -271,7 +275,7 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
         if (microbatch < config->train_context) microbatch = config->train_context;
         for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
             uint64_t activations;
-            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, setup_precision(config)));
+            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, config));
             if (fixed + activations < least) least = fixed + activations;
             if (fixed + activations > plan->available) continue;
             char smaller[64] = "";
