@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "data/encoder.h"
+#include "eval/proportion.h"
 
 /* One pair: [0] the chosen answer, [1] the rejected one. */
 typedef struct {
@@ -14,14 +15,6 @@ typedef struct {
     double length[2]; /* tokens of the answer */
     Strength strength;
 } RewardPair;
-
-/* A share of n and its 95 % interval (Wilson 1927, score interval without continuity correction): 0 to 1 where n is 0.
- */
-typedef struct {
-    int64_t n, right;
-    double share, low, high;
-} Proportion;
-Proportion proportion(int64_t right, int64_t n);
 
 enum { CALIBRATION_BINS = 5 };
 
