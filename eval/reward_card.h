@@ -8,6 +8,7 @@
 
 #include "data/encoder.h"
 #include "eval/proportion.h"
+#include "model/core/text.h"
 
 /* One pair: [0] the chosen answer, [1] the rejected one. */
 typedef struct {
@@ -40,6 +41,10 @@ typedef struct {
 
 /* ERR_FAILED when memory is out. n > 0. */
 int reward_card(RewardCard *card, const RewardPair *pairs, size_t n);
+
+/* What the card says in words, a line each: that it is no better than chance, follows length, is too sure of itself or
+ * not sure enough, or does not see slight preferences; and what to do. Nothing where there is nothing to say. */
+void reward_remarks(Text *out, const RewardCard *card);
 
 /* The pairs' indices, those first whose rejected answer is scored highest above the chosen one. */
 void reward_worst_first(size_t *order, const RewardPair *pairs, size_t n);

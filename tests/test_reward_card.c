@@ -1,5 +1,6 @@
 /* A report card's numbers against what can be worked out by hand. */
 #include <math.h>
+#include <string.h>
 
 #include "eval/reward_card.h"
 #include "tests/check_main.h"
@@ -93,6 +94,38 @@ START_TEST(the_worst_pairs_come_first) {
 }
 END_TEST
 
+/* n pairs, of which `right` are ranked right with these rewards' distance; the longer answer is chosen in half of them,
+ * and ranked first in `longer`. */
+static void expect_remarks(size_t n, size_t right, double apart, size_t longer, const char *says) {
+    RewardPair made[200];
+    RewardCard card;
+    Text text = {0};
+    for (size_t i = 0; i < n; i++) {
+        int is_right = i < right, first_is_longer = (i * 7919) % n < longer;
+        made[i] = (RewardPair){.reward = {is_right ? apart : 0, is_right ? 0 : apart}, .strength = STRENGTH_UNKNOWN};
+        made[i].length[0] = is_right == first_is_longer ? 9 : 3;
+        made[i].length[1] = 12 - made[i].length[0];
+    }
+    CHECK_OK(reward_card(&card, made, n));
+    reward_remarks(&text, &card);
+    if (*says)
+        ck_assert_msg(text.bytes && strstr(text.bytes, says), "'%s' lacks '%s'", text.bytes ? text.bytes : "", says);
+    else
+        ck_assert_msg(text.length == 0, "'%s'", text.bytes);
+    text_free(&text);
+}
+
+START_TEST(a_card_says_in_words_what_it_shows) {
+    expect_remarks(100, 75, 1.1, 50, "");
+    expect_remarks(40, 22, 0.2, 20, "cannot be told from chance");
+    expect_remarks(100, 20, 1.1, 50, "swapped?");
+    expect_remarks(100, 70, 0.8, 95, "follows length: the longer answer is ranked first in 95 %");
+    expect_remarks(100, 70, 0.8, 5, "follows brevity");
+    expect_remarks(100, 70, 4, 50, "too sure of itself");
+    expect_remarks(100, 90, 0.2, 50, "less sure than it could be");
+}
+END_TEST
+
 CHECK_MAIN("reward card", intervals_are_wilsons, shares_and_means_are_those_of_the_pairs,
            calibration_compares_confidence_with_how_often_it_is_right, correlations_with_length,
-           the_worst_pairs_come_first)
+           the_worst_pairs_come_first, a_card_says_in_words_what_it_shows)

@@ -32,6 +32,7 @@ typedef struct {
     ChatColumns columns;
     RewardPairs pairs;
     RewardCard card;
+    Text remarks;
     size_t *worst_first;
 } Report;
 
@@ -76,6 +77,7 @@ static void print_card(const Report *report) {
            card->length_pearson, card->length_spearman, card->difference_pearson);
     print_share("longer is chosen", card->longer_chosen);
     print_share("longer is ranked first", card->longer_preferred);
+    fputs(report->remarks.bytes ? report->remarks.bytes : "", stdout);
     print_worst(report);
 }
 
@@ -127,6 +129,13 @@ static json_t *worst_json(const Report *report) {
     return list;
 }
 
+static json_t *remarks_json(const Report *report) {
+    json_t *list = json_array();
+    for (const char *line = report->remarks.bytes, *end; line && (end = strchr(line, '\n')); line = end + 1)
+        json_array_append_new(list, json_stringn(line, (size_t)(end - line)));
+    return list;
+}
+
 static int print_json(const Report *report) {
     const RewardCard *card = &report->card;
     json_t *root =
@@ -140,6 +149,7 @@ static int print_json(const Report *report) {
                   card->difference_pearson, "longer_is_chosen", share_json(card->longer_chosen), "longer_is_preferred",
                   share_json(card->longer_preferred), "worst", worst_json(report));
     if (!root) FAIL(ERR_FAILED, "out of memory");
+    json_object_set_new(root, "remarks", remarks_json(report));
     json_dumpf(root, stdout, 0);
     printf("\n");
     json_decref(root);
@@ -249,6 +259,8 @@ static int make_report(Report *report, char *const *words, int n) {
     TRY(read_pairs(report, words + 1, n - 1));
     TRY(score(report));
     TRY(reward_card(&report->card, report->pairs.pairs, report->pairs.n));
+    reward_remarks(&report->remarks, &report->card);
+    TRY(text_check(&report->remarks));
     report->worst_first = calloc(report->pairs.n, sizeof *report->worst_first);
     if (!report->worst_first) FAIL(ERR_FAILED, "out of memory");
     reward_worst_first(report->worst_first, report->pairs.pairs, report->pairs.n);
@@ -260,6 +272,7 @@ static int make_report(Report *report, char *const *words, int n) {
 
 static void report_free(Report *report) {
     free(report->worst_first);
+    text_free(&report->remarks);
     reward_pairs_free(&report->pairs);
     chat_columns_free(&report->columns);
     model_template_free(&report->model_template);
