@@ -42,7 +42,7 @@ static int open_tokenizer(ChatInput *input, const char *path) {
     snprintf(reason, sizeof reason, "%s", rc == OK ? "" : error_text());
     bool has_tokenizer = rc == OK;
     error_clear();
-    rc = model_file_open(&file, path, (ModelFileOptions){.need_tokenizer = true, .shape_only = true});
+    rc = model_file_open(&file, path, (ModelFileOptions){.head = HEAD_ANY, .need_tokenizer = true, .shape_only = true});
     if (rc != OK && has_tokenizer) { /* a folder with a tokenizer and no model */
         error_clear();
         return OK;

@@ -16,7 +16,7 @@
 
 typedef struct {
     int64_t ranks, here;
-    bool json, measure;
+    bool json, measure, reward;
 } Arguments;
 
 /* ---- printing ---- */
@@ -200,7 +200,7 @@ static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     if (arguments->ranks == 0 && ranks == 1 && config->parallel_data > 1) ranks = here = (int)config->parallel_data;
     if (arguments->here > 0) here = (int)arguments->here;
     if (here > ranks) FAIL(ERR_USAGE, "--here is %d, and there are %d ranks", here, ranks);
-    int rc = memory_plan(&made, config, ranks, here);
+    int rc = memory_plan(&made, config, arguments->reward ? HEAD_TO_SCORE : HEAD_TOKENS, ranks, here);
     if (rc == OK && mesh_rank(mesh) == 0) {
         if (arguments->measure) measure(&made);
         if (arguments->json)
@@ -223,6 +223,7 @@ int command_plan(int argc, char **argv) {
         {"ranks", 0, FLAG_INT, &arguments.ranks, "N", ">= 1 <= 1048576", "so many ranks; also written ranks=N"},
         {"here", 0, FLAG_INT, &arguments.here, "N", ">= 1 <= 1048576", "of them on this machine (default: all)"},
         {"measure", 0, FLAG_SWITCH, &arguments.measure, "", "", "measure this machine, and say how long a step takes"},
+        {"reward", 0, FLAG_SWITCH, &arguments.reward, "", "", "plan what cria reward does: a score head"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
     };
     TRY_TO(done, config_new(&config));

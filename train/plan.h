@@ -11,6 +11,7 @@
 
 #include "configs/config.h"
 #include "model/llama.h"
+#include "train/model_file.h"
 #include "train/probe.h"
 
 typedef enum {
@@ -58,10 +59,11 @@ typedef struct {
     Text notes;                /* what was estimated and how, a line each */
 } MemoryPlan;
 
-/* Plans a run of `config`: pretraining, or fine-tuning where template.name is set, of an adapter where lora.rank is;
- * for `ranks` ranks of which `ranks_here` run on this machine. Opens the tokenizer and looks at the data where they are
- * there, and closes them again; resolves the model's shape into the config. */
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here);
+/* Plans a run of `config`, of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE): pretraining, or fine-tuning where
+ * template.name is set, of an adapter where lora.rank is; for `ranks` ranks of which `ranks_here` run on this machine.
+ * Opens the tokenizer and looks at the data where they are there, and closes them again; resolves the model's shape
+ * into the config. */
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);
