@@ -219,11 +219,11 @@ static int keep(Arena *arena, char *text, NamedText *out, const char *key) {
     return OK;
 }
 
-int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, const char *base, const char *run,
-                     uint64_t fingerprint, Arena *arena) {
+int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, bool score, const char *base,
+                     const char *run, uint64_t fingerprint, Arena *arena) {
     char *json;
     const char *targets[LORA_TARGETS];
-    PeftConfig config = lora_peft_config(options, base, targets);
+    PeftConfig config = lora_peft_config(options, score, base, targets);
     TRY(peft_config_format(&config, &json));
     TRY(keep(arena, json, &texts[0], PEFT_CONFIG));
     TRY(describe_base(&json, base, run, fingerprint));

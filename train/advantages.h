@@ -44,7 +44,7 @@ void advantages_gae(double *advantages, double *returns, const double *rewards, 
  * back. Fewer than two numbers are left alone. */
 void whiten(double *x, size_t n, bool keep_mean);
 
-/* Llama 2's combination of two reward models (Touvron et al. 2023b, section 3.2.3): the safety score where the prompt
+/* Llama 2's combination of two reward models (Touvron et al. 2023b, section 3.4.3): the safety score where the prompt
  * is tagged as one of safety or sigmoid(safety) < 0.15, else the helpfulness score. Scores are logits, before the
  * sigmoid; so is the result, which is then whitened over the step. */
 double reward_llama2(double helpfulness, double safety, bool is_safety);

@@ -293,7 +293,7 @@ int policy_objective_new(Objective **objective, Rollout *rollout, int capacity) 
                               .metrics = metric_names,
                               .n_metrics = N_METRICS,
                               .headline = METRIC_REWARD,
-                              .no_accuracy = true,
+                              .no_tokens = true,
                               .record = policy_record,
                               .bind = policy_bind,
                               .collect = policy_collect,

@@ -57,14 +57,16 @@ static PolicyOptions policy_options(const Config *config) {
                            .loss_type = (PolicyLossType)config->ppo_loss,
                            .scale = (ScaleRewards)config->ppo_scale_rewards,
                            .normalise = config->ppo_normalize_advantages,
+                           .whiten_scores = config->ppo_whiten_scores,
                            .seed = (uint64_t)config->seed};
 }
 
 static int check_options(const Config *config) {
     int64_t answers = config->ppo_prompts * config->ppo_samples;
     if (config->ppo_algorithm == ALGORITHM_PPO)
-        return config_fail(config, OPTION_ppo_algorithm, "ppo needs a value model, which cria does not train yet; grpo and rloo "
-                                                          "need none");
+        return config_fail(config, OPTION_ppo_algorithm,
+                           "ppo needs a value model, which cria does not train yet; grpo and rloo "
+                           "need none");
     if (*config->lora_init)
         return config_fail(config, OPTION_lora_init,
                            "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
@@ -127,10 +129,15 @@ static int prepare(Run *run) {
     if (ppo->n_stops == 0)
         log_warning("%s has no token that ends an answer: all will have generate.max_new_tokens (%d)",
                     config->model_base, ppo->options.max_new_tokens);
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
+        TRY(config_require(config, OPTION_ppo_model));
+        return scorer_llama2_new(&ppo->scorer, config->ppo_model, config->ppo_safety_model);
+    }
     return scorer_new(&ppo->scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
                                                      .word = config->ppo_word,
                                                      .pattern = config->ppo_pattern,
                                                      .program = config->ppo_program,
+                                                     .model = config->ppo_model,
                                                      .length = (double)config->ppo_length,
                                                      .timeout = config->ppo_timeout,
                                                      .section = "ppo"});

@@ -332,6 +332,7 @@ static int prepare(Rejection *r) {
                                                 .word = config->rejection_word,
                                                 .pattern = config->rejection_pattern,
                                                 .program = config->rejection_program,
+                                                .model = config->rejection_model,
                                                 .length = (double)config->rejection_length,
                                                 .timeout = config->rejection_timeout,
                                                 .section = "rejection"}));

@@ -197,14 +197,17 @@ int rollout_divergences(Rollout *rollout) {
 int rollout_advantages(Rollout *rollout) {
     const PolicyOptions *options = &rollout->options;
     size_t n = (size_t)n_answers(rollout), prompts = (size_t)options->prompts, samples = (size_t)options->samples;
-    double *advantages, *rewards;
+    double *advantages, *rewards, *scores;
     ARENA_TRY(advantages, &rollout->arena, n);
     ARENA_TRY(rewards, &rollout->arena, n);
-    for (size_t i = 0; i < n; i++) rewards[i] = rollout->scores[i] - options->beta * rollout->kl[i];
+    ARENA_TRY(scores, &rollout->arena, n);
+    memcpy(scores, rollout->scores, n * sizeof *scores);
+    if (options->whiten_scores) whiten(scores, n, false);
+    for (size_t i = 0; i < n; i++) rewards[i] = scores[i] - options->beta * rollout->kl[i];
     if (options->algorithm == ALGORITHM_RLOO)
         rollout->equal_groups = advantages_rloo(advantages, rewards, prompts, samples, options->normalise);
     else
-        rollout->equal_groups = advantages_grpo(advantages, rollout->scores, prompts, samples, options->scale);
+        rollout->equal_groups = advantages_grpo(advantages, scores, prompts, samples, options->scale);
     for (size_t i = 0; i < n; i++) rollout->answers[i].advantage = advantages[i];
     return OK;
 }

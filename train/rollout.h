@@ -34,6 +34,7 @@ typedef struct {
         weigh_kl; /* GRPO: the KL estimate times the ratio, so that its gradient is the KL's (DeepSeek-AI 2025, V3.2) */
     PolicyLossType loss_type; /* GRPO */
     ScaleRewards scale;       /* GRPO */
+    bool whiten_scores;       /* over the rollout, before anything else is made of them */
     bool normalise;           /* RLOO: whiten the advantages */
     uint64_t seed;
 } PolicyOptions;

@@ -21,11 +21,11 @@ typedef struct Scorer {
 } Scorer;
 
 /* In the order of the options rejection.reward and ppo.reward. */
-typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWARD_PROGRAM } RewardKind;
+typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWARD_PROGRAM, REWARD_MODEL } RewardKind;
 
 typedef struct {
     RewardKind kind;
-    const char *word, *pattern, *program; /* the caller's, who keeps them */
+    const char *word, *pattern, *program, *model; /* the caller's, who keeps them */
     double length, timeout;
     const char *section; /* of the config, that these are options of: for messages */
 } ScorerOptions;
@@ -41,6 +41,13 @@ json_t *answer_text(const char *bytes, size_t size);
  * number a line on its standard output. It is started for every call, in a process group of its own, and ended where it
  * takes no line and gives no score for `timeout` seconds. */
 int scorer_program_new(Scorer **scorer, const ScorerOptions *options);
+
+/* A MODEL with a score head (`cria reward` trains one): the reward of the prompt, a user's message or messages, and the
+ * answer, rendered with the model's own chat template and tokenizer. */
+int scorer_model_new(Scorer **scorer, const char *path);
+/* Two of them, put together as Llama 2 does (reward_llama2); a prompt is one of safety where its record has "safety":
+ * true. */
+int scorer_llama2_new(Scorer **scorer, const char *helpfulness, const char *safety);
 
 /* The last number of a text as GSM8K writes it (Cobbe et al. 2021): after "####" where that is, digits with commas,
  * a sign, a point. False where there is none. */

@@ -133,6 +133,10 @@ int scorer_new(Scorer **scorer, const ScorerOptions *options) {
         TRY(require(options, "program", options->program));
         return scorer_program_new(scorer, options);
     }
+    if (options->kind == REWARD_MODEL) {
+        TRY(require(options, "model", options->model));
+        return scorer_model_new(scorer, options->model);
+    }
     Rule *rule = calloc(1, sizeof *rule);
     if (!rule) FAIL(ERR_FAILED, "out of memory");
     *rule = (Rule){.scorer = {score_all, rule_free}, .options = *options};
