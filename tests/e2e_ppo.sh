@@ -151,6 +151,20 @@ tell "a program that writes no number" $?
 program_fails 1 "/no/such/program" "ended with status 127"
 tell "a program that is not there" $?
 
+# ---- reward models: the answer that repeats the question's letter is preferred ----
+
+awk 'BEGIN { for (i = 0; i < 120; i++) { a = 97 + i % 5; b = 97 + (i + 1 + i % 3) % 5
+    printf "{\"prompt\": \"say %c\", \"chosen\": \"%c%c\", \"rejected\": \"%c%c!\"}\n", a, a, a, b, b } }' >pairs.jsonl
+awk 'BEGIN { for (i = 0; i < 10; i++) printf "{\"prompt\": \"say %c\"%s}\n", 97 + i % 5, i % 2 ? ", \"safety\": true" : "" }' >asked.jsonl
+run 0 reward ppo.yaml output=judge data.train=pairs.jsonl template.name=plain preferences.per_batch=8 train.steps=30 optim.lr=1e-2
+tell "a reward model" $?
+run 0 ppo ppo.yaml output=modelled data.train=asked.jsonl template.name=plain ppo.reward=model ppo.model=judge train.steps=12 &&
+    holds "$(metric modelled 9 reward) > $(metric modelled 1 reward)"
+tell "a reward model's reward rises" $?
+run 0 ppo ppo.yaml output=both data.train=asked.jsonl template.name=plain ppo.reward=model ppo.model=judge ppo.safety_model=judge \
+    ppo.whiten_scores=true train.steps=4 && [ "$(metric both 1 reward)" = "$(metric modelled 1 reward)" ]
+tell "helpfulness and safety of the same model are its own" $?
+
 # ---- wrong usage and data ----
 
 wrong() { # MESSAGE ARGUMENTS…
