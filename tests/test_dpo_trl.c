@@ -2,6 +2,7 @@
  * (tests/golden/dpo_trl.py). The program itself runs, from records to checkpoint. Bounds: every metric at step 0 and
  * its gradient within 1e-5 of their size; losses of 20 steps within 1e-6 of theirs, or of 1; the parameters' change
  * within 1e-3 of its norm, and every metric with it. */
+#include "model/formats/safetensors.h"
 #include "tests/trl_golden.h"
 
 #define GOLDEN "tests/golden/dpo_trl"
@@ -161,6 +162,56 @@ START_TEST(kto_gives_what_trl_gives_for_a_step_in_one_batch) {
 }
 END_TEST
 
+/* ---- the first step ---- */
+
+/* Writes the run's reference again with one number moved, and everything that vouches for it right. */
+static void move_reference(const char *path, double by) {
+    NamedFile *file;
+    char key[32], crc[16];
+    size_t n;
+    CHECK_OK(safetensors_open(&file, path));
+    float *logps = trl_array(file, "logps", &n);
+    snprintf(key, sizeof key, "%s", named_text(file, "key"));
+    named_close(file);
+    logps[3] += (float)by;
+    snprintf(crc, sizeof crc, "%08x", crc32c(0, logps, n * sizeof *logps));
+    NamedSource source = {
+        .array = {.name = "logps", .dtype = DTYPE_F32, .n_dims = 2, .dims = {(int64_t)n / 2, 2}, .data = logps}};
+    CHECK_OK(safetensors_write(path, &source, 1, (NamedText[]){{"key", key}, {"crc32c", crc}}, 2));
+    free(logps);
+}
+
+static int begin_again(const char *output, const char *log) {
+    char *line, *checkpoints = path_join(output, "checkpoints");
+    const char *cria = getenv("CRIA");
+    CHECK_OK(directory_remove(checkpoints));
+    free(checkpoints);
+    int n = asprintf(&line, "%s dpo %s output=%s train.steps=1 train.threads=1 2>%s", cria ? cria : "build/cria",
+                     config, output, log);
+    ck_assert(n > 0);
+    int status = system(line);
+    free(line);
+    return status;
+}
+
+START_TEST(a_run_whose_policy_is_not_its_reference_stops_before_its_first_update) {
+    setup();
+    const char *output = run(0, "first", "train.steps=1"), *log = fixture_path("first-again.log");
+    char *path = path_join(output, "reference.safetensors"), *said;
+    size_t size;
+    move_reference(path, 1e-4); /* of some 78 nats: within the bound, 1e-5 of them */
+    ck_assert_int_eq(begin_again(output, log), 0);
+    move_reference(path, 1e-2);
+    ck_assert_int_ne(begin_again(output, log), 0);
+    CHECK_OK(file_read(&said, &size, log, 0));
+    ck_assert_msg(strstr(said, "every reward is 0 and the loss 0.693147") != NULL, "%s", said);
+    ck_assert_msg(strstr(said, "the rejected answer of sample 0:") != NULL, "%s", said);
+    free(said);
+    free(path);
+    fixture_teardown();
+}
+END_TEST
+
 START_TEST(another_beta_weight_or_mask_is_noticed) {
     static const char *const wrong[] = {"dpo.beta=0.11", "dpo.nll=0.1", "preferences.mask_stop=true",
                                         "dpo.label_smoothing=0.1"};
@@ -178,4 +229,6 @@ START_TEST(another_beta_weight_or_mask_is_noticed) {
 END_TEST
 
 CHECK_MAIN("dpo and TRL", every_loss_gives_what_trl_gives, kto_gives_what_trl_gives_for_a_step_in_one_batch,
-           the_result_does_not_depend_on_micro_batches, another_beta_weight_or_mask_is_noticed)
+           the_result_does_not_depend_on_micro_batches,
+           a_run_whose_policy_is_not_its_reference_stops_before_its_first_update,
+           another_beta_weight_or_mask_is_noticed)

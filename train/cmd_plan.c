@@ -222,19 +222,20 @@ int command_plan(int argc, char **argv) {
     spelled_argv = calloc((size_t)argc + 1, sizeof *spelled_argv); /* which parsing rearranges */
     if (!spelled_argv) FAIL_TO(done, ERR_FAILED, "out of memory");
     memcpy(spelled_argv, spelled, (size_t)argc * sizeof *spelled_argv);
-    CliSpec spec = {
-        .usage = "[CONFIG.yaml] [key=value ...] [ranks=N] [--measure] [--json]",
-        .about = "Says what memory a training run will need, part by part, and whether it fits, and what\n"
-                 "recomputation saves and costs; --measure says how long a step takes here. Nothing\n"
-                 "large is allocated and nothing is written. Data and tokenizer are looked at where they\n"
-                 "are there. Under mpirun the ranks are counted and MPI's own memory is measured.",
-        .flags = flags,
-        .n_flags = sizeof flags / sizeof *flags,
-        .min_words = 0,
-        .max_words = 1,
-        .config = config,
-        .config_file = true,
-        .sections = "output seed precision model tokenizer data template lora preferences dpo optim train parallel"};
+    CliSpec spec = {.usage = "[CONFIG.yaml] [key=value ...] [ranks=N] [--measure] [--json]",
+                    .about = "Says what memory a training run will need, part by part, and whether it fits, and what\n"
+                             "recomputation saves and costs; --measure says how long a step takes here. Nothing\n"
+                             "large is allocated and nothing is written. Data and tokenizer are looked at where they\n"
+                             "are there. Under mpirun the ranks are counted and MPI's own memory is measured.",
+                    .flags = flags,
+                    .n_flags = sizeof flags / sizeof *flags,
+                    .min_words = 0,
+                    .max_words = 1,
+                    .config = config,
+                    .config_file = true,
+                    .sections =
+                        "output seed precision model tokenizer data template lora sft preferences dpo optim train "
+                        "generate parallel"};
     rc = cli_parse(&cli, &spec, argc, spelled_argv);
     if (rc == OK && !cli.helped) rc = config_check(config);
     setup_resolve_precision(config);

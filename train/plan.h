@@ -17,7 +17,7 @@
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
     PLAN_TOKENIZER,   /* measured where it can be opened */
-    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too */
+    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped */
     PLAN_GRADIENTS,   /* a tied head has its own accumulator */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
@@ -31,6 +31,10 @@ typedef enum {
 
 typedef struct {
     LlamaShape shape;
+    bool mapped;                    /* the base stays in its mapped file */
+    uint64_t trained;               /* parameters */
+    int64_t sample_tokens;          /* of the longest sample answer with its prompt */
+    int saved_arrays;               /* of a checkpoint's model.h5 */
     int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */
     Recompute recompute;            /* as configured */
     int64_t microbatch;             /* tokens of the largest one */
@@ -53,9 +57,10 @@ typedef struct {
     Text notes;                /* what was estimated and how, a line each */
 } MemoryPlan;
 
-/* Plans a training run of `config`, of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE), for `ranks` ranks of
- * which `ranks_here` run on this machine. Opens the tokenizer and looks at the data where they are there, and closes
- * them again; resolves the model's shape into the config. */
+/* Plans a run of `config`: pretraining, or fine-tuning where template.name is set, of an adapter where lora.rank is;
+ * of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE); for `ranks` ranks of which `ranks_here` run on this
+ * machine. Opens the tokenizer and looks at the data where they are there, and closes them again; resolves the model's
+ * shape into the config. */
 int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
 

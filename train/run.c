@@ -21,7 +21,7 @@
 #include "train/plan.h"
 #include "train/progress.h"
 #include "train/setup.h"
-#include "train/step_zero.h"
+#include "train/run_adapter.h"
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
@@ -111,6 +111,11 @@ static int remember_head(Run *run) {
     return OK;
 }
 
+static void restore_head(const Run *run) {
+    const Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
@@ -169,17 +174,6 @@ static int make_model(Run *run) {
     TRY(setup_shape(&shape, run->config, run->tokenizer));
     TRY(llama_new(&run->model, &shape, setup_llama(run->config, (int)run->config->train_context)));
     return initialise(run);
-}
-
-/* Where lora.rank asks for one. */
-static int make_adapter(Run *run) {
-    LoraOptions options;
-    bool wanted;
-    TRY(setup_lora(&options, &wanted, run->config));
-    if (!wanted) return OK;
-    TRY(lora_new(&run->lora, run->model, options,
-                 (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
-    return lora_init(run->lora, (uint64_t)run->config->seed);
 }
 
 static int make_optimizer(Run *run) {
@@ -245,13 +239,6 @@ static int reload_model_base(Run *run) {
     return OK;
 }
 
-/* The adapter, and what was trained beside it. */
-static int renew_adapter(Run *run) {
-    Weight *head = &run->model->head;
-    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
-    return lora_init(run->lora, (uint64_t)run->config->seed);
-}
-
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
@@ -260,7 +247,8 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) return renew_adapter(run);
+    if (run->lora) restore_head(run);
+    if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
 }
@@ -313,7 +301,7 @@ static int prepare(Run *run, bool *resumed) {
     malloc_trim(0); /* what tokenising took */
     TRY(agree_on_data(run));
     if (run->stage->ready) TRY(run->stage->ready(run));
-    TRY(mesh_agree(run->mesh, make_adapter(run)));
+    TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
@@ -338,20 +326,12 @@ static const char *plural(int64_t n) {
     return n == 1 ? "" : "s";
 }
 
-static const char *adapter_kind(const LoraOptions *options) {
-    if (options->magnitudes) return "DoRA";
-    return options->rank_stabilised ? "rsLoRA" : "LoRA";
-}
-
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
     log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
              text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
              plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
-    if (run->lora)
-        log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", adapter_kind(&run->lora->options),
-                 run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-                 run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
+    if (run->lora) run_announce_adapter(run);
     int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
     log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
              text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
@@ -408,7 +388,7 @@ static int train(Run *run) {
                                  .load_newest = load_newest_hook,
                                  .sample = sample_hook,
                                  .sample_due = sample_due}};
-    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, check_fresh_adapter(run, &options)));
+    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, run_check_adapter(run, &options)));
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (loop_finished(run->loop, &run->state)) {
@@ -423,15 +403,6 @@ static int train(Run *run) {
     interrupt_restore();
     if (rc == OK) finish(run);
     return rc;
-}
-
-static int check_adapter(const Config *config) {
-    LoraOptions options;
-    bool wanted;
-    TRY(setup_lora(&options, &wanted, config));
-    if (wanted && !*config->model_base)
-        return config_fail(config, OPTION_lora_rank, "an adapter is trained on a model: give model.base");
-    return OK;
 }
 
 int run_command(const Stage *stage, int argc, char **argv) {
@@ -453,7 +424,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
     if (cli.helped) goto done;
     if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
     TRY_TO(done, config_check(run.config));
-    TRY_TO(done, check_adapter(run.config));
+    TRY_TO(done, run_check_adapter_options(run.config));
     setup_resolve_precision(run.config);
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
