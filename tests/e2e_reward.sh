@@ -101,6 +101,10 @@ awk 'BEGIN { for (i = 0; i < 40; i++) printf "{\"prompt\": \"say a\", \"completi
 run 0 sft output=tuned model.base=base template.name=plain data.train=records.jsonl data.validation=0 lora.rank=2 train.steps=3 train.tokens_per_batch=256 train.tokens_per_microbatch=256 train.context=128 &&
     run 0 reward lora.yaml output=on-adapter model.base=tuned lora.rank=0 train.steps=3 && run 0 eval reward on-adapter held_out.jsonl
 tell "a fine-tuned adapter with its base is a base" $?
+run 0 reward lora.yaml output=further lora.init=adapter train.steps=1 optim.lr=1e-9 && run 0 eval reward further held_out.jsonl --precision fp32 --json && grep -q '"share": 1.0' "$scratch/out"
+tell "an adapter begins with another one's values, its head's too" $?
+run 0 plan lora.yaml --reward --json && cp "$scratch/out" with && run 0 plan lora.yaml --reward lora.rank=0 --json && [ "$(json_number gradients with)" -lt "$(json_number gradients "$scratch/out")" ]
+tell "plan knows that the body is frozen" $?
 
 # ---- the best of several answers ----
 

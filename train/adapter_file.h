@@ -26,6 +26,8 @@ bool adapter_recognises(const char *path);
 
 /* The base's path, malloc'd: `given` where it is not NULL, else what the adapter says. */
 int adapter_base_path(char **path, const PeftAdapter *adapter, const char *given);
+/* The score head that was trained beside the adapter, where there is one, becomes the model's. */
+int adapter_take_head(const PeftAdapter *adapter, const Llama *model);
 /* ERR_REFUSED where the adapter's file knows its base's fingerprint and this is not it. */
 int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fingerprint);
 

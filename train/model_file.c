@@ -285,21 +285,10 @@ static void merge_into_values(const Lora *lora) {
         }
 }
 
-/* The score head that was trained beside the adapter is the model's. */
-static int take_head(ModelFile *file) {
-    const NamedArray *head;
-    Weight *weight = &file->model->head;
-    TRY(named_get(&head, file->adapter.arrays, LORA_SCORE));
-    if (head->n_dims != 2 || head->dims[0] != weight->rows || head->dims[1] != weight->cols)
-        FAIL(ERR_REFUSED, "%s: " LORA_SCORE " is not %d×%d", named_path(file->adapter.arrays), weight->rows,
-             weight->cols);
-    file->new_head = false;
-    return weight->value ? named_read_f32(file->adapter.arrays, head, 0, named_elements(head), weight->value) : OK;
-}
-
 static int attach(ModelFile *file, const ModelFileOptions *options) {
     if (options->shape_only) return OK;
-    if (file->adapter.config.score) TRY(take_head(file));
+    TRY(adapter_take_head(&file->adapter, file->model));
+    if (file->adapter.config.score) file->new_head = false;
     TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
     Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
     TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = precision}));

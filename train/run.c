@@ -111,6 +111,11 @@ static int remember_head(Run *run) {
     return OK;
 }
 
+static void restore_head(const Run *run) {
+    const Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
@@ -235,13 +240,6 @@ static int reload_model_base(Run *run) {
     return OK;
 }
 
-/* The adapter, and what was trained beside it. */
-static int renew_adapter(Run *run) {
-    Weight *head = &run->model->head;
-    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
-    return run_start_adapter(run);
-}
-
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
@@ -251,7 +249,8 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) return mesh_agree(run->mesh, renew_adapter(run));
+    if (run->lora) restore_head(run);
+    if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
 }

@@ -42,7 +42,8 @@ static int load_values(Run *run, const PeftAdapter *adapter) {
     TRY(lora_options_from_peft(&found, adapter));
     TRY(compare_options(run->config, &run->lora->options, &found));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
-    return lora_load(run->lora, adapter->arrays);
+    TRY(lora_load(run->lora, adapter->arrays));
+    return adapter_take_head(adapter, run->model);
 }
 
 int run_start_adapter(Run *run) {
