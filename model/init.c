@@ -6,6 +6,7 @@
 #include "model/core/threads.h"
 #include "model/llama.h"
 #include "model/quantise.h"
+#include "model/storage.h"
 
 #include <string.h>
 
@@ -67,9 +68,22 @@ static PhiloxKey parameter_key(uint64_t seed, const char *name) {
     return philox_key(seed, PHILOX_INIT, (uint32_t)hash, (uint32_t)(hash >> 32));
 }
 
+static int init_matrix(const Weight *weight, uint64_t seed, float std) {
+    for (int v = 0; v < weight->n_views; v++) {
+        Fill fill = {.key = parameter_key(seed, weight->views[v].name), .std = std};
+        TRY(fill_view(weight, v, &fill));
+    }
+    return OK;
+}
+
+static int check_init(LlamaInit init) {
+    if (!(init.std >= 0)) FAIL(ERR_USAGE, "model.init_std is %g; it must not be negative", (double)init.std);
+    return OK;
+}
+
 int llama_init(Llama *model, LlamaInit init) {
     float residual = init.std / sqrtf(2.0f * (float)model->shape.n_layers);
-    if (!(init.std >= 0)) FAIL(ERR_USAGE, "model.init_std is %g; it must not be negative", (double)init.std);
+    TRY(check_init(init));
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
         if (weight->tied) continue;
@@ -78,12 +92,15 @@ int llama_init(Llama *model, LlamaInit init) {
             continue;
         }
         bool on_residual = strstr(weight->views[0].name, "o_proj") || strstr(weight->views[0].name, "down_proj");
-        for (int v = 0; v < weight->n_views; v++) {
-            Fill fill = {.key = parameter_key(init.seed, weight->views[v].name),
-                         .std = on_residual && init.residual == INIT_SCALED ? residual : init.std};
-            TRY(fill_view(weight, v, &fill));
-        }
+        TRY(init_matrix(weight, init.seed, on_residual && init.residual == INIT_SCALED ? residual : init.std));
     }
     llama_pack(model);
+    return OK;
+}
+
+int llama_init_head(Llama *model, LlamaInit init) {
+    TRY(check_init(init));
+    TRY(init_matrix(&model->head, init.seed, init.std));
+    weight_pack(&model->head);
     return OK;
 }

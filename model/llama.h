@@ -19,7 +19,7 @@ typedef struct {
     LlamaShape shape;
     Weight embedding, norm, head;
     LlamaLayer *layers;
-    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head */
+    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head (lm_head, or score: one row) */
     int n_weights;
     RotaryTable rotary;
     Arena arena; /* names and structs */
@@ -45,7 +45,8 @@ const char *frozen_name(Frozen frozen);
 typedef struct {
     bool training;    /* allocate gradients */
     Dtype precision;  /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
-    Frozen frozen;    /* the matrices. Norms are fp32 and, with `training`, trained */
+    Frozen frozen;    /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool train_head;  /* a score head has gradients though the rest has none: beside an adapter */
     bool unpacked;    /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
     bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
                        */
@@ -75,6 +76,9 @@ typedef struct {
 /* Element e of the parameter named N is a function of (seed, N, e) alone: the same for any layout. */
 int llama_init(Llama *model, LlamaInit init);
 
+/* The head alone, for a score head put onto a trained body. */
+int llama_init_head(Llama *model, LlamaInit init);
+
 /* Copies every parameter of `from`, a model of the same shape but that its vocabulary may be smaller: the rows beyond
  * it are left alone. */
 void llama_copy_rows(Llama *to, const Llama *from);
@@ -98,8 +102,11 @@ void llama_gradients(const Llama *model, float **gradients, size_t *n);
  * (other than the tables that old files carry) are errors that name it. The matrices of a frozen model are used where
  * the file has them mapped in 16 bits: then the file must stay open as long as the model. */
 int llama_load(Llama *model, const NamedFile *file);
+/* The same, but for the head, of which the file may have one of the other kind: the model's is left as it is. */
+int llama_load_body(Llama *model, const NamedFile *file);
 /* The same errors, from names and shapes alone: nothing is read. */
 int llama_check_file(const Llama *model, const NamedFile *file);
+int llama_check_body(const Llama *model, const NamedFile *file);
 
 /* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
  * Of a model with names only, they have no data. */
@@ -129,6 +136,10 @@ Stream llama_layer(Tape *tape, Stream stream, Llama *model, int layer, LlamaReco
 
 /* Embedding, every layer, the last norm: the hidden states [T, D] that the head reads. */
 Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record);
+
+/* llama_hidden, then the score of every row that `index` names (an int32 input, as op_gather's), fp32 [rows', 1]; NULL:
+ * of every token. For models with a score head. */
+Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index);
 
 /* llama_hidden, then the head with these options. */
 HeadOutputs llama_record(Tape *tape, Llama *model, LlamaRecord record, HeadOptions head);

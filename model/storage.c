@@ -53,6 +53,20 @@ static int describe_layer(Llama *model, int index) {
     return OK;
 }
 
+/* Hugging Face's LlamaForSequenceClassification with one label has a matrix of one row, `score`. */
+static int describe_head(Llama *model) {
+    const LlamaShape *shape = &model->shape;
+    if (!shape->score_head) {
+        TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
+        if (shape->tied) model->head.tied = &model->embedding;
+        return OK;
+    }
+    TRY(describe_one(model, &model->head, 1, shape->dim, "score", -1));
+    model->head.n_dims = 2;
+    model->head.decay = true;
+    return OK;
+}
+
 static int describe_all(Llama *model) {
     const LlamaShape *shape = &model->shape;
     ARENA_TRY(model->layers, &model->arena, shape->n_layers);
@@ -60,8 +74,7 @@ static int describe_all(Llama *model) {
     TRY(describe_one(model, &model->embedding, shape->vocab_size, shape->dim, "model.embed_tokens", -1));
     for (int layer = 0; layer < shape->n_layers; layer++) TRY(describe_layer(model, layer));
     TRY(describe_one(model, &model->norm, 1, shape->dim, "model.norm", -1));
-    TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
-    if (shape->tied) model->head.tied = &model->embedding;
+    TRY(describe_head(model));
     return OK;
 }
 
@@ -73,14 +86,18 @@ const char *frozen_name(Frozen frozen) {
     return frozen_names[frozen];
 }
 
-static bool is_frozen(const Weight *weight, LlamaOptions options) {
-    return options.frozen != FROZEN_NONE && weight->n_dims == 2;
+static bool is_score_head(const Llama *model, const Weight *weight) {
+    return model->shape.score_head && weight == &model->head;
+}
+
+static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight);
 }
 
 /* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
 static bool is_narrow(const Llama *model, const Weight *weight, LlamaOptions options) {
     bool head = weight == &model->head || (weight == &model->embedding && model->head.tied);
-    return is_frozen(weight, options) && !(head && options.precision == DTYPE_F32);
+    return is_frozen(model, weight, options) && !(head && options.precision == DTYPE_F32);
 }
 
 static bool is_quantised(const Llama *model, const Weight *weight, LlamaOptions options) {
@@ -104,17 +121,18 @@ static size_t frozen_bytes(const Llama *model, const Weight *weight, LlamaOption
     return bytes;
 }
 
-/* Matrices that take part in products: all but the embedding. */
+/* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
     bool wanted = options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && !options.unpacked;
-    return wanted && weight->n_dims == 2 && weight != &model->embedding;
+    return wanted && weight->n_dims == 2 && weight != &model->embedding && !is_score_head(model, weight);
 }
 
 /* How much storage the model takes. */
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        weight->trainable = options.training && !is_frozen(weight, options);
+        bool is_head_alone = options.train_head && is_score_head(model, weight);
+        weight->trainable = (options.training && !is_frozen(model, weight, options)) || is_head_alone;
         weight->narrow = is_narrow(model, weight, options);
         if (!weight->tied && weight->narrow) model->frozen_bytes += frozen_bytes(model, weight, options);
         if (!weight->tied && !weight->narrow) model->value_bytes += weight_value_bytes(weight);

@@ -15,11 +15,6 @@ static const char recipe[] = "precision: fp32\nmodel: {base: " GOLDEN "}\n"
                              "optim: {lr: 2.0e-3, schedule: constant, warmup: 0, weight_decay: 0.1, beta2: 0.95}\n"
                              "train: {steps: 20, context: 128, tokens_per_microbatch: 1024}\n";
 
-/* With so large an epsilon Adam's first step is the gradient itself, lr / eps times, to one part in 10^6 of its largest
- * element. */
-enum { GRADIENT_SCALE = 1000 };
-#define GRADIENT_STEP "train.steps=1 optim.lr=1e9 optim.eps=1e6 optim.clip=0 optim.weight_decay=0"
-
 static const struct {
     const char *name, *options;
     bool other_reference;
@@ -61,25 +56,14 @@ static const char *run(int i, const char *name, const char *more) {
     return output;
 }
 
-/* The largest difference of a metric from TRL's over the steps, relative to the value or to 1. */
-static double metric_distance(const char *output, const json_t *rows, const char *metric, size_t steps) {
-    double *y = trl_metric(output, metric, STEPS), worst = 0;
-    for (size_t i = 0; i < steps; i++) {
-        double wanted = json_number_value(json_object_get(json_array_get(rows, i), metric));
-        double d = fabs(y[i] - wanted) / fmax(1, fabs(wanted));
-        if (!(d <= worst)) worst = d;
-    }
-    free(y);
-    return worst;
-}
-
 static void check_metrics(const char *name, const char *output, const json_t *rows, size_t n_metrics) {
     const char *metric;
     json_t *value;
     ck_assert_uint_eq(json_array_size(rows), STEPS);
     size_t checked = 0;
     json_object_foreach(json_array_get(rows, 0), metric, value) {
-        double first = metric_distance(output, rows, metric, 1), all = metric_distance(output, rows, metric, STEPS);
+        double first = trl_metric_distance(output, rows, metric, 1, STEPS),
+               all = trl_metric_distance(output, rows, metric, STEPS, STEPS);
         ck_assert_msg(first <= 1e-5, "%s, step 0: %s differs by %g", name, metric, first);
         /* an answer whose two best tokens are near a tie may be right here and wrong there */
         double bound = strcmp(metric, "loss") == 0 ? 1e-6 : 1e-3;
@@ -99,10 +83,10 @@ START_TEST(every_loss_gives_what_trl_gives) {
         snprintf(expected, sizeof expected, GOLDEN "/%s.safetensors", runs[i].name);
         const char *output = run(i, runs[i].name, "");
         double change = trl_compare(output, GOLDEN "/model.safetensors", expected, 0, PARAMETERS);
-        double loss = metric_distance(output, rows, "loss", STEPS);
+        double loss = trl_metric_distance(output, rows, "loss", STEPS, STEPS);
         snprintf(name, sizeof name, "%s-gradient", runs[i].name);
-        output = run(i, name, GRADIENT_STEP);
-        double gradient = trl_compare(output, GOLDEN "/model.safetensors", expected, GRADIENT_SCALE, PARAMETERS);
+        output = run(i, name, TRL_GRADIENT_STEP);
+        double gradient = trl_compare(output, GOLDEN "/model.safetensors", expected, TRL_GRADIENT_SCALE, PARAMETERS);
         printf("%-13s gradient %.1e; 20 steps: losses %.1e, change %.1e\n", runs[i].name, gradient, loss, change);
         check_metrics(runs[i].name, fixture_path(runs[i].name), rows, 13);
         ck_assert_msg(gradient <= 1e-5, "%s: gradient %g", runs[i].name, gradient);
@@ -156,18 +140,19 @@ START_TEST(kto_gives_what_trl_gives_for_a_step_in_one_batch) {
     const json_t *halves = json_object_get(json_object_get(golden, "runs"), "halves");
     const char *output = run_kto("kto", "");
     double change = trl_compare(output, GOLDEN "/model.safetensors", KTO "/whole.safetensors", 0, PARAMETERS);
-    double gradient = trl_compare(run_kto("kto-gradient", GRADIENT_STEP), GOLDEN "/model.safetensors",
-                                  KTO "/whole.safetensors", GRADIENT_SCALE, PARAMETERS);
+    double gradient = trl_compare(run_kto("kto-gradient", TRL_GRADIENT_STEP), GOLDEN "/model.safetensors",
+                                  KTO "/whole.safetensors", TRL_GRADIENT_SCALE, PARAMETERS);
     printf("kto           gradient %.1e; 20 steps: losses %.1e, change %.1e\n", gradient,
-           metric_distance(output, whole, "loss", STEPS), change);
+           trl_metric_distance(output, whole, "loss", STEPS, STEPS), change);
     check_metrics("kto", output, whole, 12);
     ck_assert_msg(gradient <= 1e-5, "gradient %g", gradient);
     ck_assert_msg(change <= 1e-3, "change %g", change);
     /* however a step is cut, the estimate of the divergence is the whole step's; TRL's is each part's */
     const char *parts = run_kto("kto-parts", "train.tokens_per_microbatch=256");
-    double same = metric_distance(parts, whole, "loss", STEPS), kl = metric_distance(parts, whole, "kl", STEPS);
-    double other = metric_distance(parts, halves, "loss", STEPS),
-           other_kl = metric_distance(parts, halves, "kl", STEPS);
+    double same = trl_metric_distance(parts, whole, "loss", STEPS, STEPS),
+           kl = trl_metric_distance(parts, whole, "kl", STEPS, STEPS);
+    double other = trl_metric_distance(parts, halves, "loss", STEPS, STEPS),
+           other_kl = trl_metric_distance(parts, halves, "kl", STEPS, STEPS);
     printf("kto in parts  losses %.1e, kl %.1e from TRL's in one batch; %.1e, %.1e from TRL's in two\n", same, kl,
            other, other_kl);
     ck_assert(same <= 1e-6 && kl <= 1e-3);

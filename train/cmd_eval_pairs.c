@@ -3,6 +3,7 @@
 
 #include <jansson.h>
 
+#include "eval/proportion.h"
 #include "model/core/error.h"
 #include "train/chat_input.h"
 #include "train/cmd_eval.h"
@@ -15,10 +16,9 @@ static void show_progress(void *context, uint64_t records) {
 }
 
 static void print_share(const char *label, uint64_t right, uint64_t n) {
-    double low, high;
-    share_interval(right, n, &low, &high);
-    printf("%-24s %5.1f %%  (%llu of %llu; 95 %% between %.1f and %.1f)\n", label, 100 * (double)right / (double)n,
-           (unsigned long long)right, (unsigned long long)n, 100 * low, 100 * high);
+    Proportion p = proportion((int64_t)right, (int64_t)n);
+    printf("%-24s %5.1f %%  (%llu of %llu; 95 %% between %.1f and %.1f)\n", label, 100 * p.share,
+           (unsigned long long)right, (unsigned long long)n, 100 * p.low, 100 * p.high);
 }
 
 static void print_text(const PairEvaluation *r, bool has_reference) {
@@ -32,8 +32,8 @@ static void print_text(const PairEvaluation *r, bool has_reference) {
 }
 
 static int print_json(const PairEvaluation *r) {
-    double low, high, n = (double)r->pairs;
-    share_interval(r->right, r->pairs, &low, &high);
+    double n = (double)r->pairs;
+    Proportion p = proportion((int64_t)r->right, (int64_t)r->pairs);
     json_t *strengths = json_object();
     for (int s = STRENGTH_NEGLIGIBLE; s < N_STRENGTHS; s++)
         if (r->strength_pairs[s] > 0)
@@ -41,7 +41,7 @@ static int print_json(const PairEvaluation *r) {
                                 json_pack("{s:I, s:f}", "pairs", (json_int_t)r->strength_pairs[s], "accuracy",
                                           (double)r->strength_right[s] / (double)r->strength_pairs[s]));
     json_t *root = json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o}", "pairs", (json_int_t)r->pairs, "accuracy",
-                             (double)r->right / n, "accuracy_low", low, "accuracy_high", high, "accuracy_by_token",
+                             p.share, "accuracy_low", p.low, "accuracy_high", p.high, "accuracy_by_token",
                              (double)r->right_by_token / n, "margin", r->margin, "equal", (json_int_t)r->equal,
                              "overlong", (json_int_t)r->overlong, "strengths", strengths);
     if (!root) FAIL(ERR_FAILED, "out of memory");
@@ -86,7 +86,7 @@ done:
 }
 
 int eval_pairs_command(int argc, char **argv) {
-    ChatInput input = CHAT_INPUT_DEFAULTS;
+    ChatInput input = {0};
     const char *reference = NULL;
     bool json = false;
     Flag flags[CHAT_INPUT_FLAGS + 2] = {

@@ -52,6 +52,10 @@ static int report(const Arguments *arguments, MergeParts parts, const char *to, 
         printf("{\"tokens\": %d, \"logits_greatest\": %.9g, \"logits_difference\": %.9g, \"loss\": %.9g, "
                "\"merged_loss\": %.9g, \"same_best\": %d}\n",
                d.n_tokens, d.greatest, d.difference, d.loss, d.merged_loss, d.same_best);
+    else if (d.scores)
+        printf("on %d tokens the scores of %s differ from those of base and adapter by at most %.2g (the greatest is "
+               "%.3g)\n",
+               d.n_tokens, to, d.difference, d.greatest);
     else
         printf("on %d tokens the logits of %s differ from those of base and adapter by at most %.2g (the greatest is "
                "%.3g); the best next token is the same after %d of them\n",

@@ -1,7 +1,6 @@
 /* See eval_pairs.h. Records are gathered into a flat run of tokens as long as they fit, and scored together. */
 #include "train/eval_pairs.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -210,13 +209,4 @@ done:
     stop(e);
     free(e);
     return rc;
-}
-
-void share_interval(uint64_t right, uint64_t n, double *low, double *high) {
-    const double z = 1.959963984540054; /* 97.5 % of a standard normal lie below */
-    double share = (double)right / (double)n, zz = z * z / (double)n;
-    double centre = (share + zz / 2) / (1 + zz);
-    double half = z / (1 + zz) * sqrt(share * (1 - share) / (double)n + zz / (4 * (double)n));
-    *low = centre - half;
-    *high = centre + half;
 }

@@ -30,7 +30,4 @@ typedef struct {
  */
 int eval_pairs(const EvalPairsOptions *options, PairEvaluation *result);
 
-/* The 95 % confidence interval of a share (Wilson 1927). */
-void share_interval(uint64_t right, uint64_t n, double *low, double *high);
-
 #endif

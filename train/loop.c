@@ -108,6 +108,7 @@ static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
     if (lora) TRY(mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)));
+    TRY(objective_share_extremes(objective, mesh, &agreed->sums));
     TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
     if (objective->finish) objective->finish(objective, &agreed->sums);
     return OK;
@@ -215,6 +216,7 @@ int loop_validate(Loop *loop, Validation *result) {
         }
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
+    TRY(objective_share_extremes(objective, loop->parts.mesh, &sums));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
     if (objective->finish) objective->finish(objective, &sums);
     *result = (Validation){.loss = sums.loss / sums.weight,
@@ -279,7 +281,7 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "grad_norm", result->grad_norm);
     put(&figures, "learning_rate", result->learning_rate);
     put(&figures, "num_tokens", (double)state->tokens);
-    put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (!objective->no_tokens) put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
     if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
     put_metrics(&figures, "", objective, sums);
     put(&figures, "tokens_per_second", rate);
@@ -294,7 +296,7 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
     put(&figures, "eval_loss", result->loss);
-    put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (!loop->parts.objective->no_tokens) put(&figures, "eval_mean_token_accuracy", result->accuracy);
     if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
     put_metrics(&figures, "eval_", loop->parts.objective, &result->sums);
     put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->sums.source_loss,

@@ -20,8 +20,10 @@
 #include "train/model_file.h"
 #include "train/model_template.h"
 #include "train/probe.h"
+#include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
+#include "train/trained.h"
 
 enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
@@ -87,17 +89,18 @@ static bool is_mapped(const NamedFile *file) {
 }
 
 /* The shape of model.base, without its parameters. */
-static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config) {
+static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     bool adapted = config->lora_rank > 0;
     ModelFile file;
     TRY(model_file_open(&file, config->model_base,
-                        (ModelFileOptions){.shape_only = !adapted,
+                        (ModelFileOptions){.head = head,
+                                           .shape_only = !adapted,
                                            .keep_open = adapted,
                                            .whole = adapted,
                                            .tokenizer = own ? NULL : config->tokenizer_path}));
     plan->shape = llama_shape_from_hf(&file.config);
-    plan->mapped = adapted && is_mapped(file.arrays);
+    plan->mapped = setup_frozen(config) == FROZEN_16BIT && is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
     int rc = plan_chat(plan, config, &file, *tokenizer);
@@ -107,9 +110,9 @@ static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *
 }
 
 /* *tokenizer is NULL where it cannot be opened: its vocabulary is then taken from the config, or guessed. */
-static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
+static int find_shape(MemoryPlan *plan, Config *config, ModelHead head, Tokenizer **tokenizer) {
     *tokenizer = NULL;
-    if (*config->model_base) return shape_of_base(plan, tokenizer, config);
+    if (*config->model_base) return shape_of_base(plan, tokenizer, config, head);
     if (*config->tokenizer_path && tokenizer_load(tokenizer, config->tokenizer_path) != OK) {
         text_printf(&plan->notes, "the tokenizer is not there yet (%s)\n", error_text());
         error_clear();
@@ -135,8 +138,7 @@ static int planned_model(Llama **model, Lora **lora, const MemoryPlan *plan, con
     how.names_only = true;
     TRY(setup_lora(&options, &adapted, config));
     *lora = NULL;
-    how.training = !adapted;
-    how.frozen = adapted && how.precision == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
+    how.train_head = adapted;
     TRY(llama_new(model, &plan->shape, how));
     if (!adapted) return OK;
     how.training = true;
@@ -151,7 +153,9 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     Objective *objective;
     Loop *loop = NULL;
     Dtype precision = setup_precision(config);
-    if (config->preferences_per_batch > 0)
+    if (model->shape.score_head)
+        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    else if (config->preferences_per_batch > 0)
         TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
     else if (*config->template_name)
         TRY(sft_objective_new(&objective, (int)microbatch));
@@ -364,7 +368,7 @@ done:
     return rc;
 }
 
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
     int rc = OK;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
@@ -372,8 +376,9 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
+    plan->frozen = setup_frozen(config);
     uint64_t before = resident_now();
-    TRY_TO(done, find_shape(plan, config, &tokenizer));
+    TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);

@@ -95,12 +95,35 @@ static bool has_own_tokenizer(const Config *config) {
     return !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
 }
 
+/* As transformers does where a checkpoint has no score head. */
+static int initialise_head(Run *run) {
+    if (!run->base.new_head) return OK;
+    LlamaInit init = {.seed = (uint64_t)run->config->seed, .std = (float)run->base.config.initializer_range};
+    return llama_init_head(run->model, init);
+}
+
+/* A score head as it was, for a roll-back of what is trained beside an adapter. */
+static int remember_head(Run *run) {
+    const Weight *head = &run->model->head;
+    if (!run->model->shape.score_head) return OK;
+    ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
+    memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
+    return OK;
+}
+
+static void restore_head(const Run *run) {
+    const Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
-    ModelFileOptions options = {.training = !adapted,
+    ModelFileOptions options = {.head = run->stage->head,
+                                .training = !adapted,
+                                .train_head = adapted,
                                 .precision = setup_precision(config),
-                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .frozen = setup_frozen(config),
                                 .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,
@@ -109,6 +132,8 @@ static int open_model_base(Run *run) {
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
+    TRY(initialise_head(run));
+    TRY(remember_head(run));
     if (config->train_context > run->model->rotary.n_positions)
         return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
                            run->model->rotary.n_positions);
@@ -170,7 +195,7 @@ static int agree_on_data(Run *run) {
 /* A run that cannot fit is refused before anything large is allocated; every rank plans, and they agree. */
 static int check_memory(Run *run) {
     MemoryPlan plan;
-    int rc = memory_plan(&plan, run->config, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
+    int rc = memory_plan(&plan, run->config, run->stage->head, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
     if (rc == OK) rc = memory_plan_check(&plan);
     if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);
     memory_plan_free(&plan);
@@ -206,9 +231,10 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
 
 static int reload_model_base(Run *run) {
     ModelFile again;
-    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){0}));
+    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){.head = run->stage->head}));
     llama_copy_rows(run->model, again.model);
     model_file_close(&again);
+    TRY(initialise_head(run));
     if (run->stage->new_rows) run->stage->new_rows(run);
     return OK;
 }
@@ -221,6 +247,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
+    if (run->lora) restore_head(run);
     if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);

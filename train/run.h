@@ -13,6 +13,7 @@
 typedef struct Run Run;
 
 typedef struct {
+    ModelHead head;                                /* of model.base and of what is trained */
     void (*about)(Text *out);                      /* what --help begins with */
     const char *sections;                          /* of options, that --help lists */
     int (*defaults)(Config *config);               /* fills in what the stage resolves, before any check; may be NULL */
@@ -40,7 +41,8 @@ struct Run {
     Loader *loader;
     ModelFile base; /* where model.base was given */
     Llama *model;
-    Lora *lora; /* trained in the model's place; NULL: none */
+    float *first_head; /* a score head's values before training, in the arena; NULL where there is none */
+    Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;
     Optimizer *optimizer;
     Objective *objective;

@@ -22,7 +22,7 @@ typedef struct Scorer {
 } Scorer;
 
 /* In the order of the option rejection.reward. */
-typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWARD_PROGRAM } RewardKind;
+typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWARD_PROGRAM, REWARD_MODEL } RewardKind;
 
 /* What rejection.reward asks for. The config must outlive it. */
 int scorer_from_config(Scorer **scorer, const Config *config);
@@ -32,6 +32,10 @@ void scorer_free(Scorer *scorer); /* NULL will do */
  * number a line on its standard output. It is started for every call, in a process group of its own, and ended where it
  * takes no line and gives no score for `timeout` seconds. */
 int scorer_program_new(Scorer **scorer, const char *command, double timeout);
+
+/* A MODEL with a score head (`cria reward` trains one): the reward of the prompt, a user's message or messages, and the
+ * answer, rendered with the model's own chat template and tokenizer. */
+int scorer_model_new(Scorer **scorer, const char *path);
 
 /* The last number of a text as GSM8K writes it (Cobbe et al. 2021): after "####" where that is, digits with commas,
  * a sign, a point. False where there is none. */

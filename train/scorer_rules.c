@@ -131,6 +131,10 @@ int scorer_from_config(Scorer **scorer, const Config *config) {
         TRY(config_require(config, OPTION_rejection_program));
         return scorer_program_new(scorer, config->rejection_program, config->rejection_timeout);
     }
+    if (kind == REWARD_MODEL) {
+        TRY(config_require(config, OPTION_rejection_model));
+        return scorer_model_new(scorer, config->rejection_model);
+    }
     Rule *rule = calloc(1, sizeof *rule);
     if (!rule) FAIL(ERR_FAILED, "out of memory");
     *rule = (Rule){.scorer = {score_all, rule_free},
