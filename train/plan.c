@@ -396,6 +396,10 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
+    if (*config->dpo_reference)
+        text_puts(&plan->notes,
+                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
+                  "before gradients and moments are: it is not counted\n");
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));
