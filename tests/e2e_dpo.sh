@@ -75,6 +75,16 @@ tell "another model may be the reference" $?
 run 2 dpo dpo.yaml output=no dpo.reference=base && one_error && says 'dpo.reference' && says 'other tokens than the policy'
 tell "but not one of other tokens" $?
 
+# With a learning rate that changes nothing, every reward stays 0: of validation pairs split off, of those of files of
+# their own, and of answers to other prompts.
+still="optim.lr=1e-30 optim.weight_decay=0 train.steps=8"
+make_pairs more.jsonl 37
+# shellcheck disable=SC2086 # words
+run 0 dpo dpo.yaml output=still1 $still && [ "$(metric still1 eval_rewards/chosen 8)" = 0 ] && [ "$(metric still1 rewards/rejected 8)" = 0 ] &&
+    run 0 dpo dpo.yaml output=still2 $still 'data.train=[{path: pairs.jsonl}, {path: more.jsonl}]' 'data.validation=[{path: more.jsonl}, {path: pairs.jsonl}]' &&
+    [ "$(metric still2 eval_rewards/chosen 8)" = 0 ] && [ "$(metric still2 rewards/rejected 8)" = 0 ] && [ -n "$(metric still2 eval_loss/more.jsonl 8)" ]
+tell "every sample has its own reference, whichever source it is of" $?
+
 # ---- adapters ----
 run 0 dpo dpo.yaml output=lora model.base=tuned template.name= data.train=pairs.jsonl lora.rank=4 train.steps=10 optim.lr=1e-3 && [ "$(metric lora rewards/chosen 1)" = 0 ] && near "$(metric lora loss 1)" 0.6931471805599453 1e-9
 tell "an adapter's reference is the model under it" $?
@@ -103,6 +113,10 @@ tell "simpo has no reference" $?
 awk 'BEGIN { for (i = 0; i < 120; i++) { c = 97 + i % 5; g = i % 2; printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\", \"label\": %s}\n", c, g ? c : 122, g ? c : 122, g ? "true" : "false" } }' >labelled.jsonl
 run 0 dpo dpo.yaml output=kto dpo.loss=kto data.train=labelled.jsonl && [ "$(metric kto kl 1)" = 0 ] && [ "$(metric kto rewards/chosen 1)" = 0 ] && near "$(metric kto eval_rewards/accuracies 40)" 1 0.1
 tell "kto learns from labelled answers" $?
+# shellcheck disable=SC2086
+run 0 dpo dpo.yaml output=still3 dpo.loss=kto $still data.train=labelled.jsonl 'data.validation=[{path: labelled.jsonl}]' &&
+    [ "$(metric still3 eval_rewards/chosen 8)" = 0 ] && [ "$(metric still3 eval_kl 8)" = 0 ] && [ "$(metric still3 kl 8)" = 0 ]
+tell "so has every answer to another prompt" $?
 run 0 dpo dpo.yaml output=kto2 dpo.loss=kto data.train=labelled.jsonl train.tokens_per_microbatch=256 && losses kto >a && losses kto2 >b && paste a b | awk '{ d = $NF - $(NF / 2); if (d < 0) d = -d; if (d > 1e-6) bad = 1 } END { exit bad }'
 tell "and its losses do not depend on micro-batches" $?
 

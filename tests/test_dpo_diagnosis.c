@@ -5,8 +5,9 @@
 #include "tests/check_main.h"
 #include "train/dpo_diagnosis.h"
 #include "train/dpo_objective.h"
+#include "train/kto_objective.h"
 
-static void set(ObjectiveSums *sums, DpoMetric metric, double mean, double n) {
+static void set(ObjectiveSums *sums, int metric, double mean, double n) {
     sums->metric[metric] = mean * n;
     sums->metric_weight[metric] = n;
 }
@@ -127,6 +128,25 @@ START_TEST(a_finding_is_told_once_when_its_window_is_full) {
 }
 END_TEST
 
+START_TEST(what_kto_shows_is_told) {
+    KtoWatch watch = {.figures = {.beta = 0.1}};
+    Text out = {0};
+    for (int step = 1; step <= 3 * DPO_WINDOW_STEPS; step++) {
+        ObjectiveSums sums = {0};
+        set(&sums, KTO_KL, step <= DPO_WINDOW_STEPS ? 9.9 : 10.1, 16);
+        set(&sums, KTO_ENTROPY, step <= 2 * DPO_WINDOW_STEPS ? 2 : 0.9, 100);
+        kto_watch(&watch, &sums, &out);
+        if (step < 2 * DPO_WINDOW_STEPS) ck_assert_uint_eq(out.length, 0);
+        if (step == 2 * DPO_WINDOW_STEPS) {
+            ck_assert(strstr(out.bytes, "runs away from its reference: 10.1 nats") && !strstr(out.bytes, "entropy"));
+            text_clear(&out);
+        }
+    }
+    ck_assert(strstr(out.bytes, "entropy collapses: from 2 to 0.9") && !strstr(out.bytes, "runs away"));
+    text_free(&out);
+}
+END_TEST
+
 CHECK_MAIN("diagnoses of dpo", falling_chosen_answers_are_told, margins_that_are_lengths_are_told,
            slight_pairs_that_stay_flat_are_told, a_collapsing_entropy_is_told,
-           a_finding_is_told_once_when_its_window_is_full)
+           a_finding_is_told_once_when_its_window_is_full, what_kto_shows_is_told)

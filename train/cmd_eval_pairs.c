@@ -86,7 +86,7 @@ done:
 }
 
 int eval_pairs_command(int argc, char **argv) {
-    ChatInput input = CHAT_INPUT_DEFAULTS;
+    ChatInput input = {0};
     const char *reference = NULL;
     bool json = false;
     Flag flags[CHAT_INPUT_FLAGS + 2] = {

@@ -35,6 +35,15 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_SAVING] = "while a checkpoint is written or a sample is generated",
 };
 
+static const char *parameters_note(const MemoryPlan *plan) {
+    static const char *const frozen[FROZEN_KINDS] = {
+        [FROZEN_16BIT] = "the model's matrices in 16 bits, and the adapter",
+        [FROZEN_INT8] = "the model in int8, embedding and head in 16 bits, and the adapter",
+        [FROZEN_NF4] = "the model in NF4, embedding and head in 16 bits, and the adapter"};
+    if (plan->frozen != FROZEN_NONE) return frozen[plan->frozen];
+    return plan->packed ? "fp32, and twice packed in bf16" : explanations[PLAN_PARAMETERS];
+}
+
 static void print_row(const char *name, const uint64_t bytes[RECOMPUTE_KINDS], const char *note) {
     char text[32];
     printf("  %-12s", name);
@@ -96,7 +105,7 @@ static void print_plan(const MemoryPlan *plan) {
             print_row(plan_part_name((PlanPart)part), plan->activations, explanations[part]);
         else if (plan->bytes[part] > 0)
             print_same(plan_part_name((PlanPart)part), plan->bytes[part],
-                       part == PLAN_PARAMETERS && plan->packed ? "fp32, and twice packed in bf16" : explanations[part]);
+                       part == PLAN_PARAMETERS ? parameters_note(plan) : explanations[part]);
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");

@@ -205,7 +205,7 @@ static int show_jinja(const Show *show) {
 }
 
 int data_show_command(int argc, char **argv) {
-    Show show = {.input = CHAT_INPUT_DEFAULTS, .limit = 3};
+    Show show = {.limit = 3};
     Flag flags[CHAT_INPUT_FLAGS + 6] = {
         {"records", 'n', FLAG_INT, &show.limit, "N", ">= 0", "how many are shown; 0: all (default 3)"},
         {"tokens", 0, FLAG_SWITCH, &show.list, "", "", "a line for every token: place, id, weight, text"},

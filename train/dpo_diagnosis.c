@@ -2,14 +2,17 @@
 #include "train/dpo_diagnosis.h"
 
 #include <math.h>
+#include <string.h>
 
+#include "model/core/log.h"
 #include "train/dpo_objective.h"
+#include "train/kto_objective.h"
 
-static double mean(const ObjectiveSums *sums, DpoMetric metric) {
+static double mean(const ObjectiveSums *sums, int metric) {
     return sums->metric_weight[metric] > 0 ? sums->metric[metric] / sums->metric_weight[metric] : 0;
 }
 
-static double count(const ObjectiveSums *sums, DpoMetric metric) {
+static double count(const ObjectiveSums *sums, int metric) {
     return sums->metric_weight[metric];
 }
 
@@ -62,14 +65,18 @@ static bool slight_pairs_are_flat(const DpoFigures *f, Text *out) {
     return true;
 }
 
-static bool entropy_collapses(const DpoFigures *f, Text *out) {
-    double before = mean(&f->baseline, DPO_ENTROPY), now = mean(&f->window, DPO_ENTROPY);
-    if (!(before > 0 && count(&f->window, DPO_ENTROPY) > 0 && now < DPO_ENTROPY_SHARE * before)) return false;
+static bool entropy_fell(double before, double now, double beta, Text *out) {
+    if (!(before > 0 && now < DPO_ENTROPY_SHARE * before)) return false;
     text_printf(out,
                 "entropy collapses: from %.3g to %.3g nats a token; answers will all be alike. Try a smaller optim.lr, "
                 "fewer epochs, or a larger dpo.beta (here %g)",
-                before, now, f->beta);
+                before, now, beta);
     return true;
+}
+
+static bool entropy_collapses(const DpoFigures *f, Text *out) {
+    return count(&f->window, DPO_ENTROPY) > 0 &&
+           entropy_fell(mean(&f->baseline, DPO_ENTROPY), mean(&f->window, DPO_ENTROPY), f->beta, out);
 }
 
 DpoRule *const dpo_rules[N_DPO_RULES] = {[DPO_CHOSEN_FALLS] = chosen_falls,
@@ -91,7 +98,7 @@ static void centre(ObjectiveSums *sums) {
 }
 
 static void add_sums(ObjectiveSums *to, const ObjectiveSums *from) {
-    for (int i = 0; i < N_DPO_METRICS; i++) {
+    for (int i = 0; i < OBJECTIVE_MAX_METRICS; i++) {
         to->metric[i] += from->metric[i];
         to->metric_weight[i] += from->metric_weight[i];
     }
@@ -115,4 +122,52 @@ bool dpo_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out) {
     f->window = (ObjectiveSums){0};
     watch->window_steps = 0;
     return true;
+}
+
+/* ---- KTO ----------------------------------------------------------------------------------------------------------
+ */
+
+static bool divergence_runs_away(const KtoFigures *f, Text *out) {
+    double kl = mean(&f->window, KTO_KL);
+    if (!(kl > KTO_DIVERGENCE)) return false;
+    text_printf(
+        out,
+        "the policy runs away from its reference: %.3g nats an answer on answers to other prompts. Try a larger "
+        "dpo.beta (here %g), or a smaller optim.lr",
+        kl, f->beta);
+    return true;
+}
+
+static bool kto_entropy_collapses(const KtoFigures *f, Text *out) {
+    return count(&f->window, KTO_ENTROPY) > 0 &&
+           entropy_fell(mean(&f->baseline, KTO_ENTROPY), mean(&f->window, KTO_ENTROPY), f->beta, out);
+}
+
+KtoRule *const kto_rules[N_KTO_RULES] = {
+    [KTO_RUNS_AWAY] = divergence_runs_away, [KTO_ENTROPY_COLLAPSES] = kto_entropy_collapses};
+
+bool kto_watch(KtoWatch *watch, const ObjectiveSums *sums, Text *out) {
+    KtoFigures *f = &watch->figures;
+    if (watch->baseline_steps < DPO_BASELINE_STEPS) {
+        add_sums(&f->baseline, sums);
+        watch->baseline_steps++;
+    }
+    add_sums(&f->window, sums);
+    if (++watch->window_steps < DPO_WINDOW_STEPS) return false;
+    for (int i = 0; i < N_KTO_RULES; i++) {
+        if (watch->told[i] || !kto_rules[i](f, out)) continue;
+        watch->told[i] = true;
+        text_puts(out, "\n");
+    }
+    f->window = (ObjectiveSums){0};
+    watch->window_steps = 0;
+    return true;
+}
+
+void diagnosis_tell(int64_t step, const Text *found) {
+    for (const char *line = found->bytes; line && *line;) {
+        size_t n = strcspn(line, "\n");
+        log_warning("step %lld: %.*s", (long long)step, (int)n, line);
+        line += n + (line[n] == '\n');
+    }
 }

@@ -39,4 +39,27 @@ typedef struct {
 /* A step's sums. True: a window is full, and `out` has what its rules say that was not told before, a line each. */
 bool dpo_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out);
 
+/* ---- KTO: sums of kto_objective.h's metrics ---- */
+
+/* The estimated divergence from the reference is above this, in nats an answer. */
+#define KTO_DIVERGENCE 10.0
+
+typedef struct {
+    ObjectiveSums baseline, window;
+    double beta;
+} KtoFigures;
+typedef bool KtoRule(const KtoFigures *figures, Text *out);
+enum { KTO_RUNS_AWAY, KTO_ENTROPY_COLLAPSES, N_KTO_RULES };
+extern KtoRule *const kto_rules[N_KTO_RULES];
+
+typedef struct {
+    KtoFigures figures;
+    int baseline_steps, window_steps;
+    bool told[N_KTO_RULES];
+} KtoWatch;
+bool kto_watch(KtoWatch *watch, const ObjectiveSums *sums, Text *out); /* as dpo_watch */
+
+/* Logs what a watch found, a warning for each line. */
+void diagnosis_tell(int64_t step, const Text *found);
+
 #endif

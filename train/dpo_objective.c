@@ -4,10 +4,8 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/core/error.h"
-#include "model/core/log.h"
 #include "train/answer_logps.h"
 #include "train/dpo_diagnosis.h"
 
@@ -180,8 +178,7 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Dpo *self = (Dpo *)base;
     Text found = {0};
     dpo_watch(&self->watch, sums, &found);
-    for (char *rest = found.bytes, *line; rest && (line = strsep(&rest, "\n")) && *line;)
-        log_warning("step %lld: %s", (long long)step, line);
+    diagnosis_tell(step, &found);
     text_free(&found);
 }
 

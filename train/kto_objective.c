@@ -6,6 +6,7 @@
 
 #include "model/core/error.h"
 #include "train/answer_logps.h"
+#include "train/dpo_diagnosis.h"
 #include "train/dpo_objective.h"
 
 typedef struct {
@@ -16,7 +17,8 @@ typedef struct {
     float *gradient;        /* [capacity] */
     uint32_t *segment_ids;  /* [capacity] */
     int capacity;
-    double z0;      /* of the running step */
+    double z0; /* of the running step */
+    KtoWatch watch;
     bool has_begun; /* the first step is over */
 } Kto;
 
@@ -146,6 +148,14 @@ static void finish(Objective *base, ObjectiveSums *sums) {
                                 sums->metric[KTO_REWARDS_REJECTED] / n[KTO_REWARDS_REJECTED];
 }
 
+static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
+    Kto *self = (Kto *)base;
+    Text found = {0};
+    kto_watch(&self->watch, sums, &found);
+    diagnosis_tell(step, &found);
+    text_free(&found);
+}
+
 static void free_kto(Objective *base) {
     Kto *self = (Kto *)base;
     free(self->gradient);
@@ -172,8 +182,10 @@ int kto_objective_new(Objective **objective, int capacity, const KtoOptions *opt
                            .bind = bind,
                            .collect = collect,
                            .finish = finish,
+                           .watch = watch,
                            .free = free_kto},
                   .options = *options,
+                  .watch.figures.beta = options->loss.beta,
                   .gradient = gradient,
                   .segment_ids = segment_ids,
                   .capacity = capacity};

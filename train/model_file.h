@@ -53,7 +53,7 @@ typedef struct {
     Dtype precision;              /* as LlamaOptions has it; for those who train */
     InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
                                      is kept but what generation reads */
-    bool frozen;                  /* as LlamaOptions has it; the file stays open */
+    Frozen frozen;                /* as LlamaOptions has it; the file stays open */
     bool unpacked;                /* as LlamaOptions has it */
     int n_positions;              /* rotary table rows; 0: the model's context */
     bool shape_only;              /* do not read parameters (model stays NULL) */

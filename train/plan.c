@@ -23,6 +23,7 @@
 #include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
+#include "train/trained.h"
 
 enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
@@ -99,7 +100,7 @@ static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *
                                            .whole = adapted,
                                            .tokenizer = own ? NULL : config->tokenizer_path}));
     plan->shape = llama_shape_from_hf(&file.config);
-    plan->mapped = adapted && is_mapped(file.arrays);
+    plan->mapped = setup_frozen(config) == FROZEN_16BIT && is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
     int rc = plan_chat(plan, config, &file, *tokenizer);
@@ -137,9 +138,7 @@ static int planned_model(Llama **model, Lora **lora, const MemoryPlan *plan, con
     how.names_only = true;
     TRY(setup_lora(&options, &adapted, config));
     *lora = NULL;
-    how.training = !adapted;
     how.train_head = adapted;
-    how.frozen = adapted && how.precision == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
     TRY(llama_new(model, &plan->shape, how));
     if (!adapted) return OK;
     how.training = true;
@@ -377,6 +376,7 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
+    plan->frozen = setup_frozen(config);
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();

@@ -123,7 +123,7 @@ static int open_model_base(Run *run) {
                                 .training = !adapted,
                                 .train_head = adapted,
                                 .precision = setup_precision(config),
-                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .frozen = setup_frozen(config),
                                 .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,

@@ -70,11 +70,18 @@ static const char *kind_of(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
+static const char *frozen_note(Frozen frozen) {
+    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
+                                                    ", its matrices in int8, embedding and head in 16 bits",
+                                                    ", its matrices in NF4, embedding and head in 16 bits"};
+    return notes[frozen];
+}
+
 void run_announce_adapter(const Run *run) {
     char parameters[32];
     log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", kind_of(&run->lora->options),
              run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-             run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
+             frozen_note(setup_frozen(run->config)));
 }
 
 /* ---- before the first step ---- */
