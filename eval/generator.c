@@ -266,11 +266,20 @@ static int finish(Generator *g, Run *run, int slot, FinishReason reason) {
     return run->options->finished ? run->options->finished(run->options->context, index, &run->out[index]) : OK;
 }
 
+double generate_temperature(const GenerateOptions *options, int k) {
+    double from = options->sampler.temperature, to = options->temperature_to;
+    if (to <= 0 || options->samples <= 1) return from;
+    return from + (to - from) * k / (options->samples - 1);
+}
+
 static int take_draws(Generator *g, Run *run) {
     FinishReason reason;
     bool finished;
-    for (int i = 0; i < g->n_draws; i++)
-        g->draws[i].prompt = run->options->first_prompt + (uint32_t)g->sequences[g->drawers[i]].prompt;
+    for (int i = 0; i < g->n_draws; i++) {
+        const Sequence *q = &g->sequences[g->drawers[i]];
+        g->draws[i].prompt = run->options->first_prompt + (uint32_t)q->prompt;
+        g->draws[i].temperature = generate_temperature(run->options, q->sample);
+    }
     TRY(sampler_draw(run->sampler, g->draws, (size_t)g->n_draws));
     for (int i = 0; i < g->n_draws; i++) {
         Sequence *q = &g->sequences[g->drawers[i]];

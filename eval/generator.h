@@ -47,8 +47,9 @@ void generation_free(Generation *generation);
 typedef struct {
     SamplerOptions sampler;
     int max_new_tokens;
-    int samples;             /* of each prompt; 0: 1 */
-    uint32_t first_prompt;   /* draws take prompts[0] for this one: a long list in pieces is what it is in one */
+    int samples;           /* of each prompt; 0: 1 */
+    double temperature_to; /* the samples' temperatures go in equal steps from the sampler's to this; 0: all the same */
+    uint32_t first_prompt; /* draws take prompts[0] for this one: a long list in pieces is what it is in one */
     const char *const *stop; /* texts that end a continuation; they are not part of it */
     size_t n_stop;
     const int32_t *stop_tokens; /* that end it too */
@@ -60,6 +61,9 @@ typedef struct {
     int (*finished)(void *context, size_t sequence, const Generation *generation);
     void *context;
 } GenerateOptions;
+
+/* The temperature of sample k. */
+double generate_temperature(const GenerateOptions *options, int k);
 
 /* Continues prompts[0…n): out[i·samples + k] is sample k of prompt i. A prompt must leave room for one token in
  * max_sequence. An empty one begins with BOS. */

@@ -15,6 +15,7 @@
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 
+enum { CHUNK = 256, PARTS = 8 }; /* weights that are added up at a time, in so many parts */
 enum { BUCKET_SHIFT = 16, BUCKETS = (0x3f800000 >> BUCKET_SHIFT) + 1 }; /* weights are in (0, 1] */
 
 typedef struct {
@@ -27,6 +28,7 @@ typedef struct {
     float *logits, *weights; /* [vocab] */
     uint8_t *seen;           /* [vocab] */
     Candidate *candidates;   /* [vocab] */
+    double *sums;            /* of chunks of weights */
     double mass[BUCKETS];
     int32_t count[BUCKETS];
 } Room;
@@ -43,7 +45,8 @@ static bool room_new(Room *room, int vocab) {
     room->weights = malloc(n * sizeof *room->weights);
     room->seen = calloc(n, sizeof *room->seen);
     room->candidates = malloc(n * sizeof *room->candidates);
-    return room->logits && room->weights && room->seen && room->candidates;
+    room->sums = malloc((n / CHUNK + 1) * sizeof *room->sums);
+    return room->logits && room->weights && room->seen && room->candidates && room->sums;
 }
 
 static void room_free(Room *room) {
@@ -51,6 +54,7 @@ static void room_free(Room *room) {
     free(room->weights);
     free(room->seen);
     free(room->candidates);
+    free(room->sums);
 }
 
 int sampler_new(Sampler **out, int vocab_size, SamplerOptions options) {
@@ -156,8 +160,6 @@ static void keep_heaviest(Room *room, int vocab, int64_t count, double mass) {
     }
 }
 
-enum { CHUNK = 256, PARTS = 8 };
-
 /* Σ w in fp64, in one fixed order that does not wait for each addition. */
 static double weigh(const float *w, int n) {
     double part[PARTS] = {0};
@@ -184,33 +186,37 @@ static void filter(const SamplerOptions *options, Room *room, int vocab) {
             room->weights[i] = (double)room->weights[i] < options->min_p ? 0 : room->weights[i];
 }
 
+/* The last token of the chunk that is not ruled out. */
+static int32_t last_of(const float *w, int first, int n) {
+    int i = n - 1;
+    while (i > 0 && w[first + i] <= 0) i--;
+    return first + i;
+}
+
 /* The token at the share u of the running sum of weights. */
-static int32_t pick(const float *w, int vocab, double u) {
-    double left = u * weigh_all(w, vocab);
-    int32_t chosen = 0;
-    for (int first = 0; first < vocab; first += CHUNK) {
-        int n = vocab - first < CHUNK ? vocab - first : CHUNK;
-        double sum = weigh(w + first, n);
-        if (sum <= 0) continue;
-        if (left >= sum) {
-            for (int i = n - 1; i >= 0; i--) /* where rounding leaves none: the last */
-                if (w[first + i] > 0) {
-                    chosen = first + i;
-                    break;
-                }
-            left -= sum;
-            continue;
-        }
-        for (int i = 0; i < n; i++) {
-            if (w[first + i] <= 0) continue;
-            chosen = first + i;
-            left -= (double)w[first + i];
-            if (left < 0) return chosen;
-        }
-        left = 0; /* the chunk's sum, added up the other way, was smaller: its last */
-        return chosen;
+static int32_t pick(Room *room, int vocab, double u) {
+    const float *w = room->weights;
+    double total = 0;
+    int n_chunks = (vocab + CHUNK - 1) / CHUNK, c = 0;
+    for (; c < n_chunks; c++) {
+        room->sums[c] = weigh(w + c * CHUNK, vocab - c * CHUNK < CHUNK ? vocab - c * CHUNK : CHUNK);
+        total += room->sums[c];
     }
-    return chosen;
+    double left = u * total;
+    int chosen = 0; /* the chunk in which the share lies; where rounding leaves none, the last with any weight */
+    for (c = 0; c < n_chunks; c++) {
+        if (room->sums[c] <= 0) continue;
+        chosen = c;
+        if (left < room->sums[c]) break;
+        left -= room->sums[c];
+    }
+    int first = chosen * CHUNK, n = vocab - first < CHUNK ? vocab - first : CHUNK;
+    if (c == n_chunks) return last_of(w, first, n);
+    for (int i = 0; i < n; i++) {
+        left -= (double)w[first + i];
+        if (left < 0 && w[first + i] > 0) return first + i;
+    }
+    return last_of(w, first, n); /* added up one by one they are less than the chunk's sum */
 }
 
 /* ---- draws ---- */
@@ -219,27 +225,27 @@ static int32_t pick(const float *w, int vocab, double u) {
 static void draw_one(const Sampler *sampler, Room *room, Draw *draw) {
     const SamplerOptions *options = &sampler->options;
     int vocab = sampler->vocab;
-    bool greedy = options->temperature <= 0, penalty = options->repetition_penalty != 1;
-    float scale = greedy ? 1 : (float)(1 / options->temperature);
+    bool greedy = draw->temperature <= 0, penalty = options->repetition_penalty != 1;
+    float scale = greedy ? 1 : (float)(1 / draw->temperature), top = 0, unused;
     float record = options->tempered_logprobs ? scale : 1;
-    double recorded = kernels()->softmax_weights(room->weights, draw->logits, (size_t)vocab, record);
-    int32_t top = most_probable(draw->logits, vocab);
-    draw->token = isnan(recorded) ? -1 : top;
-    if (draw->token < 0) return;
     const float *logits = draw->logits;
+    double recorded = kernels()->softmax_weights(room->weights, &top, logits, (size_t)vocab, record);
+    draw->token = -1;
+    if (isnan(recorded)) return;
     if (penalty) {
         penalise(sampler, room, draw);
         logits = room->logits;
     }
     if (greedy) {
-        if (penalty) draw->token = most_probable(logits, vocab);
+        draw->token = most_probable(logits, vocab);
     } else {
-        if (penalty || record != scale) kernels()->softmax_weights(room->weights, logits, (size_t)vocab, scale);
+        if (penalty || record != scale)
+            kernels()->softmax_weights(room->weights, &unused, logits, (size_t)vocab, scale);
         filter(options, room, vocab);
         PhiloxKey key = philox_key(options->seed, PHILOX_SAMPLE, draw->prompt, draw->sample);
-        draw->token = pick(room->weights, vocab, (double)(philox_u64(key, draw->position) >> 11) * 0x1p-53);
+        draw->token = pick(room, vocab, (double)(philox_u64(key, draw->position) >> 11) * 0x1p-53);
     }
-    draw->logprob = (double)record * ((double)draw->logits[draw->token] - (double)draw->logits[top]) - log(recorded);
+    draw->logprob = (double)record * ((double)draw->logits[draw->token] - (double)top) - log(recorded);
 }
 
 typedef struct {

@@ -31,6 +31,7 @@ typedef struct {
     size_t n_history;
     uint32_t prompt, sample; /* which sequence: the sample-th of the prompt-th prompt */
     uint64_t position;       /* of the token in it */
+    double temperature;      /* as SamplerOptions has it, for this draw */
     int32_t token;           /* out */
     double logprob;          /* out */
 } Draw;

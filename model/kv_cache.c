@@ -1,4 +1,4 @@
-/* Storage: [layers][keys | values][pages][KV, CACHE_PAGE, HD]. */
+/* Storage: [pages][layers][keys | values][KV·CACHE_PAGE·HD]. */
 #include "model/kv_cache.h"
 
 #include <stdlib.h>
@@ -12,8 +12,8 @@ static int pages_for(int n) {
     return (n + CACHE_PAGE - 1) / CACHE_PAGE;
 }
 
-static char *page_at(const KvCache *cache, int part, int32_t page) {
-    return (char *)cache->storage + ((size_t)part * (size_t)cache->options.n_pages + (size_t)page) * cache->page_bytes;
+static char *page_at(const KvCache *cache, int32_t page) {
+    return (char *)cache->storage + (size_t)page * cache->page_bytes;
 }
 
 static int allocate(KvCache *cache) {
@@ -25,6 +25,7 @@ static int allocate(KvCache *cache) {
     cache->references = calloc(pages, sizeof *cache->references);
     cache->unused = malloc(pages * sizeof *cache->unused);
     cache->storage = pages_alloc(cache->bytes);
+    pages_large(cache->storage, cache->bytes);
     if (cache->layers && cache->pages && cache->n_held && cache->references && cache->unused && cache->storage)
         return OK;
     FAIL(ERR_FAILED, "out of memory: %zu bytes for keys and values of %d sequences of %d tokens", cache->bytes,
@@ -39,16 +40,18 @@ int kv_cache_new(KvCache **out, const LlamaShape *shape, KvCacheOptions options)
     cache->n_layers = shape->n_layers;
     cache->slot_pages = pages_for(options.max_sequence);
     if (options.n_pages == 0) cache->options.n_pages = options.n_slots * cache->slot_pages;
-    cache->page_bytes = CACHE_PAGE * (size_t)(shape->n_kv_heads * shape->head_dim) * dtype_size(options.dtype);
-    cache->bytes = 2 * (size_t)shape->n_layers * (size_t)cache->options.n_pages * cache->page_bytes;
+    size_t elements = CACHE_PAGE * (size_t)(shape->n_kv_heads * shape->head_dim), size = dtype_size(options.dtype);
+    cache->page_bytes = 2 * (size_t)shape->n_layers * elements * size;
+    cache->bytes = (size_t)cache->options.n_pages * cache->page_bytes;
     int rc = allocate(cache);
     if (rc != OK) {
         kv_cache_free(cache);
         return rc;
     }
     for (int layer = 0; layer < cache->n_layers; layer++)
-        cache->layers[layer] = (KvLayer){.keys = page_at(cache, 2 * layer, 0),
-                                         .values = page_at(cache, 2 * layer + 1, 0),
+        cache->layers[layer] = (KvLayer){.keys = page_at(cache, 0) + (size_t)(2 * layer) * elements * size,
+                                         .values = page_at(cache, 0) + (size_t)(2 * layer + 1) * elements * size,
+                                         .page_size = cache->page_bytes / size,
                                          .pages = cache->pages,
                                          .slot_pages = cache->slot_pages,
                                          .n_slots = options.n_slots,
@@ -92,8 +95,7 @@ int kv_cache_extend(KvCache *cache, int slot, int first, int end) {
         if (listed && cache->references[held[i]] == 1) continue;
         TRY(take_page(cache, &page));
         if (listed) {
-            for (int part = 0; part < 2 * cache->n_layers; part++)
-                memcpy(page_at(cache, part, page), page_at(cache, part, held[i]), cache->page_bytes);
+            memcpy(page_at(cache, page), page_at(cache, held[i]), cache->page_bytes);
             drop_page(cache, held[i]);
         } else {
             cache->n_held[slot]++;

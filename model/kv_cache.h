@@ -24,7 +24,7 @@ typedef struct KvCache {
     int32_t *references; /* [n_pages] slots that list the page */
     int32_t *unused;     /* a stack of pages */
     int n_unused;
-    size_t page_bytes; /* of the keys, or the values, of a layer */
+    size_t page_bytes; /* of all layers */
     void *storage;
     size_t bytes;
 } KvCache;

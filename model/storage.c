@@ -203,6 +203,7 @@ static int allocate(Llama *model, LlamaOptions options) {
     TRY(weight_pages(&model->grads, model->grad_bytes, "gradients"));
     TRY(weight_pages(&model->packings, model->packing_bytes, "packed parameters"));
     TRY(weight_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
+    pages_large(model->packings, model->packing_bytes);
     TRY(place_values(model, options));
     place_packings(model, options);
     return OK;

@@ -17,7 +17,8 @@ static const float logits[VOCAB] = {1.0f, -2.0f, 3.0f, 0.5f, 3.0f, -INFINITY};
 
 static int32_t draw(SamplerOptions options, const int32_t *history, size_t n, uint64_t position) {
     Sampler *sampler;
-    Draw one = {.logits = logits, .history = history, .n_history = n, .position = position};
+    Draw one = {
+        .logits = logits, .history = history, .n_history = n, .position = position, .temperature = options.temperature};
     CHECK_OK(sampler_new(&sampler, VOCAB, options));
     CHECK_OK(sampler_draw(sampler, &one, 1));
     sampler_free(sampler);
@@ -31,7 +32,8 @@ static void shares(SamplerOptions options, double share[VOCAB]) {
     memset(share, 0, VOCAB * sizeof *share);
     CHECK_OK(sampler_new(&sampler, VOCAB, options));
     for (uint64_t position = 0; position < DRAWS; position++)
-        draws[position] = (Draw){.logits = logits, .prompt = 7, .position = position};
+        draws[position] =
+            (Draw){.logits = logits, .prompt = 7, .position = position, .temperature = options.temperature};
     CHECK_OK(sampler_draw(sampler, draws, DRAWS));
     for (uint64_t position = 0; position < DRAWS; position++) share[draws[position].token] += 1.0 / DRAWS;
     sampler_free(sampler);
@@ -101,7 +103,7 @@ START_TEST(logits_that_are_no_numbers_are_an_error_at_any_temperature) {
         for (int t = 0; t < 2; t++) {
             SamplerOptions options = plain;
             Sampler *sampler;
-            Draw one = {.logits = bad[b]};
+            Draw one = {.logits = bad[b], .temperature = t};
             options.temperature = t;
             options.top_p = 0.95;
             CHECK_OK(sampler_new(&sampler, VOCAB, options));

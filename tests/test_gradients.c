@@ -101,7 +101,14 @@ static Tensor *record_attention_cached(Problem *p, Tape *tape, Tensor *const *in
     static int32_t pages[MAX_SEGMENTS];
     for (int32_t s = 0; s < MAX_SEGMENTS; s++) pages[s] = MAX_SEGMENTS - 1 - s;
     _Static_assert((int)CAPACITY <= (int)CACHE_PAGE, "a sequence is a page");
-    KvLayer cache = {p->owned[0], p->owned[1], pages, 1, MAX_SEGMENTS, CAPACITY, DTYPE_F32};
+    KvLayer cache = {p->owned[0],
+                     p->owned[1],
+                     pages,
+                     1,
+                     MAX_SEGMENTS,
+                     CAPACITY,
+                     (size_t)(CACHE_PAGE * p->c->shape[1] * p->c->shape[2]),
+                     DTYPE_F32};
     return op_attention_cached(tape, in[0], attention_shape(p->c), &cache);
 }
 

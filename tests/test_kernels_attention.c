@@ -229,11 +229,19 @@ static float *both(Arena *arena, bf16 **half, size_t n, uint64_t seed) {
 static CachedCase *cached_case(Arena *arena, int KV, int group, int HD) {
     CachedCase *c = arena_alloc(arena, sizeof *c);
     int H = KV * group;
-    size_t n_cache = CACHED_PAGES * CACHE_PAGE * (size_t)(KV * HD),
+    size_t n_cache = CACHED_PAGES * (CACHE_PAGE * (size_t)(KV * HD) + 16),
            n_rows = CACHED_SLOTS * CACHED_LENGTH * (size_t)(KV * HD);
-    c->shape =
-        (CachedAttention){CACHED_ROWS,  H,        KV,           HD,        1 / sqrtf((float)HD), (size_t)(H * HD) + 5,
-                          c->positions, c->slots, cached_pages, SLOT_PAGES};
+    c->shape = (CachedAttention){CACHED_ROWS,
+                                 H,
+                                 KV,
+                                 HD,
+                                 1 / sqrtf((float)HD),
+                                 (size_t)(H * HD) + 5,
+                                 c->positions,
+                                 c->slots,
+                                 cached_pages,
+                                 SLOT_PAGES,
+                                 CACHE_PAGE * (size_t)(KV * HD) + 16};
     c->n_out = (size_t)(CACHED_ROWS * H * HD);
     c->q = both(arena, &c->half_q, CACHED_ROWS * c->shape.stride, 1);
     c->k = both(arena, &c->half_k, n_rows, 2);

@@ -9,6 +9,7 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "train/cli.h"
+#include "train/cmd_eval.h"
 #include "train/commands.h"
 #include "train/model_file.h"
 #include "train/progress.h"
@@ -57,7 +58,16 @@ done:
     return rc;
 }
 
+/* `cria eval VERB …` as the verb's own command, of this name. */
+static int run_verb(int (*verb)(int argc, char **argv), const char *name, int argc, char **argv) {
+    char text[32];
+    snprintf(text, sizeof text, "%s", name);
+    argv[1] = text;
+    return verb(argc - 1, argv + 1);
+}
+
 int command_eval(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "pairs") == 0) return run_verb(eval_pairs_command, "eval pairs", argc, argv);
     const char *tokenizer = NULL, *base = NULL, *score = "all";
     int64_t window = 0;
     bool json = false;
@@ -74,7 +84,8 @@ int command_eval(int argc, char **argv) {
     CliSpec spec = {
         .usage = "loss MODEL FILE [flags]",
         .about =
-            "Measures a model. `loss`: mean negative log-likelihood of a text's tokens, perplexity, bits per byte.",
+            "Measures a model. `loss`: mean negative log-likelihood of a text's tokens, perplexity, bits per byte.\n"
+            "`cria eval pairs MODEL FILE...` (its own --help): how often it finds the better answer more likely.",
         .flags = flags,
         .n_flags = sizeof flags / sizeof *flags,
         .min_words = 3,
@@ -82,7 +93,7 @@ int command_eval(int argc, char **argv) {
     TRY(cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) return OK;
     if (strcmp(cli.words[0], "loss") != 0)
-        FAIL(ERR_USAGE, "there is no 'cria eval %s'; it measures: loss", cli.words[0]);
+        FAIL(ERR_USAGE, "there is no 'cria eval %s'; it measures: loss, pairs", cli.words[0]);
     bool half = strcmp(score, "last-half") == 0;
     if (!half && strcmp(score, "all") != 0) FAIL(ERR_USAGE, "--score is '%s'; all or last-half is expected", score);
     return eval_text(cli.words[1], base, cli.words[2], tokenizer, window, half ? SCORE_LAST_HALF : SCORE_ALL, json);

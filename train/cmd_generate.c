@@ -6,18 +6,14 @@
 
 #include <jansson.h>
 
-#include "eval/generator.h"
 #include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
+#include "train/answering.h"
 #include "train/cli.h"
 #include "train/commands.h"
-#include "train/model_file.h"
-#include "train/model_template.h"
 #include "train/progress.h"
-#include "train/prompts.h"
-#include "train/setup.h"
 
 typedef struct {
     const char *prompt, *prompt_file, *tokenizer, *base, *columns;
@@ -29,10 +25,7 @@ typedef struct {
 typedef struct {
     const Arguments *arguments;
     const Config *config;
-    ModelFile file;
-    ModelTemplate chat; /* with --chat: prompts are messages to be answered */
-    ChatColumns columns;
-    Prompts prompts;
+    Answering answering;
     size_t n; /* generations: prompts × samples */
     Generation *generations;
     size_t n_printed, n_done; /* with --jsonl, lines so far; sequences that are complete */
@@ -44,14 +37,9 @@ typedef struct {
 static int read_prompts(Generating *g) {
     const Arguments *a = g->arguments;
     const char *prompt = a->prompt ? a->prompt : "";
-    PromptOptions options = {.tokenizer = g->file.tokenizer,
-                             .chat = g->chat.chat,
-                             .bos = !a->no_bos,
-                             .columns = &g->columns,
-                             .chat_option = "give --chat"};
-    if (a->columns) TRY(chat_columns_parse(&g->columns, a->columns));
-    if (a->prompt_file) return prompts_read(&g->prompts, &options, a->prompt_file);
-    return prompts_add_text(&g->prompts, &options, prompt, strlen(prompt));
+    Answering *answering = &g->answering;
+    if (a->prompt_file) return prompts_read(&answering->prompts, &answering->how, a->prompt_file);
+    return prompts_add_text(&answering->prompts, &answering->how, prompt, strlen(prompt));
 }
 
 static int stream(void *context, size_t sequence, const char *bytes, size_t n) {
@@ -80,7 +68,7 @@ static json_t *generation_json(const Prompt *prompt, const Generation *generatio
 }
 
 static const Prompt *prompt_of(const Generating *g, size_t sequence) {
-    return &g->prompts.items[sequence / (size_t)g->arguments->samples];
+    return &g->answering.prompts.items[sequence / (size_t)g->arguments->samples];
 }
 
 static int print_json(const Generating *g, double seconds) {
@@ -88,9 +76,9 @@ static int print_json(const Generating *g, double seconds) {
     int rc = 0;
     for (size_t i = 0; i < g->n && rc == 0; i++)
         rc = json_array_append_new(list, generation_json(prompt_of(g, i), &g->generations[i]));
-    json_t *root =
-        json_pack("{s:o, s:I, s:f, s:s}", "generations", list, "tokens", (json_int_t)g->n_tokens, "tokens_per_second",
-                  (double)g->n_tokens / seconds, "precision", dtype_name(llama_inference_dtype(g->file.model)));
+    json_t *root = json_pack("{s:o, s:I, s:f, s:s}", "generations", list, "tokens", (json_int_t)g->n_tokens,
+                             "tokens_per_second", (double)g->n_tokens / seconds, "precision",
+                             dtype_name(llama_inference_dtype(g->answering.file.model)));
     if (rc == 0 && root) json_dumpf(root, stdout, JSON_REAL_PRECISION(9));
     json_decref(root);
     if (rc != 0 || !root) FAIL(ERR_FAILED, "out of memory for %zu texts as JSON", g->n);
@@ -119,7 +107,7 @@ static void print_texts(const Generating *g) {
     for (size_t i = 0; i < g->n; i++) {
         const Prompt *prompt = prompt_of(g, i);
         if (i) printf("\n---\n");
-        if (!g->chat.chat && prompt->text) fwrite(prompt->text, 1, prompt->size, stdout);
+        if (!g->answering.chat.chat && prompt->text) fwrite(prompt->text, 1, prompt->size, stdout);
         fwrite(g->generations[i].text, 1, g->generations[i].text_size, stdout);
     }
     printf("\n");
@@ -145,27 +133,18 @@ static int finished(void *context, size_t sequence, const Generation *generation
 }
 
 static GenerateOptions options_from(Generating *g, bool streaming) {
-    const Config *config = g->config;
-    return (GenerateOptions){.sampler = setup_sampler(config),
-                             .max_new_tokens = (int)config->generate_max_new_tokens,
-                             .samples = (int)g->arguments->samples,
-                             .stop = config->generate_stop.items,
-                             .n_stop = config->generate_stop.n,
-                             .stop_tokens = g->file.generation.eos_token_ids,
-                             .n_stop_tokens = (size_t)g->file.generation.n_eos,
-                             .emit = streaming ? stream : NULL,
-                             .finished = finished,
-                             .context = g};
+    GenerateOptions options = answering_generate_options(&g->answering, g->config);
+    options.samples = (int)g->arguments->samples;
+    options.emit = streaming ? stream : NULL;
+    options.finished = finished;
+    options.context = g;
+    return options;
 }
 
-/* The cache holds the longest prompt and its continuation, unless that is more than the model was made for. */
-static int64_t sequence_length(const Generating *g) {
-    int64_t longest = 1, limit = g->file.model->rotary.n_positions;
-    for (size_t i = 0; i < g->prompts.n; i++)
-        if ((int64_t)g->prompts.items[i].tokens.n > longest) longest = (int64_t)g->prompts.items[i].tokens.n;
-    int64_t wanted =
-        g->arguments->max_sequence > 0 ? g->arguments->max_sequence : longest + g->config->generate_max_new_tokens;
-    return wanted < limit ? wanted : limit;
+static int sequence_length(const Generating *g) {
+    int64_t wanted = g->arguments->max_sequence, limit = g->answering.file.model->rotary.n_positions;
+    if (wanted == 0) return answering_longest(&g->answering, g->config);
+    return (int)(wanted < limit ? wanted : limit);
 }
 
 static int print_all(const Generating *g, bool streaming, double seconds) {
@@ -183,25 +162,26 @@ static int generate(Generating *g) {
     const Arguments *a = g->arguments;
     Generator *generator = NULL;
     size_t samples = (size_t)a->samples;
-    g->n = g->prompts.n * samples;
+    g->n = g->answering.prompts.n * samples;
     g->generations = calloc(g->n, sizeof *g->generations);
-    TokenList *tokens = calloc(g->prompts.n, sizeof *tokens);
+    TokenList *tokens = calloc(g->answering.prompts.n, sizeof *tokens);
     if (!g->generations || !tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
-    for (size_t i = 0; i < g->prompts.n; i++) tokens[i] = g->prompts.items[i].tokens;
+    for (size_t i = 0; i < g->answering.prompts.n; i++) tokens[i] = g->answering.prompts.items[i].tokens;
     int64_t batch = (int64_t)g->n < a->max_batch ? (int64_t)g->n : a->max_batch;
     bool streaming = g->n == 1 && !a->json && !a->jsonl;
     GenerateOptions options = options_from(g, streaming);
-    TRY_TO(done, generator_new(&generator, g->file.model, g->file.tokenizer,
+    TRY_TO(done, generator_new(&generator, g->answering.file.model, g->answering.file.tokenizer,
                                (GeneratorOptions){.max_batch = (int)batch, .max_sequence = (int)sequence_length(g)}));
-    if (streaming && !a->chat) TRY_TO(done, stream(NULL, 0, g->prompts.items[0].text, g->prompts.items[0].size));
+    if (streaming && !a->chat)
+        TRY_TO(done, stream(NULL, 0, g->answering.prompts.items[0].text, g->answering.prompts.items[0].size));
     g->begun = clock_seconds();
     if (!streaming) progress_begin(&g->progress, "sampling", "texts", 0, (int64_t)g->n);
-    rc = generator_run(generator, tokens, g->prompts.n, &options, g->generations);
+    rc = generator_run(generator, tokens, g->answering.prompts.n, &options, g->generations);
     if (!streaming) progress_end(&g->progress);
     double seconds = clock_seconds() - g->begun;
     if (rc == OK) rc = print_all(g, streaming, seconds);
     log_debug("%llu tokens in %.2f s: %.1f tokens/s, %s", (unsigned long long)g->n_tokens, seconds,
-              (double)g->n_tokens / seconds, dtype_name(llama_inference_dtype(g->file.model)));
+              (double)g->n_tokens / seconds, dtype_name(llama_inference_dtype(g->answering.file.model)));
 done:
     for (size_t i = 0; g->generations && i < g->n; i++) generation_free(&g->generations[i]);
     free(g->generations);
@@ -210,34 +190,18 @@ done:
     return rc;
 }
 
-/* An answer also ends with the template's stops. */
-static int open_template(ModelTemplate *chat, const Config *config, ModelFile *file) {
-    int32_t stops[2];
-    TRY(model_template_choose(chat, config, file->chat_template, file->path, file->tokenizer));
-    TRY(model_template_open(chat, file->tokenizer));
-    size_t n = chat_template_stops(chat->chat, stops);
-    for (size_t i = 0; i < n && file->generation.n_eos < HF_MAX_EOS; i++)
-        file->generation.eos_token_ids[file->generation.n_eos++] = stops[i];
-    return OK;
-}
-
 static int run(Generating *g, const char *path) {
     const Arguments *a = g->arguments;
-    TRY(model_file_open(&g->file, path,
-                        (ModelFileOptions){.tokenizer = a->tokenizer,
-                                           .need_tokenizer = true,
+    TRY(answering_open(&g->answering, g->config,
+                       &(AnsweringOptions){.model = path,
+                                           .tokenizer = a->tokenizer,
                                            .base = a->base,
-                                           .inference = setup_inference(g->config)}));
-    if (a->chat) TRY(open_template(&g->chat, g->config, &g->file));
+                                           .chat = a->chat ? ANSWER_CHAT : ANSWER_PLAIN,
+                                           .columns = a->columns ? a->columns : "",
+                                           .no_bos = a->no_bos,
+                                           .chat_option = "give --chat"}));
     TRY(read_prompts(g));
     return generate(g);
-}
-
-static void generating_free(Generating *g) {
-    prompts_free(&g->prompts);
-    chat_columns_free(&g->columns);
-    model_template_free(&g->chat);
-    model_file_close(&g->file);
 }
 
 int command_generate(int argc, char **argv) {
@@ -285,7 +249,7 @@ int command_generate(int argc, char **argv) {
     if (arguments.json && arguments.jsonl) FAIL_TO(done, ERR_USAGE, "--json and --jsonl: give one of them");
     TRY_TO(done, run(&g, cli.words[0]));
 done:
-    generating_free(&g);
+    answering_close(&g.answering);
     config_free(config);
     return rc;
 }

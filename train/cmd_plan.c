@@ -37,7 +37,7 @@ static const char *const explanations[PLAN_PARTS] = {
 
 static const char *parameters_note(const MemoryPlan *plan) {
     static const char *const frozen[FROZEN_KINDS] = {
-        [FROZEN_16BIT] = "the model's matrices in 16 bits, and the adapter",
+        [FROZEN_16BIT] = "the model's matrices in 16 bits, where they are not mapped, and the adapter",
         [FROZEN_INT8] = "the model in int8, embedding and head in 16 bits, and the adapter",
         [FROZEN_NF4] = "the model in NF4, embedding and head in 16 bits, and the adapter"};
     if (plan->frozen != FROZEN_NONE) return frozen[plan->frozen];
@@ -241,7 +241,9 @@ int command_plan(int argc, char **argv) {
                     .max_words = 1,
                     .config = config,
                     .config_file = true,
-                    .sections = "output seed precision model tokenizer data lora optim train parallel"};
+                    .sections =
+                        "output seed precision model tokenizer data template lora sft preferences dpo optim train "
+                        "generate parallel"};
     rc = cli_parse(&cli, &spec, argc, spelled_argv);
     if (rc == OK && !cli.helped) rc = config_check(config);
     setup_resolve_precision(config);

@@ -69,11 +69,20 @@ static int next_batch(Loop *loop, int64_t step, StepBatch *batch) {
     return batches->step ? batches->step(batches->context, step, batch) : loader_step(loop->parts.loader, step, batch);
 }
 
+/* `rc`: whether this rank has its batch. */
+static int begin_step(Loop *loop, int rc, const StepBatch *batch) {
+    Objective *objective = loop->parts.objective;
+    if (!objective->begin_step) return rc;
+    TRY(mesh_agree(loop->parts.mesh, rc));
+    alive(loop, "what a step begins with");
+    return objective->begin_step(objective, loop->evaluation, batch, loop->parts.mesh);
+}
+
 static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
-    TRY(next_batch(loop, step, &batch));
+    TRY(begin_step(loop, next_batch(loop, step, &batch), &batch));
     double have_data = clock_seconds();
     optimizer_zero_grad(loop->parts.optimizer);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
@@ -190,9 +199,12 @@ int loop_validate(Loop *loop, Validation *result) {
     ObjectiveSums sums = {0};
     int rc = OK;
     int64_t tokens = 0;
-    for (int64_t v = 0; v < steps && rc == OK && (limit == 0 || tokens < limit); v++) {
+    bool together = objective->begin_step != NULL; /* then no rank may leave before all know of its error */
+    for (int64_t v = 0; v < steps && (rc == OK || together) && (limit == 0 || tokens < limit); v++) {
         StepBatch batch = {0};
-        rc = loader_validation_step(loop->parts.loader, v, &batch);
+        if (rc == OK) rc = loader_validation_step(loop->parts.loader, v, &batch);
+        rc = begin_step(loop, rc, &batch);
+        if (rc != OK) break;
         tokens += batch.total_tokens;
         for (int m = 0; m < batch.n_micro && rc == OK; m++) {
             alive(loop, "a micro-batch of the validation set");

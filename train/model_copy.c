@@ -61,7 +61,8 @@ static int fill(void *context, size_t first, size_t n, float *out) {
         TRY(merge_slice(copy, array, first, n, out));
     else
         TRY(named_read_f32(array->file, array->from, first, n, out));
-    if (array->to == DTYPE_F16 && (merged || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
+    if (copy->change) TRY(copy->change(copy->change_context, array->from->name, first, n, out));
+    if (array->to == DTYPE_F16 && (merged || copy->change || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
     copy->done += (int64_t)(n * dtype_size(array->to));
     progress_update(&copy->progress, copy->done / MEGABYTE, "");
     return OK;

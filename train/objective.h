@@ -6,6 +6,7 @@
 #define CRIA_TRAIN_OBJECTIVE_H
 
 #include "data/loader.h"
+#include "dist/mesh.h"
 #include "model/llama.h"
 
 enum {
@@ -34,6 +35,9 @@ struct Objective {
     const char *const *metrics;
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
+    /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
+     * gradients depend on, from forward passes on the evaluation tape. */
+    int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);

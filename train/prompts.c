@@ -8,14 +8,19 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 
-void prompts_free(Prompts *prompts) {
-    for (size_t i = 0; i < prompts->n; i++) {
+void prompts_truncate(Prompts *prompts, size_t n) {
+    for (size_t i = n; i < prompts->n; i++) {
         token_list_free(&prompts->items[i].tokens);
         json_decref(prompts->items[i].prompt);
         free(prompts->items[i].text);
         json_decref(prompts->items[i].record);
         json_decref(prompts->items[i].answer);
     }
+    prompts->n = n < prompts->n ? n : prompts->n;
+}
+
+void prompts_free(Prompts *prompts) {
+    prompts_truncate(prompts, 0);
     free(prompts->items);
     *prompts = (Prompts){0};
 }

@@ -23,6 +23,7 @@ typedef struct {
     size_t n, capacity;
 } Prompts; /* {0} is empty; prompts_free */
 void prompts_free(Prompts *prompts);
+void prompts_truncate(Prompts *prompts, size_t n); /* the first n stay */
 
 typedef struct {
     const Tokenizer *tokenizer;

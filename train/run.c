@@ -21,7 +21,7 @@
 #include "train/plan.h"
 #include "train/progress.h"
 #include "train/setup.h"
-#include "train/step_zero.h"
+#include "train/run_adapter.h"
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
@@ -151,17 +151,6 @@ static int make_model(Run *run) {
     return initialise(run);
 }
 
-/* Where lora.rank asks for one. */
-static int make_adapter(Run *run) {
-    LoraOptions options;
-    bool wanted;
-    TRY(setup_lora(&options, &wanted, run->config));
-    if (!wanted) return OK;
-    TRY(lora_new(&run->lora, run->model, options,
-                 (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
-    return lora_init(run->lora, (uint64_t)run->config->seed);
-}
-
 static int make_optimizer(Run *run) {
     TRY(trained_list(&run->trained, run->model, run->lora, &run->arena));
     return setup_optimizer(&run->optimizer, &run->trained, run->config, &run->arena);
@@ -232,7 +221,7 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) return lora_init(run->lora, (uint64_t)run->config->seed);
+    if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
 }
@@ -285,7 +274,7 @@ static int prepare(Run *run, bool *resumed) {
     malloc_trim(0); /* what tokenising took */
     TRY(agree_on_data(run));
     if (run->stage->ready) TRY(run->stage->ready(run));
-    TRY(mesh_agree(run->mesh, make_adapter(run)));
+    TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
@@ -310,27 +299,12 @@ static const char *plural(int64_t n) {
     return n == 1 ? "" : "s";
 }
 
-static const char *adapter_kind(const LoraOptions *options) {
-    if (options->magnitudes) return "DoRA";
-    return options->rank_stabilised ? "rsLoRA" : "LoRA";
-}
-
-static const char *frozen_note(Frozen frozen) {
-    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
-                                                    ", its matrices in int8, embedding and head in 16 bits",
-                                                    ", its matrices in NF4, embedding and head in 16 bits"};
-    return notes[frozen];
-}
-
 static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     char parameters[32], tokens[32], bytes[32];
     log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
              text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
              plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
-    if (run->lora)
-        log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", adapter_kind(&run->lora->options),
-                 run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-                 frozen_note(setup_frozen(run->config)));
+    if (run->lora) run_announce_adapter(run);
     int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
     log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
              text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
@@ -387,7 +361,7 @@ static int train(Run *run) {
                                  .load_newest = load_newest_hook,
                                  .sample = sample_hook,
                                  .sample_due = sample_due}};
-    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, check_fresh_adapter(run, &options)));
+    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, run_check_adapter(run, &options)));
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (loop_finished(run->loop, &run->state)) {
@@ -402,15 +376,6 @@ static int train(Run *run) {
     interrupt_restore();
     if (rc == OK) finish(run);
     return rc;
-}
-
-static int check_adapter(const Config *config) {
-    LoraOptions options;
-    bool wanted;
-    TRY(setup_lora(&options, &wanted, config));
-    if (wanted && !*config->model_base)
-        return config_fail(config, OPTION_lora_rank, "an adapter is trained on a model: give model.base");
-    return OK;
 }
 
 int run_command(const Stage *stage, int argc, char **argv) {
@@ -432,7 +397,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
     if (cli.helped) goto done;
     if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
     TRY_TO(done, config_check(run.config));
-    TRY_TO(done, check_adapter(run.config));
+    TRY_TO(done, run_check_adapter_options(run.config));
     setup_resolve_precision(run.config);
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));

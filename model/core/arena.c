@@ -68,3 +68,8 @@ void pages_discard(void *first, size_t bytes) {
     uintptr_t end = ((uintptr_t)first + bytes) / page * page;
     if (begin < end) madvise((char *)first + (begin - (uintptr_t)first), end - begin, MADV_DONTNEED);
 }
+
+void pages_large(void *pages, size_t bytes) {
+    enum { WORTH = 4 << 20 };
+    if (pages && bytes >= WORTH) madvise(pages, bytes, MADV_HUGEPAGE);
+}

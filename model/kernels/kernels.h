@@ -51,6 +51,7 @@ typedef struct CachedAttention {
     const int32_t *positions, *slots; /* [T] */
     const int32_t *pages;             /* [sequences, page_stride] */
     size_t page_stride;
+    size_t page_size; /* elements from a page's keys to the next one's, and of values: at least KV·CACHE_PAGE·HD */
 } CachedAttention;
 
 /* One AdamW step (Loshchilov and Hutter 2019, algorithm 2, as in PyTorch: decay multiplies the weight by 1 - lr·wd
@@ -119,9 +120,9 @@ typedef struct {
                                   const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
                                   float logit_scale, float *scratch);
 
-    /* What a sampler draws from: weights[i] = e^(scale·(x[i] − max x)); returns their sum. NaN where x has a NaN or
-     * +infinity, or nothing finite. */
-    double (*softmax_weights)(float *weights, const float *x, size_t n, float scale);
+    /* What a sampler draws from: weights[i] = e^(scale·(x[i] − top)), top = max x; returns their sum. NaN where x has a
+     * NaN or +infinity, or nothing finite. */
+    double (*softmax_weights)(float *weights, float *top, const float *x, size_t n, float scale);
 
     void (*adamw)(float *param, float *m, float *v, const float *grad, size_t n, AdamwStep step);
     /* Sum of squares in fp64: fixed chunks of 65,536 elements, each summed alone, chunk sums added in index order: the

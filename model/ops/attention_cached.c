@@ -37,7 +37,8 @@ void op_attention_cached_forward(OpCall *call) {
                          .positions = call->batch->positions,
                          .slots = call->batch->slots,
                          .pages = a->cache.pages,
-                         .page_stride = (size_t)a->cache.slot_pages};
+                         .page_stride = (size_t)a->cache.slot_pages,
+                         .page_size = a->cache.page_size};
     if (a->cache.dtype == DTYPE_BF16) {
         const bf16 *rows = call->in[0];
         kernels()->bf16.cache_store(a->cache.keys, a->cache.values, rows + keys, rows + keys + width, &c);

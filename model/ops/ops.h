@@ -50,10 +50,11 @@ Tensor *op_attention(Tape *tape, Tensor *qkv, AttentionShape shape);
 /* One layer's keys and values of n_slots sequences, in the pages of model/kernels/kernels.h (CachedAttention): those of
  * a slot are slot_pages entries of `pages`. Not owned. */
 typedef struct {
-    void *keys, *values; /* [pages, KV, CACHE_PAGE, HD] */
+    void *keys, *values; /* of page 0 */
     const int32_t *pages;
     int slot_pages, n_slots, max_sequence;
-    Dtype dtype; /* that of the rows */
+    size_t page_size; /* elements between pages */
+    Dtype dtype;      /* that of the rows */
 } KvLayer;
 /* For generation: stores the rows' keys and values at (slots[t], positions[t]), for which the slot must have pages, and
  * attends over that slot's positions 0 … positions[t]. The rows of one slot come in order of position. */

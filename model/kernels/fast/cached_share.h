@@ -31,7 +31,7 @@ static inline CachedRow cached_row(const CachedAttention *c, int t, int kv) {
     return (CachedRow){.q = (size_t)t * c->stride + first,
                        .out = (size_t)t * H * HD + first,
                        .kv = (size_t)kv * CACHE_PAGE * HD,
-                       .page = (size_t)c->n_kv_heads * CACHE_PAGE * HD,
+                       .page = c->page_size,
                        .pages = c->pages + (size_t)c->slots[t] * c->page_stride,
                        .position = c->positions[t]};
 }

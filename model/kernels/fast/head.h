@@ -88,10 +88,10 @@ static double row_exp_sum(float *z, size_t n, float top, bool keep) {
     return vd_sum(total);
 }
 
-static double fast_softmax_weights(float *weights, const float *x, size_t n, float scale) {
-    float top = row_top(x, n);
-    if (!isfinite(top)) return (double)NAN;
-    vf factor = vf_set1(scale), shift = vf_set1(top);
+static double fast_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale) {
+    *top = row_top(x, n);
+    if (!isfinite(*top)) return (double)NAN;
+    vf factor = vf_set1(scale), shift = vf_set1(*top);
     vd total = vd_zero();
     for (size_t i = 0; i < n; i += VF) {
         vf e = vf_exp((vf_get(x + i, n - i) - shift) * factor);

@@ -67,12 +67,14 @@ typedef struct {
     _Alignas(64) bf16 p[TILE_KEYS];
 } PairRow;
 
-/* Scores of the first n keys of a tile, `vectors` of them; `never` behind. */
-static ALWAYS_INLINE void row_scores(const int vectors, __m512 s[TILE_VECTORS], const bf16 *q, const Pair *k, int pairs,
-                                     int n) {
+/* Scores of the first n keys of a tile, `vectors` of them; `never` behind. The values that will be wanted, which span
+ * as many lines as the keys, are asked for meanwhile. */
+static ALWAYS_INLINE void row_scores(const int vectors, __m512 s[TILE_VECTORS], const bf16 *q, const Pair *k,
+                                     const Pair *values, int pairs, int n) {
     for (int u = 0; u < vectors; u++) s[u] = _mm512_setzero_ps();
     for (int p = 0; p < pairs; p++, k += CACHE_PAGE) {
         __m512i x = _mm512_set1_epi32(pair_read(q + 2 * p));
+        for (int u = 0; u < vectors; u++) __builtin_prefetch(values + (p * vectors + u) * PAIR_VF);
         for (int u = 0; u < vectors; u++) s[u] = pair_dot(s[u], _mm512_loadu_si512(k + u * PAIR_VF), x);
     }
     for (int u = 0; u < vectors; u++)
@@ -109,9 +111,10 @@ static ALWAYS_INLINE void row_exponentials(const int vectors, PairRow *r, __m512
     r->sum = (part[0] + part[1]) + (part[2] + part[3]);
 }
 
-static ALWAYS_INLINE void row_tile(const int vectors, PairRow *r, const bf16 *q, const Pair *k, int n) {
+static ALWAYS_INLINE void row_tile(const int vectors, PairRow *r, const bf16 *q, const Pair *k, const Pair *values,
+                                   int n) {
     __m512 s[TILE_VECTORS];
-    row_scores(vectors, s, q, k, r->head_dim / 2, n);
+    row_scores(vectors, s, q, k, values, r->head_dim / 2, n);
     row_exponentials(vectors, r, s);
 }
 
@@ -148,20 +151,21 @@ static void pair_attend_head(const CachedCall *call, const CachedRow *row, int h
         int n = end - j < TILE_KEYS ? end - j : TILE_KEYS;
         size_t tile = cached_tile(row, j);
         const Pair *k = (const Pair *)(const void *)((const bf16 *)call->keys + tile);
+        const Pair *v = (const Pair *)(const void *)((const bf16 *)call->values + tile);
         switch (blocks_of(n, PAIR_VF)) {
         case 4:
-            row_tile(4, &r, q, k, n);
+            row_tile(4, &r, q, k, v, n);
             break;
         case 3:
-            row_tile(3, &r, q, k, n);
+            row_tile(3, &r, q, k, v, n);
             break;
         case 2:
-            row_tile(2, &r, q, k, n);
+            row_tile(2, &r, q, k, v, n);
             break;
         default:
-            row_tile(1, &r, q, k, n);
+            row_tile(1, &r, q, k, v, n);
         }
-        row_gather_all(&r, (const Pair *)(const void *)((const bf16 *)call->values + tile), n);
+        row_gather_all(&r, v, n);
     }
     bf16 *out = (bf16 *)call->out + row->out + at;
     __m512 inverse = _mm512_set1_ps(1) / _mm512_set1_ps(r.sum);

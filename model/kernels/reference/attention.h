@@ -97,7 +97,7 @@ static void cache_store(Element *keys, Element *values, const Element *k, const 
 #pragma omp parallel for num_threads(threads_count()) schedule(static) if (c->n_tokens > SLICE)
     for (int t = 0; t < c->n_tokens; t++) {
         int32_t page = c->pages[(size_t)c->slots[t] * c->page_stride + (size_t)(c->positions[t] / CACHE_PAGE)];
-        size_t to = ((size_t)page * KV * CACHE_PAGE + (size_t)(c->positions[t] % CACHE_PAGE)) * HD;
+        size_t to = (size_t)page * c->page_size + (size_t)(c->positions[t] % CACHE_PAGE) * HD;
         for (size_t kv = 0; kv < KV; kv++, to += CACHE_PAGE * HD) {
             memcpy(keys + to, k + (size_t)t * c->stride + kv * HD, HD * sizeof *keys);
             memcpy(values + to, v + (size_t)t * c->stride + kv * HD, HD * sizeof *values);
@@ -112,7 +112,7 @@ static void attention_cached(Element *out, const Element *q, const Element *keys
 #pragma omp parallel for num_threads(threads_count()) schedule(static) collapse(2)
     for (int t = 0; t < c->n_tokens; t++)
         for (int h = 0; h < c->n_heads; h++) {
-            Rows rows = {HD, c->pages + (size_t)c->slots[t] * c->page_stride, (size_t)c->n_kv_heads * CACHE_PAGE * HD};
+            Rows rows = {HD, c->pages + (size_t)c->slots[t] * c->page_stride, c->page_size};
             size_t head = (size_t)(h / group) * CACHE_PAGE * HD;
             attend(out + ((size_t)t * H + (size_t)h) * HD, q + (size_t)t * c->stride + (size_t)h * HD, keys + head,
                    values + head, &rows, c->positions[t] + 1, c->head_dim, c->scale);

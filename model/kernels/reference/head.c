@@ -117,16 +117,17 @@ void reference_head_forward_backward(HeadResults out, float *dx, float *dw, cons
                             scratch);
 }
 
-double reference_softmax_weights(float *weights, const float *x, size_t n, float scale) {
-    double top = -INFINITY, sum = 0;
+double reference_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale) {
+    double most = -INFINITY, sum = 0;
     for (size_t i = 0; i < n; i++) {
         if (isnan(x[i])) return NAN;
-        top = fmax(top, (double)x[i]);
+        most = fmax(most, (double)x[i]);
     }
-    if (!isfinite(top)) return NAN;
+    if (!isfinite(most)) return NAN;
     for (size_t i = 0; i < n; i++) {
-        weights[i] = (float)exp((double)scale * ((double)x[i] - top));
+        weights[i] = (float)exp((double)scale * ((double)x[i] - most));
         sum += (double)weights[i];
     }
+    *top = (float)most;
     return sum;
 }

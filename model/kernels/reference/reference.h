@@ -42,7 +42,7 @@ void reference_head_forward_backward(HeadResults out, float *dx, float *dw, cons
                                      const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
                                      float logit_scale, float *scratch);
 
-double reference_softmax_weights(float *weights, const float *x, size_t n, float scale);
+double reference_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale);
 
 void reference_adamw(float *param, float *m, float *v, const float *grad, size_t n, AdamwStep step);
 double reference_sum_of_squares(const float *x, size_t n);
