@@ -32,9 +32,9 @@ struct Loader {
     Mix mix;
     int64_t sequences_per_step, sequences_per_epoch, n_validation_sequences, skipped;
     uint64_t fingerprint;
-    bool has_weights; /* every training source's cache has them */
-    SequenceList list;
-    BatchMemory memory;
+    bool has_weights;              /* every training source's cache has them */
+    SequenceList list, mismatched; /* the step's, and of labelled answers each with another's answer */
+    BatchMemory memory, mismatched_memory;
 };
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
@@ -195,7 +195,9 @@ void loader_free(Loader *loader) {
     free(loader->own_validation);
     mix_free(&loader->mix);
     sequence_list_free(&loader->list);
+    sequence_list_free(&loader->mismatched);
     batch_memory_free(&loader->memory);
+    batch_memory_free(&loader->mismatched_memory);
     free(loader);
 }
 
@@ -279,6 +281,25 @@ static double weight_of(const TokenCache *cache, const Run *run) {
     return run->next >= 0 ? sum + token_cache_weight_sum(cache, run->next, 1) : sum;
 }
 
+/* The runs of a labelled document's prompt with the answer of the document before it. */
+static int append_mismatched(const Loader *loader, RunList *runs, const TokenCache *cache, int64_t document,
+                             int *n_tokens) {
+    int64_t n = cache->n_documents, other = (document + n - 1) % n;
+    size_t had = runs->n;
+    TRY(runs_add_mismatched(runs, cache->start, cache->second, (uint32_t)document, (uint32_t)other,
+                            loader->options.context / 2));
+    for (*n_tokens = 0; had < runs->n; had++) *n_tokens += runs->runs[had].n;
+    return OK;
+}
+
+static int add_mismatched(Loader *loader, Sequence sequence, int64_t document) {
+    SequenceList *list = &loader->mismatched;
+    sequence.first_run = list->runs.n;
+    TRY(append_mismatched(loader, &list->runs, sequence.cache, document, &sequence.n_tokens));
+    sequence.end_run = list->runs.n;
+    return sequence_list_add(list, sequence);
+}
+
 /* Adds a sequence, whose runs are the list's last, to the step: its sums on every rank, its runs only on the one whose
  * it is. */
 static int add_sequence(Loader *loader, StepBatch *batch, Sequence sequence, int n_targets, bool is_mine) {
@@ -302,12 +323,28 @@ static int add_sequence(Loader *loader, StepBatch *batch, Sequence sequence, int
     return OK;
 }
 
+/* The step's micro-batches. */
+static int fill(Loader *loader, StepBatch *batch) {
+    StepBatch mismatched = {0};
+    int most = loader->options.tokens_per_microbatch;
+    TRY(batch_fill(batch, &loader->memory, &loader->list, most));
+    if (loader->mismatched.n == 0) return OK;
+    TRY(batch_fill(&mismatched, &loader->mismatched_memory, &loader->mismatched, most));
+    batch->mismatched = mismatched.micro;
+    batch->n_mismatched = mismatched.n_micro;
+    return OK;
+}
+
 /* The sequence of that number of a plan. */
 static int add_planned(Loader *loader, StepBatch *batch, const EpochPlan *plan, int64_t within, Sequence sequence,
                        bool is_mine) {
     int n_targets;
     sequence.first_run = loader->list.runs.n;
     TRY(plan_sequence(plan, within, &loader->list.runs, &sequence.n_tokens, &n_targets));
+    if (is_mine && sequence.cache->samples == SAMPLE_LABELLED) {
+        int64_t first = loader->list.runs.runs[sequence.first_run].first;
+        TRY(add_mismatched(loader, sequence, token_cache_document(sequence.cache, first)));
+    }
     return add_sequence(loader, batch, sequence, n_targets, is_mine);
 }
 
@@ -322,6 +359,11 @@ static int add_document(Loader *loader, StepBatch *batch, const Corpus *corpus, 
                          .first_run = loader->list.runs.n,
                          .n_tokens = (int)(cache->start[document + 1] - cache->start[document])};
     TRY(runs_add_document(&loader->list.runs, cache->start, corpus_second(corpus), (uint32_t)document));
+    if (cache->samples == SAMPLE_LABELLED) {
+        int more;
+        TRY(append_mismatched(loader, &loader->list.runs, cache, document, &more));
+        sequence.n_tokens += more;
+    }
     return add_sequence(loader, batch, sequence, sequence.n_tokens - 1, is_mine);
 }
 
@@ -342,6 +384,7 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
     int64_t n = loader->sequences_per_step;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
     if (step < 0 || step > MAX_SEQUENCES / n - 1) FAIL(ERR_FAILED, "step %lld was asked of the data", (long long)step);
     int64_t *next = calloc((size_t)loader->n_sources, sizeof *next); /* number of each source's next sequence */
     if (!next) FAIL(ERR_FAILED, "out of memory");
@@ -355,7 +398,7 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
                 "step %lld has not one token that is learned: all weights of its records are 0; look at them with "
                 "'cria data show', and at sft.train_on",
                 (long long)step);
-    TRY_TO(done, batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch));
+    TRY_TO(done, fill(loader, batch));
     for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = step;
 done:
     free(next);
@@ -368,6 +411,7 @@ int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch) {
     int64_t before = 0;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
     if (index < 0 || index >= loader_validation_steps(loader))
         FAIL(ERR_FAILED, "validation step %lld was asked for; there are %lld", (long long)index,
              (long long)loader_validation_steps(loader));
@@ -385,7 +429,7 @@ int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch) {
         }
         before += plan->n_sequences;
     }
-    return batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch);
+    return fill(loader, batch);
 }
 
 /* ---- every document once ------------------------------------------------------------------------------------------
@@ -413,6 +457,7 @@ int loader_pass_step(Loader *loader, int64_t index, StepBatch *batch) {
     int64_t per_step = loader->sequences_per_step, first = index * per_step, n = loader->n_samples - first;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
     if (index < 0 || index >= loader_pass_steps(loader))
         FAIL(ERR_FAILED, "step %lld of a pass over the data was asked for", (long long)index);
     n = n < per_step ? n : per_step;
@@ -422,5 +467,5 @@ int loader_pass_step(Loader *loader, int64_t index, StepBatch *batch) {
         TRY(add_document(loader, batch, corpus, source, first + i - corpus->first_sample,
                          is_mine(&loader->options, i, n)));
     }
-    return batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch);
+    return fill(loader, batch);
 }

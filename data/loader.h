@@ -102,11 +102,16 @@ typedef struct {
     double total_weight;
     double first_weight; /* of it, what the first segments of pairs have: the better answers */
     int64_t total_tokens, total_samples;
+    /* Of labelled answers: each sample's prompt with the answer to another prompt (the document before it; cut to half
+     * of the context), one segment a sample: what KTO estimates a divergence from. Not in the sums above. */
+    MicroBatch *mismatched;
+    int n_mismatched;
 } StepBatch;
 int loader_step(Loader *loader, int64_t step, StepBatch *batch);
 
 /* Every document of every source once, those for validation too, in their order, cut into steps likewise: for what is
- * computed once before training (reference log-probabilities). Of encoded records only. */
+ * computed once before training (reference log-probabilities). Of encoded records only. A labelled sample is followed,
+ * as a second segment, by its prompt with the answer to another. */
 int64_t loader_n_samples(const Loader *loader);
 int64_t loader_pass_steps(const Loader *loader);
 int loader_pass_step(Loader *loader, int64_t index, StepBatch *batch);

@@ -193,6 +193,15 @@ int runs_add_document(RunList *runs, const uint64_t *start, const uint64_t *seco
     return OK;
 }
 
+int runs_add_mismatched(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document, uint32_t other,
+                        int64_t longest) {
+    int64_t first = (int64_t)start[document], n = (int64_t)second[document] - first;
+    int64_t answer = (int64_t)second[other], left = (int64_t)start[other + 1] - answer;
+    if (left > longest - n) left = longest - n;
+    TRY(append_run(runs, (Run){.first = first, .n = (int32_t)n, .next = answer, .begins_segment = true}));
+    return append_run(runs, (Run){.first = answer, .n = (int32_t)left, .next = -1});
+}
+
 static int best_fit_sequence(const EpochPlan *plan, int64_t index, RunList *runs) {
     for (uint64_t i = plan->first_piece[index]; i < plan->first_piece[index + 1]; i++) {
         Piece piece = plan->pieces[i];

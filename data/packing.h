@@ -76,6 +76,10 @@ typedef struct {
 /* Appends the one or two segments of a document that is not cut. */
 int runs_add_document(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document);
 
+/* Appends one segment: the first part of a document and the second part of another, at most `longest` tokens. */
+int runs_add_mismatched(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document, uint32_t other,
+                        int64_t longest);
+
 /* Appends the runs of sequence 0 <= index < n_sequences of the epoch; *n_tokens and *n_targets (those that count) are
  * its sums. */
 int plan_sequence(const EpochPlan *plan, int64_t index, RunList *runs, int *n_tokens, int *n_targets);

@@ -42,7 +42,7 @@ agrees() { # NAME ARGUMENTS…
     shift
     run 0 plan "$@" output="$name" --json && total=$(number total_bytes "$scratch/out") || return 1
     [ ! -e "$name" ] || { echo "planning has made $name"; return 1; }
-    measure pretrain "$@" output="$name" || return 1
+    measure "${STAGE:-pretrain}" "$@" output="$name" || return 1
     [ -e "$name/metrics.jsonl" ] && grep -q eval_loss "$name/metrics.jsonl" && ls "$name"/checkpoints/*/model.h5 >/dev/null || return 1
     difference=$((total > peak ? total - peak : peak - total)) allowed=$((peak / 50 > 8000000 ? peak / 50 : 8000000))
     echo "$name: planned $total, measured $peak bytes: $((difference / 1000)) kB apart, $((allowed / 1000)) allowed"
@@ -73,6 +73,22 @@ if run 0 plan model.preset=260k precision=bf16 train.recompute=norms; then
 else
     skip "bf16 is not in this version"
 fi
+
+awk 'BEGIN { for (i = 0; i < 300; i++) printf "{\"prompt\": \"say %d\", \"completion\": \"%0107d\"}\n", i, i }' >records.jsonl
+run 0 pretrain model.preset=15m "${data[@]}" train.steps=1 train.context=128 train.tokens_per_batch=128 train.validation_tokens=128 output=base && run 0 export base narrow --dtype bf16
+tell "a base for adapters is made" $?
+adapted=(template.name=alpaca 'data.train=[{path: records.jsonl}]' data.validation=0.1 lora.rank=16 train.steps=2 train.context=256 train.tokens_per_batch=1024
+    train.tokens_per_microbatch=1024 train.sample_every=1 'sft.sample_prompts=["say 7"]' generate.max_new_tokens=100)
+STAGE=sft agrees lora model.base=base precision=fp32 "${adapted[@]}"
+tell "an adapter on an fp32 model takes the memory that was planned" $?
+if run 0 plan model.preset=260k precision=bf16; then
+    STAGE=sft agrees lora-bf16 model.base=narrow precision=bf16 lora.dora=true lora.dropout=0.1 train.recompute=layer "${adapted[@]}"
+    tell "an adapter on a mapped bf16 model takes the memory that was planned" $?
+    STAGE=sft agrees lora-converted model.base=base precision=bf16 "${adapted[@]}"
+    tell "an adapter on a model that is converted to bf16 takes the memory that was planned" $?
+fi
+STAGE=sft agrees grown model.base=base precision=fp32 "${adapted[@]}" lora.rank=0 template.name=chatml train.context=135 train.tokens_per_batch=1080 train.tokens_per_microbatch=1080
+tell "full fine-tuning with new tokens takes the memory that was planned" $?
 
 two_ranks() { # the plan of each rank under mpirun, MPI's own memory measured
     mpi 2 "$cria" plan model.preset=260k "${data[@]}" output=two --json >"$scratch/out" 2>"$scratch/err" &&

@@ -5,6 +5,7 @@
 #include "data/chat/pairs.h"
 #include "data/loader.h"
 #include "model/core/error.h"
+#include "model/core/philox.h"
 #include "model/core/text.h"
 #include "tests/data_fixture.h"
 
@@ -124,6 +125,54 @@ START_TEST(what_is_no_preference_is_refused_with_its_reason) {
            "\"margin\" is no number");
     expect("{\"text\": \"Hi\", \"label\": true}", NULL, "a text has no prompt");
     expect("[1]", NULL, "an array was found");
+}
+END_TEST
+
+/* A good record with a few of its bytes changed, cut away or doubled. */
+static size_t damage(char *out, const char *record, int round) {
+    PhiloxKey key = philox_key(11, PHILOX_TEST, (uint32_t)round, 0);
+    size_t n = strlen(record);
+    memcpy(out, record, n);
+    for (uint64_t i = 0; i <= (uint64_t)round % 3; i++) {
+        size_t at = philox_below(key, 4 * i, n), kind = philox_below(key, 4 * i + 1, 3);
+        size_t length = 1 + philox_below(key, 4 * i + 2, 12);
+        if (at + length > n) length = n - at;
+        if (kind == 0) out[at] = (char)(32 + philox_below(key, 4 * i + 3, round % 2 ? 224 : 95));
+        if (kind == 1) memmove(out + at, out + at + length, n - at - length);
+        if (kind == 2) memmove(out + at + length, out + at, n - at);
+        n = kind == 1 ? n - length : kind == 2 ? n + length : n;
+        if (n == 0) return 0;
+    }
+    return n;
+}
+
+START_TEST(damaged_records_are_read_or_refused) {
+    static const char *const records[] = {
+        "{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\", \"edited\": [], \"margin\": 1}",
+        "{\"chosen\": \"\\n\\nHuman: Hi\\n\\nAssistant: a\", \"rejected\": \"\\n\\nHuman: Hi\\n\\nAssistant: b\"}",
+        "{\"chosen\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"a\"}], "
+        "\"rejected\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}",
+        "{\"conversations\": [{\"from\": \"human\", \"value\": \"Hi\"}], \"chosen\": {\"from\": \"gpt\", \"value\": "
+        "\"a\"}, \"rejected\": {\"from\": \"gpt\", \"value\": \"b\"}, \"strength\": \"slightly\"}",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"no\"}], "
+        "\"label\": true}"};
+    enum { N = sizeof records / sizeof *records };
+    PairTokens pair = {0};
+    int n_read = 0, n_rounds = check_rounds(5000);
+    setup();
+    for (int round = 0; round < n_rounds; round++) {
+        char bytes[512];
+        size_t n = damage(bytes, records[round % N], round);
+        int rc = preference_parse(&pair.preference, bytes, n, NULL);
+        if (rc == OK && pair.preference.kind != PREFERENCE_NONE) rc = pair_render(&pair, chat, round % 2);
+        ck_assert(rc == OK || rc == ERR_REFUSED);
+        if (rc != OK || pair.preference.kind == PREFERENCE_NONE) continue;
+        pair_fit(&pair, 32, (Overlong)(round % 4));
+        n_read++;
+    }
+    ck_assert_int_gt(n_read, n_rounds / 100);
+    pair_tokens_free(&pair);
+    teardown();
 }
 END_TEST
 
@@ -342,7 +391,7 @@ START_TEST(a_prompt_cut_from_the_left_is_cut_alike_for_both_answers) {
 END_TEST
 
 CHECK_MAIN("preferences", every_form_of_a_preference_is_read_by_its_keys,
-           what_is_no_preference_is_refused_with_its_reason,
+           what_is_no_preference_is_refused_with_its_reason, damaged_records_are_read_or_refused,
            both_answers_of_a_pair_share_a_micro_batch_whatever_the_ranks,
            pairs_are_what_the_records_say_and_ranked_answers_are_three,
            equal_answers_and_answers_that_do_not_fit_are_left_out_and_counted,

@@ -2,38 +2,7 @@
  * itself runs, from records to checkpoint, so that template, mask, weights, normalisation and update are all in it.
  * Bounds as in test_golden.c: losses within 1e-6 of values up to 6 (an ulp is 4.8e-7), the parameters' change within
  * 5e-5 of its norm, where two correct fp32 programs differ by some 1e-5. */
-#include "tests/trl_golden.h"
-
-#define GOLDEN "tests/golden/sft_trl"
-enum { STEPS = 20 };
-
-static const char recipe[] = "precision: fp32\nmodel: {base: " GOLDEN "}\n"
-                             "tokenizer: {path: tests/golden/tokenizer_chat.json}\ntemplate: {name: llama3}\n"
-                             "data: {train: [{path: " GOLDEN "/records.jsonl}], validation: 0}\n"
-                             "sft: {train_on: completion}\n"
-                             "optim: {lr: 2.0e-3, schedule: constant, warmup: 0, weight_decay: 0.1, beta2: 0.95}\n";
-
-/* Every step is all eight records, however they are packed and cut. */
-static const char *const ways[] = {
-    "sft.packing=false train.context=128 train.tokens_per_batch=1024 train.tokens_per_microbatch=512",
-    "sft.packing=false train.context=128 train.tokens_per_batch=1024 train.tokens_per_microbatch=128",
-    "sft.packing=true train.context=256 train.tokens_per_batch=512 train.tokens_per_microbatch=512 "
-    "train.recompute=layer",
-};
-enum { N_WAYS = sizeof ways / sizeof *ways };
-
-/* The largest difference of a metric from the golden list, relative to it or not. */
-static double compare_metric(const char *output, const char *metric, const json_t *expected, bool relative) {
-    double *y = trl_metric(output, metric, STEPS), worst = 0;
-    ck_assert_uint_eq(json_array_size(expected), STEPS);
-    for (size_t i = 0; i < STEPS; i++) {
-        double wanted = json_number_value(json_array_get(expected, i)), d = fabs(y[i] - wanted);
-        if (relative) d /= wanted;
-        if (!(d <= worst)) worst = d;
-    }
-    free(y);
-    return worst;
-}
+#include "tests/sft_trl.h"
 
 typedef struct {
     double loss, norm, change;
@@ -45,9 +14,7 @@ static Distance distance_of(const char *config, int number, const char *way, con
     const char *output = fixture_path(name);
     json_t *golden = json_load_file(GOLDEN "/expected.json", 0, NULL);
     ck_assert_ptr_nonnull(golden);
-    char all[512];
-    snprintf(all, sizeof all, "train.steps=%d %s %s", STEPS, way, more);
-    trl_run("sft", config, output, all);
+    run_cria(config, output, way, more);
     Distance d = {compare_metric(output, "loss", json_object_get(golden, "losses"), false),
                   compare_metric(output, "grad_norm", json_object_get(golden, "grad_norms"), true),
                   trl_compare(output, GOLDEN "/model.safetensors", GOLDEN "/expected.safetensors", 0, 21)};

@@ -35,6 +35,20 @@ static inline double *trl_metric(const char *output, const char *metric, size_t 
     return y;
 }
 
+/* The largest difference of a metric from TRL's over the first steps of n_steps, relative to the value or to 1. `rows`:
+ * an object for each step. */
+static inline double trl_metric_distance(const char *output, const json_t *rows, const char *metric, size_t steps,
+                                         size_t n_steps) {
+    double *y = trl_metric(output, metric, n_steps), worst = 0;
+    for (size_t i = 0; i < steps; i++) {
+        double wanted = json_number_value(json_object_get(json_array_get(rows, i), metric));
+        double d = fabs(y[i] - wanted) / fmax(1, fabs(wanted));
+        if (!(d <= worst)) worst = d;
+    }
+    free(y);
+    return worst;
+}
+
 static inline float *trl_array(const NamedFile *file, const char *name, size_t *n) {
     const NamedArray *array;
     CHECK_OK(named_get(&array, file, name));
@@ -91,5 +105,10 @@ static inline double trl_compare(const char *output, const char *base_path, cons
     free(folder);
     return worst;
 }
+
+/* With so large an epsilon Adam's first step is the gradient itself, lr / eps times, to one part in 10^6 of its largest
+ * element. */
+enum { TRL_GRADIENT_SCALE = 1000 };
+#define TRL_GRADIENT_STEP "train.steps=1 optim.lr=1e9 optim.eps=1e6 optim.clip=0 optim.weight_decay=0"
 
 #endif

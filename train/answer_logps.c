@@ -25,3 +25,20 @@ int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const
     tape_bind_input(buffer, recorded->weights, micro->weights);
     return OK;
 }
+
+AnswerSums answer_sums(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro, int segment) {
+    const float *logps = tape_value(tape, buffer, recorded->logps);
+    const float *entropy = tape_value(tape, buffer, recorded->head.entropy);
+    const float *mean_logit = tape_value(tape, buffer, recorded->head.mean_logit);
+    const int32_t *top1 = tape_value(tape, buffer, recorded->head.top1);
+    AnswerSums sums = {.logp = (double)logps[segment]};
+    for (int t = micro->segment_start[segment]; t < micro->segment_start[segment + 1]; t++) {
+        if (!(micro->weights[t] > 0)) continue;
+        sums.length += (double)micro->weights[t];
+        sums.logits += (double)mean_logit[t];
+        sums.entropy += (double)entropy[t];
+        sums.n += 1;
+        sums.correct += top1[t] == micro->targets[t];
+    }
+    return sums;
+}

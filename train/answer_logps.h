@@ -18,4 +18,13 @@ AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bo
 int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro,
                       uint32_t *segment_ids);
 
+/* Of one segment's learned tokens, after forward with metrics: sums, and the least that a loss wants to know. */
+typedef struct {
+    double logp;                     /* Σ w·log p */
+    double length;                   /* Σ w */
+    double n;                        /* tokens with w > 0 */
+    double logits, entropy, correct; /* over these: mean logits, entropies, and how many are the most likely */
+} AnswerSums;
+AnswerSums answer_sums(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro, int segment);
+
 #endif

@@ -25,31 +25,53 @@ static int answer(Llama *model, const Tokenizer *tokenizer, const ChatTemplate *
     return rc;
 }
 
+static int render(ChatTokens *tokens, const ChatTemplate *chat, const char *prompt) {
+    Conversation conversation = {.kind = RECORD_MESSAGES};
+    int rc = conversation_add(&conversation, CHAT_USER, prompt);
+    if (rc == OK) rc = chat_render_prompt(chat, &conversation, tokens);
+    conversation_free(&conversation);
+    return rc;
+}
+
 static int sample(Llama *model, const Tokenizer *tokenizer, const ChatTemplate *chat, const Config *config,
                   int64_t step, const char *prompt) {
     int rc = OK;
-    Conversation conversation = {.kind = RECORD_MESSAGES};
     ChatTokens tokens = {0};
     Generation out = {0};
-    TRY_TO(done, conversation_add(&conversation, CHAT_USER, prompt));
-    TRY_TO(done, chat_render_prompt(chat, &conversation, &tokens));
+    TRY_TO(done, render(&tokens, chat, prompt));
     TRY_TO(done, answer(model, tokenizer, chat, config, &tokens, &out));
     log_info("step %lld: %s\n  -> %s%s", (long long)step, prompt, out.text,
              out.reason == FINISH_STOP_TOKEN ? "" : " … (no stop)");
 done:
     generation_free(&out);
     chat_tokens_free(&tokens);
-    conversation_free(&conversation);
     return rc;
+}
+
+/* Prompt i, or NULL beyond the last. */
+static const char *prompt_at(const Config *config, size_t i) {
+    const char *one = config->train_sample_prompt;
+    size_t n = config->sft_sample_prompts.n;
+    if (n > 0) return i < n ? config->sft_sample_prompts.items[i] : NULL;
+    return i == 0 && *one ? one : NULL;
+}
+
+int chat_sample_length(int64_t *tokens, const ChatTemplate *chat, const Config *config) {
+    *tokens = 0;
+    for (size_t i = 0; prompt_at(config, i); i++) {
+        ChatTokens rendered = {0};
+        int rc = render(&rendered, chat, prompt_at(config, i));
+        int64_t length = (int64_t)rendered.n + config->generate_max_new_tokens;
+        if (length > *tokens) *tokens = length;
+        chat_tokens_free(&rendered);
+        TRY(rc);
+    }
+    return OK;
 }
 
 void chat_sample(Llama *model, const Tokenizer *tokenizer, const ChatTemplate *chat, const Config *config,
                  int64_t step) {
-    const char *one = config->train_sample_prompt;
-    size_t n = config->sft_sample_prompts.n;
-    for (size_t i = 0; i < (n > 0 ? n : *one != '\0'); i++) {
-        const char *prompt = n > 0 ? config->sft_sample_prompts.items[i] : one;
-        if (sample(model, tokenizer, chat, config, step, prompt) != OK)
-            log_warning("step %lld: no answer to '%s': %s", (long long)step, prompt, error_text());
-    }
+    for (size_t i = 0; prompt_at(config, i); i++)
+        if (sample(model, tokenizer, chat, config, step, prompt_at(config, i)) != OK)
+            log_warning("step %lld: no answer to '%s': %s", (long long)step, prompt_at(config, i), error_text());
 }

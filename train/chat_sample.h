@@ -11,4 +11,7 @@
 void chat_sample(Llama *model, const Tokenizer *tokenizer, const ChatTemplate *chat, const Config *config,
                  int64_t step);
 
+/* Tokens of the longest sample so made, prompt and answer; 0 where there are no prompts. */
+int chat_sample_length(int64_t *tokens, const ChatTemplate *chat, const Config *config);
+
 #endif

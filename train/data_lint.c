@@ -114,7 +114,7 @@ static int lint(ChatInput *input, Findings *findings) {
 }
 
 int data_lint_command(int argc, char **argv) {
-    ChatInput input = CHAT_INPUT_DEFAULTS;
+    ChatInput input = {0};
     Findings findings = {.limit = 5};
     Flag flags[CHAT_INPUT_FLAGS + 2] = {
         {"findings", 'n', FLAG_INT, &findings.limit, "N", ">= 0", "how many of each kind are shown (default 5)"},

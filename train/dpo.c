@@ -9,6 +9,7 @@
 #include "train/chat_stage.h"
 #include "train/commands.h"
 #include "train/dpo_objective.h"
+#include "train/kto_objective.h"
 #include "train/setup.h"
 
 enum { USUAL_PAIRS = 64 /* of a step, where the config does not say */ };
@@ -39,6 +40,8 @@ static void about(Text *out) {
 static int defaults(Config *config) {
     TRY(chat_stage_defaults(config));
     if (config->preferences_per_batch == 0) config->preferences_per_batch = USUAL_PAIRS;
+    if (config->dpo_loss == DPO_KTO && config->dpo_nll > 0)
+        return config_fail(config, OPTION_dpo_nll, "there is no chosen answer in dpo.loss: kto; leave it 0");
     int64_t pair = 2 * config->train_context;
     if (config->train_tokens_per_microbatch < pair)
         return config_fail(config, OPTION_train_tokens_per_microbatch,
@@ -139,13 +142,17 @@ static int ready(Run *run) {
 
 static int objective(Objective **out, Run *run, int capacity) {
     const Dpo *dpo = run->own;
+    const Config *config = run->config;
     bool has_reference = preference_has_reference(&dpo->loss);
+    const Reference *reference = has_reference ? &dpo->reference : NULL;
+    bool begins = has_reference && *config->dpo_reference == '\0' && run->state.step == 0;
+    if (dpo->loss.loss == DPO_KTO)
+        return kto_objective_new(
+            out, capacity, &(KtoOptions){.loss = dpo->loss, .reference = reference, .begins_at_reference = begins});
     return dpo_objective_new(
         out, capacity,
-        &(DpoOptions){.loss = dpo->loss,
-                      .nll = run->config->dpo_nll,
-                      .reference = has_reference ? &dpo->reference : NULL,
-                      .begins_at_reference = has_reference && !*run->config->dpo_reference && run->state.step == 0});
+        &(DpoOptions){
+            .loss = dpo->loss, .nll = config->dpo_nll, .reference = reference, .begins_at_reference = begins});
 }
 
 int command_dpo(int argc, char **argv) {

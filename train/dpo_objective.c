@@ -7,6 +7,7 @@
 
 #include "model/core/error.h"
 #include "train/answer_logps.h"
+#include "train/dpo_diagnosis.h"
 
 enum { CHOSEN, REJECTED };
 
@@ -23,6 +24,7 @@ typedef struct {
     uint32_t *segment_ids; /* [capacity] */
     int capacity;
     bool has_begun; /* the first step is over */
+    DpoWatch watch;
 } Dpo;
 
 static const char *const metric_names[] = {
@@ -66,42 +68,13 @@ static void add(ObjectiveSums *sums, DpoMetric metric, double value, double weig
     sums->metric_weight[metric] += weight;
 }
 
-/* What a micro-batch's forward pass left. */
-typedef struct {
-    const MicroBatch *micro;
-    const float *logps, *logprob, *entropy, *mean_logit;
-    const int32_t *top1;
-} Outputs;
-
-static Outputs outputs_of(const Recorded *r, Tape *tape, int buffer, const MicroBatch *micro) {
-    return (Outputs){.micro = micro,
-                     .logps = tape_value(tape, buffer, r->answers.logps),
-                     .entropy = tape_value(tape, buffer, r->answers.head.entropy),
-                     .mean_logit = tape_value(tape, buffer, r->answers.head.mean_logit),
-                     .top1 = tape_value(tape, buffer, r->answers.head.top1)};
-}
-
-/* The learned tokens of one answer; returns Σw. */
-static double add_tokens(const Outputs *out, int segment, int side, ObjectiveSums *sums) {
-    const MicroBatch *micro = out->micro;
-    double length = 0, logits = 0, entropy = 0, live = 0, correct = 0;
-    for (int t = micro->segment_start[segment]; t < micro->segment_start[segment + 1]; t++) {
-        if (!(micro->weights[t] > 0)) continue;
-        length += (double)micro->weights[t];
-        logits += (double)out->mean_logit[t];
-        entropy += (double)out->entropy[t];
-        live += 1;
-        correct += out->top1[t] == micro->targets[t];
-    }
-    sums->tokens += micro->segment_start[segment + 1] - micro->segment_start[segment];
-    add(sums, side == CHOSEN ? DPO_LOGITS_CHOSEN : DPO_LOGITS_REJECTED, logits, live);
-    add(sums, DPO_ENTROPY, entropy, live);
-    if (side == CHOSEN) {
-        sums->scored += live;
-        sums->correct += correct;
-        add(sums, DPO_NLL, -(double)out->logps[segment], length);
-    }
-    return length;
+static void add_answer(const AnswerSums *answer, int side, ObjectiveSums *sums) {
+    add(sums, side == CHOSEN ? DPO_LOGITS_CHOSEN : DPO_LOGITS_REJECTED, answer->logits, answer->n);
+    add(sums, DPO_ENTROPY, answer->entropy, answer->n);
+    if (side == REJECTED) return;
+    sums->scored += answer->n;
+    sums->correct += answer->correct;
+    add(sums, DPO_NLL, -answer->logp, answer->length);
 }
 
 static void add_pair(const PreferenceLoss *options, const PairScores *scores, const PairLoss *loss, SampleMark mark,
@@ -147,36 +120,50 @@ static int check_start(const Dpo *self, const PairScores *scores, uint64_t id) {
     return OK;
 }
 
-static int collect_pair(Dpo *self, const Outputs *out, int pair, const StepBatch *step, ObjectiveSums *sums) {
-    const MicroBatch *micro = out->micro;
+/* The scores of a pair, and its sums over tokens. */
+static PairScores score(const Dpo *self, const AnswerSums answers[2], const MicroBatch *micro, int pair,
+                        ObjectiveSums *sums) {
     const Reference *reference = self->options.reference;
-    const PreferenceLoss *options = &self->options.loss;
     PairScores scores = {.logp = {0}};
     for (int side = 0; side < 2; side++) {
-        int segment = 2 * pair + side;
-        scores.logp[side] = (double)out->logps[segment];
+        scores.logp[side] = answers[side].logp;
+        scores.length[side] = answers[side].length;
         scores.reference[side] = reference ? (double)reference->logps[2 * micro->sample[pair] + side] : 0;
-        scores.length[side] = add_tokens(out, segment, side, sums);
+        add_answer(&answers[side], side, sums);
     }
+    return scores;
+}
+
+static int collect_pair(Dpo *self, const AnswerSums answers[2], const MicroBatch *micro, int pair,
+                        const StepBatch *step, ObjectiveSums *sums) {
+    const PreferenceLoss *options = &self->options.loss;
+    PairScores scores = score(self, answers, micro, pair, sums);
     if (self->options.begins_at_reference && !self->has_begun) TRY(check_start(self, &scores, micro->sample_id[pair]));
     PairLoss loss = pair_loss(options, &scores);
-    int source = micro->source[2 * pair] < OBJECTIVE_MAX_SOURCES ? micro->source[2 * pair] : OBJECTIVE_MAX_SOURCES - 1;
+    int chosen = 2 * pair, source = micro->source[chosen];
+    if (source >= OBJECTIVE_MAX_SOURCES) source = OBJECTIVE_MAX_SOURCES - 1;
     sums->loss += loss.loss;
     sums->weight += 1;
     sums->source_loss[source] += loss.loss;
     sums->source_weight[source] += 1;
     add_pair(options, &scores, &loss, micro->marks[pair], sums);
     double n = (double)step->total_samples;
-    self->gradient[2 * pair + CHOSEN] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
-    self->gradient[2 * pair + REJECTED] = (float)(loss.gradient[REJECTED] / n);
+    self->gradient[chosen] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
+    self->gradient[chosen + 1] = (float)(loss.gradient[REJECTED] / n);
     return OK;
 }
 
 static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                    bool training, ObjectiveSums *sums) {
     Dpo *self = (Dpo *)base;
-    Outputs out = outputs_of(recorded(self, training), tape, buffer, micro);
-    for (int pair = 0; pair < micro->n_samples; pair++) TRY(collect_pair(self, &out, pair, step, sums));
+    const AnswerLogps *recorded_answers = &recorded(self, training)->answers;
+    for (int pair = 0; pair < micro->n_samples; pair++) {
+        AnswerSums answers[2];
+        for (int side = 0; side < 2; side++)
+            answers[side] = answer_sums(recorded_answers, tape, buffer, micro, 2 * pair + side);
+        TRY(collect_pair(self, answers, micro, pair, step, sums));
+    }
+    sums->tokens += micro->n_tokens;
     return OK;
 }
 
@@ -186,6 +173,14 @@ static void finish(Objective *base, ObjectiveSums *sums) {
     self->has_begun = true;
     if (sums->metric_weight[DPO_NLL] > 0)
         sums->loss += self->options.nll * sums->weight * sums->metric[DPO_NLL] / sums->metric_weight[DPO_NLL];
+}
+
+static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
+    Dpo *self = (Dpo *)base;
+    Text found = {0};
+    dpo_watch(&self->watch, sums, &found);
+    diagnosis_tell(step, &found);
+    text_free(&found);
 }
 
 static void free_dpo(Objective *base) {
@@ -205,19 +200,22 @@ int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *opt
         free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
-    *self = (Dpo){.base = {.name = "dpo",
-                           .metrics = metric_names,
-                           .n_metrics = N_DPO_METRICS,
-                           .headline = DPO_ACCURACIES,
-                           .record = record,
-                           .bind = bind,
-                           .collect = collect,
-                           .finish = finish,
-                           .free = free_dpo},
-                  .options = *options,
-                  .gradient = gradient,
-                  .segment_ids = segment_ids,
-                  .capacity = capacity};
+    *self = (Dpo){
+        .base = {.name = "dpo",
+                 .metrics = metric_names,
+                 .n_metrics = N_DPO_METRICS,
+                 .headline = DPO_ACCURACIES,
+                 .record = record,
+                 .bind = bind,
+                 .collect = collect,
+                 .finish = finish,
+                 .watch = watch,
+                 .free = free_dpo},
+        .options = *options,
+        .watch.figures = {.beta = options->loss.beta, .nll = options->nll, .has_reference = options->reference != NULL},
+        .gradient = gradient,
+        .segment_ids = segment_ids,
+        .capacity = capacity};
     *objective = &self->base;
     return OK;
 }

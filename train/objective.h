@@ -6,11 +6,12 @@
 #define CRIA_TRAIN_OBJECTIVE_H
 
 #include "data/loader.h"
+#include "dist/mesh.h"
 #include "model/llama.h"
 
 enum {
     OBJECTIVE_MAX_SOURCES = 64, /* told apart; the last row is for all others */
-    OBJECTIVE_MAX_METRICS = 32,
+    OBJECTIVE_MAX_METRICS = 48,
 };
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
@@ -29,11 +30,16 @@ enum { OBJECTIVE_SUMS = sizeof(ObjectiveSums) / sizeof(double) };
 typedef struct Objective Objective;
 struct Objective {
     const char *name;
+    bool no_tokens; /* what is scored are answers: no token is foretold, and there is no mean_token_accuracy */
     /* Metrics of its own: each is told as metric / metric_weight, where the weight is above 0. A name that is NULL is
      * of sums that only `finish` and `watch` use. Without metrics the loss is a likelihood's. */
     const char *const *metrics;
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
+    uint32_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
+    /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
+     * gradients depend on, from forward passes on the evaluation tape. */
+    int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);
@@ -47,6 +53,11 @@ struct Objective {
     void (*watch)(Objective *self, int64_t step, const ObjectiveSums *sums);
     void (*free)(Objective *self);
 };
+
+/* One value more for a metric that is an extreme. */
+void objective_extreme(const Objective *objective, ObjectiveSums *sums, int metric, double value);
+/* Before ranks add up their sums: the extremes over all of them, left on rank 0 alone. */
+int objective_share_extremes(const Objective *objective, Mesh *mesh, ObjectiveSums *sums);
 
 /* Negative log-likelihood of the next token: pretraining and SFT. `capacity` is the micro-batch's tokens at most. */
 int nll_objective_new(Objective **objective, int capacity);

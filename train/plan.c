@@ -13,10 +13,15 @@
 #include "model/core/memory.h"
 #include "model/core/threads.h"
 #include "model/shape_hf.h"
+#include "train/chat_sample.h"
 #include "train/flops.h"
+#include "train/dpo_objective.h"
 #include "train/loop.h"
 #include "train/model_file.h"
+#include "train/model_template.h"
+#include "train/ppo_plan.h"
 #include "train/probe.h"
+#include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
 
@@ -57,23 +62,57 @@ const char *plan_recompute_name(int recompute) {
 
 /* ---- shape and tokenizer ---- */
 
+/* What a chat template brings to fine-tuning: rows for tokens of its own, samples of a known length. */
+static int plan_chat(MemoryPlan *plan, const Config *config, const ModelFile *file, const Tokenizer *tokenizer) {
+    ModelTemplate chat = {0};
+    Tokenizer *extended = NULL;
+    if (!*config->template_name || !tokenizer) return OK;
+    int rc = model_template_choose(&chat, config, file->chat_template, config->model_base, tokenizer);
+    if (rc == OK) rc = model_template_extend(&chat, config, tokenizer, &extended);
+    if (extended && tokenizer_vocab_size(extended) > plan->shape.vocab_size)
+        plan->shape.vocab_size = tokenizer_vocab_size(extended);
+    if (rc == OK) rc = model_template_open(&chat, extended ? extended : tokenizer);
+    if (rc == OK) rc = chat_sample_length(&plan->sample_tokens, chat.chat, config);
+    model_template_free(&chat);
+    tokenizer_free(extended);
+    return rc;
+}
+
+/* Whether a frozen model is used where the file is mapped: every matrix is there in 16 bits. */
+static bool is_mapped(const NamedFile *file) {
+    for (size_t i = 0; i < named_count(file); i++) {
+        const NamedArray *array = named_at(file, i);
+        bool narrow = array->dtype == DTYPE_BF16 || array->dtype == DTYPE_F16;
+        if (array->n_dims == 2 && !(narrow && array->data)) return false;
+    }
+    return true;
+}
+
 /* The shape of model.base, without its parameters. */
-static int shape_of_base(LlamaShape *shape, Tokenizer **tokenizer, const Config *config) {
+static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
+    bool adapted = config->lora_rank > 0;
     ModelFile file;
     TRY(model_file_open(&file, config->model_base,
-                        (ModelFileOptions){.shape_only = true, .tokenizer = own ? NULL : config->tokenizer_path}));
-    *shape = llama_shape_from_hf(&file.config);
+                        (ModelFileOptions){.head = head,
+                                           .shape_only = !adapted,
+                                           .keep_open = adapted,
+                                           .whole = adapted,
+                                           .tokenizer = own ? NULL : config->tokenizer_path}));
+    plan->shape = llama_shape_from_hf(&file.config);
+    plan->mapped = setup_frozen(config) == FROZEN_16BIT && is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
+    int rc = plan_chat(plan, config, &file, *tokenizer);
     model_file_close(&file);
-    return llama_shape_check(shape);
+    TRY(rc);
+    return llama_shape_check(&plan->shape);
 }
 
 /* *tokenizer is NULL where it cannot be opened: its vocabulary is then taken from the config, or guessed. */
-static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
+static int find_shape(MemoryPlan *plan, Config *config, ModelHead head, Tokenizer **tokenizer) {
     *tokenizer = NULL;
-    if (*config->model_base) return shape_of_base(&plan->shape, tokenizer, config);
+    if (*config->model_base) return shape_of_base(plan, tokenizer, config, head);
     if (*config->tokenizer_path && tokenizer_load(tokenizer, config->tokenizer_path) != OK) {
         text_printf(&plan->notes, "the tokenizer is not there yet (%s)\n", error_text());
         error_clear();
@@ -91,37 +130,73 @@ static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
 
 /* ---- the parts ---- */
 
+/* The model as a run of this config allocates it, and its adapter; names only. */
+static int planned_model(Llama **model, Lora **lora, const MemoryPlan *plan, const Config *config, int n_positions) {
+    LoraOptions options;
+    bool adapted;
+    LlamaOptions how = setup_llama(config, n_positions);
+    how.names_only = true;
+    TRY(setup_lora(&options, &adapted, config));
+    *lora = NULL;
+    how.train_head = adapted;
+    TRY(llama_new(model, &plan->shape, how));
+    if (!adapted) return OK;
+    how.training = true;
+    int rc = lora_new(lora, *model, options, how);
+    if (rc != OK) llama_free(*model);
+    return rc;
+}
+
 /* The activations of a run so configured: both tapes are recorded and planned, as the loop does it. */
-static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute, Dtype precision) {
+static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, Recompute recompute,
+                            const Config *config) {
     Objective *objective;
     Loop *loop = NULL;
-    TRY(nll_objective_new(&objective, (int)microbatch));
+    Dtype precision = setup_precision(config);
+    if (model->shape.score_head)
+        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    else if (config->preferences_per_batch > 0)
+        TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
+    else if (*config->template_name)
+        TRY(sft_objective_new(&objective, (int)microbatch));
+    else
+        TRY(nll_objective_new(&objective, (int)microbatch));
     LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = precision};
     int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
-    if (rc == OK) *bytes = loop_tape_bytes(loop) + (uint64_t)microbatch * sizeof(float); /* the objective's gradient */
+    if (rc == OK)
+        *bytes =
+            loop_tape_bytes(loop) + (uint64_t)microbatch * (sizeof(float) + sizeof(uint32_t)); /* the objective's own */
     loop_free(loop);
     objective->free(objective);
     return rc;
 }
 
-static int moment_bytes(uint64_t *bytes, const Llama *model, Dtype moments) {
-    OptimParameter *parameters = calloc((size_t)model->n_weights, sizeof *parameters);
-    if (!parameters) FAIL(ERR_FAILED, "out of memory");
-    size_t n = 0;
-    for (int i = 0; i < model->n_weights; i++)
-        if (!model->weights[i]->tied && model->weights[i]->trainable)
-            parameters[n++].n = weight_elements(model->weights[i]);
-    *bytes = optimizer_bytes_for(parameters, n, moments);
-    free(parameters);
-    return OK;
+static int moment_bytes(MemoryPlan *plan, Llama *model, Lora *lora, Dtype moments) {
+    Arena arena = {0};
+    Trained trained;
+    OptimParameter *parameters = NULL;
+    int rc = trained_list(&trained, model, lora, &arena);
+    if (rc == OK) parameters = arena_alloc(&arena, (size_t)trained.n_weights * sizeof *parameters);
+    if (rc == OK && !parameters) rc = error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    for (int i = 0; rc == OK && i < trained.n_weights; i++)
+        parameters[i] = (OptimParameter){.n = weight_elements(trained.weights[i])};
+    if (rc == OK) {
+        plan->bytes[PLAN_MOMENTS] = optimizer_bytes_for(parameters, (size_t)trained.n_weights, moments);
+        plan->trained = trained_elements(&trained);
+        plan->saved_arrays = trained.n_weights;
+    }
+    arena_free(&arena);
+    return rc;
 }
 
 /* A sample text's cache and activations. */
-static int sampling_bytes(uint64_t *bytes, Llama *model, const Config *config, const Tokenizer *tokenizer) {
+static int sampling_bytes(uint64_t *bytes, const MemoryPlan *plan, Llama *model, const Config *config,
+                          const Tokenizer *tokenizer) {
     Generator *generator;
     *bytes = 0;
     if (config->train_sample_every == 0) return OK;
-    int64_t limit = model->rotary.n_positions, wanted = (int64_t)strlen(config->train_sample_prompt) + SAMPLE_TOKENS;
+    int64_t limit = model->rotary.n_positions, text = (int64_t)strlen(config->train_sample_prompt) + SAMPLE_TOKENS;
+    int64_t wanted = *config->template_name ? plan->sample_tokens : text;
     int sequence = (int)(wanted < limit ? wanted : limit);
     if (sequence < 2) return OK;
     TRY(generator_new(&generator, model, tokenizer, (GeneratorOptions){.max_batch = 1, .max_sequence = sequence}));
@@ -133,24 +208,30 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, const Config *config, c
 static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
     int rc = OK;
     Llama *model;
+    Lora *lora;
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
+    bool mapped = plan->mapped && plan->frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
     uint64_t sampling = 0;
-    LlamaOptions how = setup_llama(config, n_positions);
-    how.names_only = true;
-    TRY(llama_new(&model, &plan->shape, how));
-    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes;
+    TRY(planned_model(&model, &lora, plan, config, n_positions));
+    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + (mapped ? 0 : model->frozen_bytes);
     plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
-    TRY_TO(done, moment_bytes(&plan->bytes[PLAN_MOMENTS], model, setup_moments(config)));
+    if (lora) {
+        plan->bytes[PLAN_PARAMETERS] += lora->value_bytes + lora->packing_bytes;
+        plan->bytes[PLAN_GRADIENTS] += lora->grad_bytes;
+        plan->bytes[PLAN_TABLES] += lora->arena.total;
+    }
+    TRY_TO(done, moment_bytes(plan, model, lora, setup_moments(config)));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
-        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind,
-                                      setup_precision(config)));
+        TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
-    TRY_TO(done, sampling_bytes(&sampling, model, config, tokenizer));
-    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)model->n_weights;
+    TRY_TO(done, sampling_bytes(&sampling, plan, model, config, tokenizer));
+    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
     plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
+    if (config->ppo_samples > 0) TRY_TO(done, ppo_plan(plan, model, config, tokenizer));
 done:
+    lora_free(lora);
     llama_free(model);
     return rc;
 }
@@ -159,11 +240,12 @@ done:
  * once more. */
 static void step_work(MemoryPlan *plan, const Config *config) {
     ForwardFlops forward = forward_flops(&plan->shape, (int)config->train_context);
-    double tokens = (double)config->train_tokens_per_batch / plan->ranks;
+    double tokens = (double)setup_batch(config).tokens_per_batch / plan->ranks;
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
-    plan->update_bytes =
-        adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)llama_parameters(&plan->shape);
+    if (config->lora_rank > 0) /* of frozen matrices no gradients; the adapter's own products */
+        plan->step_flops += tokens * (6 * (double)plan->trained - forward.matrices - forward.head);
+    plan->update_bytes = adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)plan->trained;
     plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
     plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
 }
@@ -254,6 +336,7 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
     char bytes[32];
     uint64_t fixed = training_total(plan, 0), least = UINT64_MAX;
     Llama *model;
+    Lora *lora;
     if (plan->tokenising > plan->available) {
         snprintf(
             plan->advice, sizeof plan->advice,
@@ -261,12 +344,12 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
             text_bytes(bytes, plan->tokenising));
         return OK;
     }
-    TRY(llama_new(&model, &plan->shape, (LlamaOptions){.training = true, .names_only = true}));
+    TRY(planned_model(&model, &lora, plan, config, 0));
     for (int64_t microbatch = plan->microbatch;; microbatch /= 2) {
         if (microbatch < config->train_context) microbatch = config->train_context;
         for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
             uint64_t activations;
-            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, setup_precision(config)));
+            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, config));
             if (fixed + activations < least) least = fixed + activations;
             if (fixed + activations > plan->available) continue;
             char smaller[64] = "";
@@ -282,20 +365,22 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
              "no micro-batch is small enough: the least is %s; take a smaller model%s or a shorter train.context",
              text_bytes(bytes, least), plan->ranks_here > 1 ? ", fewer ranks on this machine" : "");
 done:
+    lora_free(lora);
     llama_free(model);
     return rc;
 }
 
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
     int rc = OK;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
     plan->recompute = (Recompute)config->train_recompute;
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
+    plan->frozen = setup_frozen(config);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     uint64_t before = resident_now();
-    TRY_TO(done, find_shape(plan, config, &tokenizer));
+    TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);
@@ -311,6 +396,10 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
+    if (*config->dpo_reference)
+        text_puts(&plan->notes,
+                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
+                  "before gradients and moments are: it is not counted\n");
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));

@@ -11,12 +11,14 @@
 
 #include "configs/config.h"
 #include "model/llama.h"
+#include "train/model_file.h"
 #include "train/probe.h"
 
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
     PLAN_TOKENIZER,   /* measured where it can be opened */
-    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too */
+    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, quantised
+                         with its embedding and head */
     PLAN_GRADIENTS,   /* a tied head has its own accumulator */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
@@ -30,12 +32,17 @@ typedef enum {
 
 typedef struct {
     LlamaShape shape;
+    bool mapped;                    /* the base stays in its mapped file */
+    uint64_t trained;               /* parameters */
+    int64_t sample_tokens;          /* of the longest sample answer with its prompt */
+    int saved_arrays;               /* of a checkpoint's model.h5 */
     int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */
     Recompute recompute;            /* as configured */
     int64_t microbatch;             /* tokens of the largest one */
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
     Dtype precision;
+    Frozen frozen;                           /* the model under an adapter */
     bool packed;                             /* the bf16 packings are kept */
     double step_flops;                       /* forward and backward of one rank's part of a step */
     double update_bytes;                     /* AdamW reads and writes */
@@ -52,9 +59,11 @@ typedef struct {
     Text notes;                /* what was estimated and how, a line each */
 } MemoryPlan;
 
-/* Plans a pretraining run of `config` for `ranks` ranks of which `ranks_here` run on this machine. Opens the tokenizer
- * and looks at the data where they are there, and closes them again; resolves the model's shape into the config. */
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here);
+/* Plans a run of `config`, of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE): pretraining, or fine-tuning where
+ * template.name is set, of an adapter where lora.rank is; for `ranks` ranks of which `ranks_here` run on this machine.
+ * Opens the tokenizer and looks at the data where they are there, and closes them again; resolves the model's shape
+ * into the config. */
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);

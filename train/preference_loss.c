@@ -1,14 +1,9 @@
 /* See preference_loss.h. */
 #include "train/preference_loss.h"
 
-#include <math.h>
+#include "train/logistic.h"
 
-static double sigmoid(double x) {
-    return 1 / (1 + exp(-x));
-}
-static double log_sigmoid(double x) {
-    return x < 0 ? x - log1p(exp(x)) : -log1p(exp(-x));
-}
+#include <math.h>
 
 /* A loss of one number, and its derivative. */
 typedef struct {

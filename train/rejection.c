@@ -125,7 +125,7 @@ static json_t *make_header(const Rejection *r) {
         OPTION_generate_stop,        OPTION_generate_max_new_tokens,  OPTION_generate_seed,
         OPTION_rejection_samples,    OPTION_rejection_chunk,          OPTION_rejection_reward,
         OPTION_rejection_word,       OPTION_rejection_length,         OPTION_rejection_pattern,
-        OPTION_rejection_program};
+        OPTION_rejection_program,    OPTION_rejection_model};
     uint64_t prompts = HASH_START;
     const Prompts *all = &r->answering.prompts;
     for (size_t i = 0; i < all->n; i++)
@@ -173,23 +173,8 @@ static int answer_came(void *context, size_t sequence, const Generation *generat
     return check_interrupt();
 }
 
-/* UTF-8, whatever the model made: bytes that are none become U+FFFD. */
-static json_t *clean_text(const char *bytes, size_t size) {
-    Text text = {0};
-    uint32_t code;
-    for (size_t i = 0; i < size;) {
-        int n = utf8_decode(bytes + i, size - i, &code);
-        bool good = n > 0 && code != 0;
-        text_append(&text, good ? bytes + i : "\xef\xbf\xbd", good ? (size_t)n : 3);
-        i += n > 0 ? (size_t)n : 1;
-    }
-    json_t *string = text.failed ? NULL : json_stringn(text.bytes ? text.bytes : "", text.length);
-    text_free(&text);
-    return string;
-}
-
 static int add_sampled(json_t *answers, const Rejection *r, const Generation *g, int k) {
-    json_t *answer = json_pack("{s:o, s:f, s:I, s:f, s:s}", "text", clean_text(g->text, g->text_size), "temperature",
+    json_t *answer = json_pack("{s:o, s:f, s:I, s:f, s:s}", "text", answer_text(g->text, g->text_size), "temperature",
                                generate_temperature(&r->how, k), "tokens", (json_int_t)g->tokens.n, "logprob",
                                g->logprob, "finish_reason", finish_reason_name(g->reason));
     if (!answer || json_array_append_new(answers, answer) != 0) FAIL(ERR_FAILED, "out of memory");
@@ -343,7 +328,14 @@ static int prepare(Rejection *r) {
     TRY(config_require(config, OPTION_output));
     TRY(config_require(config, OPTION_model_base));
     TRY(config_require(config, OPTION_rejection_prompts));
-    TRY(scorer_from_config(&r->scorer, config));
+    TRY(scorer_new(&r->scorer, &(ScorerOptions){.kind = (RewardKind)config->rejection_reward,
+                                                .word = config->rejection_word,
+                                                .pattern = config->rejection_pattern,
+                                                .program = config->rejection_program,
+                                                .model = config->rejection_model,
+                                                .length = (double)config->rejection_length,
+                                                .timeout = config->rejection_timeout,
+                                                .section = "rejection"}));
     TRY(output_folder_check(config->output, &resuming));
     TRY(answering_open(
         &r->answering, config,

@@ -21,6 +21,7 @@ typedef struct {
     Scorer scorer;
     const char *command;
     double timeout;
+    const char *section; /* of the config, for messages */
 } Program;
 
 /* One run of it. */
@@ -54,11 +55,11 @@ static int add_line(Text *out, const ScoredAnswer *answer) {
 extern char **environ;
 
 /* With these two pipe ends as its standard input and output, in a group of its own. */
-static int spawn(pid_t *pid, const char *command, int input, int output) {
+static int spawn(pid_t *pid, const Program *program, int input, int output) {
     posix_spawn_file_actions_t files;
     posix_spawnattr_t attributes;
     sigset_t defaults;
-    char shell[] = "sh", flag[] = "-c", *text = strdup(command);
+    char shell[] = "sh", flag[] = "-c", *text = strdup(program->command);
     char *const arguments[] = {shell, flag, text, NULL};
     if (!text) FAIL(ERR_FAILED, "out of memory");
     sigemptyset(&defaults);
@@ -74,7 +75,7 @@ static int spawn(pid_t *pid, const char *command, int input, int output) {
     posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&attributes);
     free(text);
-    if (code != 0) FAIL(ERR_FAILED, "rejection.program: it cannot be started: %s", strerror(code));
+    if (code != 0) FAIL(ERR_FAILED, "%s.program: it cannot be started: %s", program->section, strerror(code));
     return OK;
 }
 
@@ -85,10 +86,11 @@ static void close_end(int *fd) {
 
 static int start(Conversing *c) {
     int input[2] = {-1, -1}, output[2] = {-1, -1};
-    int rc = pipe2(input, O_CLOEXEC) == 0 && pipe2(output, O_CLOEXEC) == 0
-                 ? OK
-                 : error_set(ERR_FAILED, __FILE__, __LINE__, "rejection.program: pipe: %s", strerror(errno));
-    if (rc == OK) rc = spawn(&c->pid, c->program->command, input[0], output[1]);
+    int rc =
+        pipe2(input, O_CLOEXEC) == 0 && pipe2(output, O_CLOEXEC) == 0
+            ? OK
+            : error_set(ERR_FAILED, __FILE__, __LINE__, "%s.program: pipe: %s", c->program->section, strerror(errno));
+    if (rc == OK) rc = spawn(&c->pid, c->program, input[0], output[1]);
     close_end(&input[0]);
     close_end(&output[1]);
     c->to = input[1];
@@ -104,7 +106,7 @@ static int start(Conversing *c) {
 static int give(Conversing *c) {
     ssize_t n = write(c->to, c->lines.bytes + c->written, c->lines.length - c->written);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return OK;
-    if (n < 0 && errno != EPIPE) FAIL(ERR_FAILED, "rejection.program: write: %s", strerror(errno));
+    if (n < 0 && errno != EPIPE) FAIL(ERR_FAILED, "%s.program: write: %s", c->program->section, strerror(errno));
     if (n > 0) {
         c->written += (size_t)n;
         c->progress = clock_seconds();
@@ -116,11 +118,11 @@ static int give(Conversing *c) {
 static int take_score(Conversing *c, const char *line) {
     double score;
     if (c->n_scores == c->n)
-        FAIL(ERR_REFUSED, "rejection.program: it wrote more than a line for each of the %zu answers: '%.*s'", c->n,
-             SHOWN, line);
+        FAIL(ERR_REFUSED, "%s.program: it wrote more than a line for each of the %zu answers: '%.*s'",
+             c->program->section, c->n, SHOWN, line);
     if (!text_parse_double(line, &score) || !isfinite(score))
-        FAIL(ERR_REFUSED, "rejection.program: its line %zu is '%.*s'; a score, which is a finite number, is expected",
-             c->n_scores + 1, SHOWN, line);
+        FAIL(ERR_REFUSED, "%s.program: its line %zu is '%.*s'; a score, which is a finite number, is expected",
+             c->program->section, c->n_scores + 1, SHOWN, line);
     c->scores[c->n_scores++] = score;
     return OK;
 }
@@ -133,8 +135,8 @@ static int take_bytes(Conversing *c, const char *bytes, size_t n) {
             TRY(take_score(c, c->line.bytes ? c->line.bytes + strspn(c->line.bytes, " \t") : ""));
             text_clear(&c->line);
         } else if (c->line.length == LONGEST_LINE) {
-            FAIL(ERR_REFUSED, "rejection.program: its line %zu is longer than %d bytes; a score is expected: '%.*s'",
-                 c->n_scores + 1, LONGEST_LINE, SHOWN, c->line.bytes);
+            FAIL(ERR_REFUSED, "%s.program: its line %zu is longer than %d bytes; a score is expected: '%.*s'",
+                 c->program->section, c->n_scores + 1, LONGEST_LINE, SHOWN, c->line.bytes);
         } else {
             text_append(&c->line, bytes + i, 1);
         }
@@ -146,7 +148,7 @@ static int take(Conversing *c) {
     char bytes[LONGEST_LINE];
     ssize_t n = read(c->from, bytes, sizeof bytes);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return OK;
-    if (n < 0) FAIL(ERR_FAILED, "rejection.program: read: %s", strerror(errno));
+    if (n < 0) FAIL(ERR_FAILED, "%s.program: read: %s", c->program->section, strerror(errno));
     c->progress = clock_seconds();
     if (n > 0) return take_bytes(c, bytes, (size_t)n);
     close_end(&c->from);
@@ -155,12 +157,12 @@ static int take(Conversing *c) {
 }
 
 static int check_time(const Conversing *c) {
-    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "interrupted while rejection.program was scoring");
+    if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "interrupted while %s.program was scoring", c->program->section);
     if (clock_seconds() - c->progress <= c->program->timeout) return OK;
     FAIL(ERR_FAILED,
-         "rejection.program: for %g s it has neither taken a line nor given a score (%zu of %zu came); it was ended "
-         "(rejection.timeout)",
-         c->program->timeout, c->n_scores, c->n);
+         "%s.program: for %g s it has neither taken a line nor given a score (%zu of %zu came); it was ended "
+         "(%s.timeout)",
+         c->program->section, c->program->timeout, c->n_scores, c->n, c->program->section);
 }
 
 static int converse(Conversing *c) {
@@ -183,12 +185,13 @@ static int finish(Conversing *c) {
         TRY(check_time(c));
     }
     c->pid = 0;
-    if (WIFSIGNALED(status)) FAIL(ERR_FAILED, "rejection.program: it was ended by signal %d", WTERMSIG(status));
+    if (WIFSIGNALED(status))
+        FAIL(ERR_FAILED, "%s.program: it was ended by signal %d", c->program->section, WTERMSIG(status));
     if (WEXITSTATUS(status) != 0)
-        FAIL(ERR_FAILED, "rejection.program: it ended with status %d after %zu of %zu scores", WEXITSTATUS(status),
-             c->n_scores, c->n);
+        FAIL(ERR_FAILED, "%s.program: it ended with status %d after %zu of %zu scores", c->program->section,
+             WEXITSTATUS(status), c->n_scores, c->n);
     if (c->n_scores < c->n)
-        FAIL(ERR_REFUSED, "rejection.program: it gave %zu scores for %zu answers", c->n_scores, c->n);
+        FAIL(ERR_REFUSED, "%s.program: it gave %zu scores for %zu answers", c->program->section, c->n_scores, c->n);
     return OK;
 }
 
@@ -219,11 +222,11 @@ static void program_free(Scorer *scorer) {
     free(scorer);
 }
 
-int scorer_program_new(Scorer **scorer, const char *command, double timeout) {
+int scorer_program_new(Scorer **scorer, const ScorerOptions *options) {
     Program *program = calloc(1, sizeof *program);
     *scorer = NULL;
     if (!program) FAIL(ERR_FAILED, "out of memory");
-    *program = (Program){{score, program_free}, command, timeout};
+    *program = (Program){{score, program_free}, options->program, options->timeout, options->section};
     *scorer = &program->scorer;
     return OK;
 }

@@ -13,10 +13,8 @@
 
 typedef struct {
     Scorer scorer;
-    RewardKind kind;
-    const char *word;
-    double length;
-    pcre2_code *pattern;
+    ScorerOptions options;
+    pcre2_code *compiled;
     pcre2_match_data *match;
 } Rule;
 
@@ -58,40 +56,40 @@ bool final_number(const char *text, size_t size, double *number) {
     return found;
 }
 
-static int score_number(const ScoredAnswer *answer, double *score) {
+static int score_number(const Rule *rule, const ScoredAnswer *answer, double *score) {
     double wanted, found;
     const json_t *own = answer->prompt->answer;
     if (!own || !final_number(json_string_value(own), json_string_length(own), &wanted))
         FAIL(ERR_REFUSED,
-             "prompt %lld has no answer with a number in it; rejection.reward: number wants records with a completion "
-             "(GSM8K's: rejection.columns: prompt=question,completion=answer)",
-             (long long)answer->index);
+             "prompt %lld has no answer with a number in it; %s.reward: number wants records with a completion "
+             "(columns of GSM8K: prompt=question,completion=answer)",
+             (long long)answer->index, rule->options.section);
     *score = final_number(answer->text, answer->size, &found) && found == wanted;
     return OK;
 }
 
 static int score_regex(const Rule *rule, const ScoredAnswer *answer, double *score) {
     int rc =
-        pcre2_match(rule->pattern, (PCRE2_SPTR)answer->text, answer->size, 0, PCRE2_NO_UTF_CHECK, rule->match, NULL);
+        pcre2_match(rule->compiled, (PCRE2_SPTR)answer->text, answer->size, 0, PCRE2_NO_UTF_CHECK, rule->match, NULL);
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
-        FAIL(ERR_REFUSED, "rejection.pattern: an answer to prompt %lld takes it too many steps (PCRE2 error %d)",
-             (long long)answer->index, rc);
+        FAIL(ERR_REFUSED, "%s.pattern: an answer to prompt %lld takes it too many steps (PCRE2 error %d)",
+             rule->options.section, (long long)answer->index, rc);
     *score = rc >= 0;
     return OK;
 }
 
 static int score_one(const Rule *rule, const ScoredAnswer *answer, double *score) {
-    switch (rule->kind) {
+    switch (rule->options.kind) {
     case REWARD_CONTAINS:
-        *score = contains(answer, rule->word);
+        *score = contains(answer, rule->options.word);
         return OK;
     case REWARD_LENGTH:
-        *score = -fabs((double)answer->n_tokens - rule->length);
+        *score = -fabs((double)answer->n_tokens - rule->options.length);
         return OK;
     case REWARD_REGEX:
         return score_regex(rule, answer, score);
     default:
-        return score_number(answer, score);
+        return score_number(rule, answer, score);
     }
 }
 
@@ -103,46 +101,65 @@ static int score_all(Scorer *scorer, const ScoredAnswer *answers, size_t n, doub
 static void rule_free(Scorer *scorer) {
     Rule *rule = (Rule *)scorer;
     pcre2_match_data_free(rule->match);
-    pcre2_code_free(rule->pattern);
+    pcre2_code_free(rule->compiled);
     free(rule);
 }
 
-static int compile(Rule *rule, const Config *config) {
+static int compile(Rule *rule) {
     int code;
     PCRE2_SIZE at;
     PCRE2_UCHAR message[160] = "";
-    rule->pattern =
-        pcre2_compile((PCRE2_SPTR)config->rejection_pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, NULL);
-    if (!rule->pattern) {
+    rule->compiled =
+        pcre2_compile((PCRE2_SPTR)rule->options.pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, NULL);
+    if (!rule->compiled) {
         pcre2_get_error_message(code, message, sizeof message);
-        return config_fail(config, OPTION_rejection_pattern, "%s, at character %zu", (const char *)message, at + 1);
+        FAIL(ERR_USAGE, "%s.pattern: %s, at character %zu", rule->options.section, (const char *)message, at + 1);
     }
-    rule->match = pcre2_match_data_create_from_pattern(rule->pattern, NULL);
+    rule->match = pcre2_match_data_create_from_pattern(rule->compiled, NULL);
     if (!rule->match) FAIL(ERR_FAILED, "out of memory");
     return OK;
 }
 
-int scorer_from_config(Scorer **scorer, const Config *config) {
-    RewardKind kind = (RewardKind)config->rejection_reward;
+static int require(const ScorerOptions *options, const char *name, const char *value) {
+    if (*value) return OK;
+    FAIL(ERR_USAGE, "%s.%s is needed with this %s.reward", options->section, name, options->section);
+}
+
+int scorer_new(Scorer **scorer, const ScorerOptions *options) {
     *scorer = NULL;
-    if (kind == REWARD_CONTAINS) TRY(config_require(config, OPTION_rejection_word));
-    if (kind == REWARD_REGEX) TRY(config_require(config, OPTION_rejection_pattern));
-    if (kind == REWARD_PROGRAM) {
-        TRY(config_require(config, OPTION_rejection_program));
-        return scorer_program_new(scorer, config->rejection_program, config->rejection_timeout);
+    if (options->kind == REWARD_CONTAINS) TRY(require(options, "word", options->word));
+    if (options->kind == REWARD_REGEX) TRY(require(options, "pattern", options->pattern));
+    if (options->kind == REWARD_PROGRAM) {
+        TRY(require(options, "program", options->program));
+        return scorer_program_new(scorer, options);
+    }
+    if (options->kind == REWARD_MODEL) {
+        TRY(require(options, "model", options->model));
+        return scorer_model_new(scorer, options->model);
     }
     Rule *rule = calloc(1, sizeof *rule);
     if (!rule) FAIL(ERR_FAILED, "out of memory");
-    *rule = (Rule){.scorer = {score_all, rule_free},
-                   .kind = kind,
-                   .word = config->rejection_word,
-                   .length = (double)config->rejection_length};
-    int rc = kind == REWARD_REGEX ? compile(rule, config) : OK;
+    *rule = (Rule){.scorer = {score_all, rule_free}, .options = *options};
+    int rc = options->kind == REWARD_REGEX ? compile(rule) : OK;
     if (rc == OK)
         *scorer = &rule->scorer;
     else
         rule_free(&rule->scorer);
     return rc;
+}
+
+json_t *answer_text(const char *bytes, size_t size) {
+    Text text = {0};
+    uint32_t code;
+    for (size_t i = 0; i < size;) {
+        int n = utf8_decode(bytes + i, size - i, &code);
+        bool good = n > 0 && code != 0;
+        text_append(&text, good ? bytes + i : "\xef\xbf\xbd", good ? (size_t)n : 3);
+        i += n > 0 ? (size_t)n : 1;
+    }
+    json_t *string = text.failed ? NULL : json_stringn(text.bytes ? text.bytes : "", text.length);
+    text_free(&text);
+    return string;
 }
 
 void scorer_free(Scorer *scorer) {

@@ -162,9 +162,16 @@ void setup_resolve_precision(Config *config) {
     if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
 }
 
+Frozen setup_frozen(const Config *config) {
+    if (config->lora_rank == 0) return FROZEN_NONE;
+    if (config->lora_base > 0) return (Frozen)config->lora_base;
+    return setup_precision(config) == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
+}
+
 LlamaOptions setup_llama(const Config *config, int n_positions) {
-    return (LlamaOptions){.training = true,
+    return (LlamaOptions){.training = config->lora_rank == 0,
                           .precision = setup_precision(config),
+                          .frozen = setup_frozen(config),
                           .unpacked = !config->train_packed_weights,
                           .n_positions = n_positions};
 }

@@ -36,7 +36,9 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 void setup_resolve_precision(Config *config);
 Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
 
-/* Of a model that is trained whole. */
+/* How the model is kept under an adapter; FROZEN_NONE where there is none, or where it stays in fp32. */
+Frozen setup_frozen(const Config *config);
+/* Of the model that is trained, or that an adapter is trained on. */
 LlamaOptions setup_llama(const Config *config, int n_positions);
 
 Dtype setup_moments(const Config *config); /* AdamW's */

@@ -40,7 +40,7 @@ typedef struct {
     int n_views, cols;
     const void *view[PANEL_MAX_VIEWS];  /* [view_rows, cols] each */
     int first_row[PANEL_MAX_VIEWS + 1]; /* of each view; the last entry is the number of rows */
-    const struct Quantised *quantised;  /* [n_views] in place of dtype and view, or NULL */
+    struct Quantised *quantised;        /* [n_views] in place of dtype and view, or NULL */
 } RowMajor;
 
 /* Which view has row `row`. */

@@ -18,6 +18,10 @@ Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight);
 /* The same with an fp32 output, for sampling: inference only. */
 Tensor *op_logits(Tape *tape, Tensor *hidden, Weight *weight);
 
+/* x[rows, K] · weight[1, K] -> fp32 [rows, 1]: a reward's or a value's head. The weight stays fp32 where activations
+ * are not, so that a score has more digits than an activation. */
+Tensor *op_score(Tape *tape, Tensor *x, Weight *weight);
+
 /* x / sqrt(mean(x²) + epsilon) · gain (Zhang and Sennrich 2019): fp32 in, an activation out. */
 Tensor *op_rmsnorm(Tape *tape, Tensor *x, Weight *gain, float epsilon);
 

@@ -1,0 +1,131 @@
+/* See run_adapter.h. */
+#include "train/run_adapter.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "model/lora_peft.h"
+#include "train/adapter_file.h"
+#include "train/setup.h"
+
+int run_check_adapter_options(const Config *config) {
+    LoraOptions options;
+    bool wanted;
+    TRY(setup_lora(&options, &wanted, config));
+    if (wanted && !*config->model_base)
+        return config_fail(config, OPTION_lora_rank, "an adapter is trained on a model: give model.base");
+    return OK;
+}
+
+/* ---- how it begins ---- */
+
+static int compare_options(const Config *config, const LoraOptions *wanted, const LoraOptions *found) {
+    if (found->rank != wanted->rank)
+        return config_fail(config, OPTION_lora_init, "its rank is %d, and lora.rank %d", found->rank, wanted->rank);
+    if (fabs(found->alpha - wanted->alpha) > 0)
+        return config_fail(config, OPTION_lora_init, "its alpha is %g, and lora.alpha %g", found->alpha, wanted->alpha);
+    if (found->rank_stabilised != wanted->rank_stabilised)
+        return config_fail(config, OPTION_lora_init, "it has%s rsLoRA's scale; see lora.rslora",
+                           found->rank_stabilised ? "" : " not");
+    if (found->magnitudes != wanted->magnitudes)
+        return config_fail(config, OPTION_lora_init, "it has%s DoRA's magnitudes; see lora.dora",
+                           found->magnitudes ? "" : " not");
+    if (found->targets != wanted->targets)
+        return config_fail(config, OPTION_lora_init, "it adapts other matrices than lora.targets names");
+    return OK;
+}
+
+static int load_values(Run *run, const PeftAdapter *adapter) {
+    LoraOptions found;
+    TRY(lora_options_from_peft(&found, adapter));
+    TRY(compare_options(run->config, &run->lora->options, &found));
+    TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
+    TRY(lora_load(run->lora, adapter->arrays));
+    return adapter_take_head(adapter, run->model);
+}
+
+int run_start_adapter(Run *run) {
+    PeftAdapter adapter;
+    if (!*run->config->lora_init) return lora_init(run->lora, (uint64_t)run->config->seed);
+    TRY(adapter_open(&adapter, run->config->lora_init));
+    int rc = load_values(run, &adapter);
+    peft_close(&adapter);
+    return rc;
+}
+
+int run_make_adapter(Run *run) {
+    LoraOptions options;
+    bool wanted;
+    TRY(setup_lora(&options, &wanted, run->config));
+    if (!wanted) return OK;
+    TRY(lora_new(&run->lora, run->model, options,
+                 (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
+    return run_start_adapter(run);
+}
+
+static const char *kind_of(const LoraOptions *options) {
+    if (options->magnitudes) return "DoRA";
+    return options->rank_stabilised ? "rsLoRA" : "LoRA";
+}
+
+static const char *frozen_note(Frozen frozen) {
+    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
+                                                    ", its matrices in int8, embedding and head in 16 bits",
+                                                    ", its matrices in NF4, embedding and head in 16 bits"};
+    return notes[frozen];
+}
+
+void run_announce_adapter(const Run *run) {
+    char parameters[32];
+    log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", kind_of(&run->lora->options),
+             run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
+             frozen_note(setup_frozen(run->config)));
+}
+
+/* ---- before the first step ---- */
+
+static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const StepBatch *step) {
+    const MicroBatch *micro = &step->micro[0];
+    ObjectiveSums sums = {0};
+    TRY(objective->record(objective, tape, run->model, (LlamaRecord){0}, false));
+    TRY(tape_plan(tape));
+    TRY(objective->bind(objective, tape, 0, micro, step, false));
+    TRY(tape_forward(tape, 0));
+    TRY(objective->collect(objective, tape, 0, micro, step, false, &sums));
+    *loss = sums.loss;
+    return OK;
+}
+
+static int loss_on(double *loss, Run *run, const StepBatch *step, Dtype precision) {
+    const MicroBatch *micro = &step->micro[0];
+    Objective *objective;
+    TRY(run->stage->objective(&objective, run, micro->n_tokens));
+    Tape *tape =
+        tape_new(&(TapeOptions){.capacity = micro->n_tokens, .segments = micro->n_segments, .dtype = precision});
+    int rc =
+        tape ? replay(loss, objective, tape, run, step) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    tape_free(tape);
+    objective->free(objective);
+    return rc;
+}
+
+int run_check_adapter(Run *run, const LoopOptions *options) {
+    StepBatch batch;
+    double with, without;
+    if (*run->config->lora_init) return OK; /* it is not fresh */
+    TRY(loader_step(run->loader, 0, &batch));
+    if (batch.n_micro == 0) return OK;
+    TRY(loss_on(&with, run, &batch, options->precision));
+    lora_attach(run->lora, false);
+    int rc = loss_on(&without, run, &batch, options->precision);
+    lora_attach(run->lora, true);
+    TRY(rc);
+    if (memcmp(&with, &without, sizeof with) != 0)
+        FAIL(ERR_FAILED,
+             "the fresh adapter changes the model: the summed loss of the first micro-batch is %.17g with it and "
+             "%.17g without it",
+             with, without);
+    return OK;
+}

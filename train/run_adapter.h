@@ -1,0 +1,21 @@
+/* The adapter of a run: how it begins, and what must hold before the first step. */
+#ifndef CRIA_TRAIN_RUN_ADAPTER_H
+#define CRIA_TRAIN_RUN_ADAPTER_H
+
+#include "train/run.h"
+
+/* What the config says of an adapter, before anything is opened. */
+int run_check_adapter_options(const Config *config);
+
+/* run->lora on run->model, where lora.rank asks for one, as run_start_adapter leaves it. */
+int run_make_adapter(Run *run);
+/* Fresh from the run's seed, or lora.init's. */
+int run_start_adapter(Run *run);
+
+/* ERR_FAILED unless the model with its fresh adapter has on this rank's first micro-batch the loss of the model without
+ * it, to the last bit. The loader is left as it was; no memory is kept. */
+int run_check_adapter(Run *run, const LoopOptions *options);
+
+void run_announce_adapter(const Run *run);
+
+#endif
