@@ -72,8 +72,8 @@ void bench_free(BenchResult *result);
  * `out` tells of the model. Ends with the input. Between the turns nothing runs. */
 int bench_serve(Config *config, const BenchOptions *options, FILE *in, FILE *out);
 
-/* Sampling with bf16 or fp32 by options->sampling sequences of random tokens: a step continues each of 16 tokens by 128.
- * With `in` as bench_serve, else one measurement as a line of JSON. */
+/* Sampling with bf16 or fp32 by options->sampling sequences of random tokens: a step continues each of 16 tokens by
+ * 128. With `in` as bench_serve, else one measurement as a line of JSON. */
 int bench_sampling(Config *config, const BenchOptions *options, FILE *in, FILE *out);
 
 /* ---- printing (bench_print.c) ---- */
