@@ -199,7 +199,7 @@ static int32_t pick(Room *room, int vocab, double u) {
     double total = 0;
     int n_chunks = (vocab + CHUNK - 1) / CHUNK, c = 0;
     for (; c < n_chunks; c++) {
-        room->sums[c] = weigh(w + c * CHUNK, vocab - c * CHUNK < CHUNK ? vocab - c * CHUNK : CHUNK);
+        room->sums[c] = weigh(w + (size_t)c * CHUNK, vocab - c * CHUNK < CHUNK ? vocab - c * CHUNK : CHUNK);
         total += room->sums[c];
     }
     double left = u * total;

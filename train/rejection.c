@@ -210,8 +210,8 @@ static int collect(json_t *lines, const Rejection *r, size_t first, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const Prompt *prompt = &r->answering.prompts.items[first + i];
         json_t *answers = json_array();
-        json_t *line = json_pack("{s:I, s:O, s:o}", "index", (json_int_t)(first + i), "prompt", prompt->prompt,
-                                 "answers", answers);
+        json_t *line = json_pack("{s:I, s:O, s:o}", "index", (json_int_t)first + (json_int_t)i, "prompt",
+                                 prompt->prompt, "answers", answers);
         if (!line || json_array_append_new(lines, line) != 0) FAIL(ERR_FAILED, "out of memory");
         for (int k = 0; k < K; k++) TRY(add_sampled(answers, r, &r->generations[i * (size_t)K + (size_t)k], k));
         TRY(add_earlier(answers, r, prompt));
@@ -222,13 +222,15 @@ static int collect(json_t *lines, const Rejection *r, size_t first, size_t n) {
 static size_t list_answers(ScoredAnswer *list, const json_t *lines, const Rejection *r, size_t first) {
     size_t n = 0, i, k;
     json_t *line, *answer;
-    json_array_foreach(lines, i, line) json_array_foreach(json_object_get(line, "answers"), k, answer) {
-        const json_t *text = json_object_get(answer, "text");
-        list[n++] = (ScoredAnswer){.prompt = &r->answering.prompts.items[first + i],
-                                   .index = (int64_t)(first + i),
-                                   .text = json_string_value(text),
-                                   .size = json_string_length(text),
-                                   .n_tokens = (size_t)json_integer_value(json_object_get(answer, "tokens"))};
+    json_array_foreach(lines, i, line) {
+        json_array_foreach(json_object_get(line, "answers"), k, answer) {
+            const json_t *text = json_object_get(answer, "text");
+            list[n++] = (ScoredAnswer){.prompt = &r->answering.prompts.items[first + i],
+                                       .index = (int64_t)first + (int64_t)i,
+                                       .text = json_string_value(text),
+                                       .size = json_string_length(text),
+                                       .n_tokens = (size_t)json_integer_value(json_object_get(answer, "tokens"))};
+        }
     }
     return n;
 }
@@ -242,8 +244,11 @@ static int score_chunk(json_t *lines, const Rejection *r, size_t first) {
     if (!list || !scores) FAIL_TO(done, ERR_FAILED, "out of memory");
     size_t n = list_answers(list, lines, r, first);
     TRY_TO(done, r->scorer->score(r->scorer, list, n, scores));
-    json_array_foreach(lines, i, line) json_array_foreach(json_object_get(line, "answers"), k, answer)
-        json_object_set_new(answer, "score", json_real(scores[at++]));
+    json_array_foreach(lines, i, line) {
+        json_array_foreach(json_object_get(line, "answers"), k, answer) {
+            json_object_set_new(answer, "score", json_real(scores[at++]));
+        }
+    }
 done:
     free(list);
     free(scores);

@@ -106,8 +106,9 @@ static json_t *pair_record(const json_t *line, const json_t *best, const json_t 
 static int64_t count_distinct(const json_t *answers) {
     json_t *seen = json_object(), *answer;
     size_t i;
-    json_array_foreach(answers, i, answer) if (!json_object_get(answer, "from"))
-        json_object_set_new(seen, text_of(answer), json_true());
+    json_array_foreach(answers, i, answer) {
+        if (!json_object_get(answer, "from")) json_object_set_new(seen, text_of(answer), json_true());
+    }
     int64_t n = (int64_t)json_object_size(seen);
     json_decref(seen);
     return n;
