@@ -50,8 +50,10 @@ static int check_line(const json_t *line, const json_t **answers) {
     json_t *answer;
     *answers = json_object_get(line, "answers");
     bool good = json_array_size(*answers) > 0 && json_object_get(line, "prompt");
-    json_array_foreach(*answers, i, answer) good =
-        good && json_is_string(json_object_get(answer, "text")) && json_is_number(json_object_get(answer, "score"));
+    json_array_foreach(*answers, i, answer) {
+        good = good && json_is_string(json_object_get(answer, "text"));
+        good = good && json_is_number(json_object_get(answer, "score"));
+    }
     if (!good) FAIL(ERR_REFUSED, "it has no prompt and answers with text and score");
     return OK;
 }
