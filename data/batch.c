@@ -3,6 +3,7 @@
 #include "data/batch.h"
 #include "model/core/error.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +50,7 @@ static size_t micro_end(const SequenceList *list, size_t begin, int tokens_per_m
 
 /* Where each array of the step begins in the block; the arrays of a micro-batch are parts of them. */
 typedef struct {
-    size_t tokens, targets, positions, weights, segment_start, source, segment, sample_id, micro, total;
+    size_t tokens, targets, positions, weights, segment_start, source, segment, sample_id, sample, marks, micro, total;
 } Layout;
 
 static size_t place(size_t *total, size_t n, size_t element) {
@@ -68,6 +69,8 @@ static Layout lay_out(size_t n_tokens, size_t n_segments, size_t n_samples, size
     layout.source = place(&layout.total, n_segments, sizeof(int32_t));
     layout.segment = place(&layout.total, n_segments, sizeof(uint64_t));
     layout.sample_id = place(&layout.total, n_samples, sizeof(uint64_t));
+    layout.sample = place(&layout.total, n_samples, sizeof(int64_t));
+    layout.marks = place(&layout.total, n_samples, sizeof(SampleMark));
     layout.micro = place(&layout.total, n_micro, sizeof(MicroBatch));
     return layout;
 }
@@ -96,10 +99,18 @@ static void fill_run(MicroBatch *micro, const Run *run, const Sequence *sequence
     micro->n_tokens = end;
 }
 
+static void name_sample(MicroBatch *micro, const Sequence *sequence, int64_t first_token) {
+    int s = micro->n_samples++;
+    int64_t document = token_cache_document(sequence->cache, first_token);
+    micro->sample_id[s] = sequence->id;
+    micro->sample[s] = sequence->first_sample + document;
+    micro->marks[s] = sequence->cache->marks ? sequence->cache->marks[document] : (SampleMark){.margin = NAN};
+}
+
 static void fill_micro(MicroBatch *micro, const SequenceList *list, size_t begin, size_t end) {
     for (size_t i = begin; i < end; i++) {
         const Sequence *sequence = &list->sequences[i];
-        micro->sample_id[micro->n_samples++] = sequence->id;
+        name_sample(micro, sequence, list->runs.runs[sequence->first_run].first);
         for (size_t r = sequence->first_run; r < sequence->end_run; r++) fill_run(micro, &list->runs.runs[r], sequence);
     }
     micro->segment_start[micro->n_segments] = micro->n_tokens;
@@ -132,6 +143,8 @@ int batch_fill(StepBatch *batch, BatchMemory *memory, const SequenceList *list, 
             .source = (int32_t *)(void *)(memory->block + layout.source) + segment,
             .segment = (uint64_t *)(void *)(memory->block + layout.segment) + segment,
             .sample_id = (uint64_t *)(void *)(memory->block + layout.sample_id) + sample,
+            .sample = (int64_t *)(void *)(memory->block + layout.sample) + sample,
+            .marks = (SampleMark *)(void *)(memory->block + layout.marks) + sample,
         };
         fill_micro(micro, list, sample, end);
         token += (size_t)micro->n_tokens;

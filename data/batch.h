@@ -14,6 +14,7 @@ typedef struct {
     const TokenCache *cache;
     int source;
     uint64_t id;
+    int64_t first_sample; /* Corpus's */
     size_t first_run, end_run;
     int n_tokens;
 } Sequence;

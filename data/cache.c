@@ -52,8 +52,10 @@ static int check_header(const CacheHeader *header, const FileMap *map, const Ope
         size > (uint64_t)1 << 56)
         FAIL(ERR_REFUSED, "%s: cut short", path);
     uint64_t id_bytes = header->n_tokens * header->bytes_per_id;
-    uint64_t total = sizeof *header + (id_bytes + 7) / 8 * 8 + 8 * (header->n_documents + 1) +
-                     sizeof(FileStamp) * header->n_files + 4 * header->n_chunks;
+    uint64_t total = sizeof *header + (id_bytes + 7) / 8 * 8 + cache_tables_size(header);
+    if (header->samples !=
+        (opening->options->source->encoder ? opening->options->source->encoder->samples : SAMPLE_DOCUMENT))
+        FAIL(ERR_REFUSED, "%s: samples of another kind", path);
     if (total != size || header->n_chunks != (id_bytes + CACHE_CHUNK - 1) / CACHE_CHUNK)
         FAIL(ERR_REFUSED, "%s: %llu bytes where its header asks for %llu", path, (unsigned long long)size,
              (unsigned long long)total);
@@ -66,6 +68,8 @@ static int check_starts(const TokenCache *cache, const char *path) {
     int64_t n = cache->n_documents;
     bool rising = cache->start[0] == 0 && cache->start[n] == (uint64_t)cache->n_tokens;
     for (int64_t i = 0; i < n && rising; i++) rising = cache->start[i] < cache->start[i + 1];
+    for (int64_t i = 0; cache->second && i < n && rising; i++)
+        rising = cache->start[i] < cache->second[i] && cache->second[i] < cache->start[i + 1];
     if (!rising) FAIL(ERR_REFUSED, "%s: its table of documents is out of order", path);
     return OK;
 }
@@ -146,7 +150,14 @@ static int check_all(TokenCache *cache, const Opening *opening) {
     cache->counts.n[RECORD_TRUNCATED] = (int64_t)header.n_truncated;
     cache->counts.n[RECORD_DROPPED] = (int64_t)header.n_dropped;
     cache->counts.n[RECORD_MASKED] = (int64_t)header.n_masked;
-    const FileStamp *stamps = (const FileStamp *)(const void *)(cache->start + header.n_documents + 1);
+    cache->samples = (SampleKind)header.samples;
+    const uint64_t *after = cache->start + header.n_documents + 1;
+    if (cache->samples != SAMPLE_DOCUMENT) {
+        cache->second = after;
+        cache->marks = (const SampleMark *)(const void *)(cache->second + header.n_documents);
+        after = (const uint64_t *)(const void *)(cache->marks + header.n_documents);
+    }
+    const FileStamp *stamps = (const FileStamp *)(const void *)after;
     const uint32_t *crcs = (const uint32_t *)(const void *)(stamps + header.n_files);
     if (header.n_skipped && opening->options->fail_on_error)
         FAIL(ERR_REFUSED, "%s: made with on_error: skip", opening->path);
@@ -156,7 +167,7 @@ static int check_all(TokenCache *cache, const Opening *opening) {
     parallel_for(header.n_chunks, 1, check_chunks, &check);
     if (check.n_bad) FAIL(ERR_REFUSED, "%s: %d blocks of ids are damaged", opening->path, check.n_bad);
     uint64_t sums[] = {header.n_documents, header.n_tokens, header.bytes_per_id,
-                       crc32c(0, cache->start, 8 * (header.n_documents + 1))};
+                       crc32c(0, cache->start, (size_t)((const char *)stamps - (const char *)cache->start))};
     cache->fingerprint = hash_bytes(crcs, 4 * header.n_chunks, hash_bytes(sums, sizeof sums, HASH_START));
     return OK;
 }
@@ -329,6 +340,18 @@ void token_cache_read(const TokenCache *cache, int64_t first, int64_t n, int32_t
         const int32_t *ids = (const int32_t *)cache->ids + first;
         memcpy(out, ids, (size_t)n * sizeof *out);
     }
+}
+
+int64_t token_cache_document(const TokenCache *cache, int64_t token) {
+    int64_t low = 0, high = cache->n_documents; /* start[low] <= token < start[high] */
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (cache->start[middle] <= (uint64_t)token)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
 }
 
 bool token_cache_has_weights(const TokenCache *cache) {

@@ -14,7 +14,10 @@ typedef struct {
     FileMap map;
     const void *ids;       /* [n_tokens] of uint16_t, uint32_t or both an uint32_t and a float, in the file */
     const uint64_t *start; /* [n_documents + 1]: where each document's tokens begin, in the file */
-    int bytes_per_id;      /* 2, 4, or 8: with a weight */
+    SampleKind samples;
+    const uint64_t *second;  /* [n_documents]: where the second segment, or part, of each begins; NULL: none have one */
+    const SampleMark *marks; /* [n_documents]; NULL: none have one */
+    int bytes_per_id;        /* 2, 4, or 8: with a weight */
     int64_t n_documents, n_tokens, n_skipped;
     RecordCounts counts;  /* where an encoder made it; n_skipped is its RECORD_BAD */
     uint64_t fingerprint; /* of lengths and ids; the same wherever the source's files lie */
@@ -40,6 +43,8 @@ void token_cache_close(TokenCache *cache);
 
 /* `n` ids from token `first` on; the caller has checked the range. */
 void token_cache_read(const TokenCache *cache, int64_t first, int64_t n, int32_t *out);
+/* The document that a token is in. */
+int64_t token_cache_document(const TokenCache *cache, int64_t token);
 /* The weights of the loss of predicting them; 1 where the cache has none. */
 bool token_cache_has_weights(const TokenCache *cache);
 void token_cache_weights(const TokenCache *cache, int64_t first, int64_t n, float *out);

@@ -42,6 +42,10 @@ typedef struct {
     size_t chunk_used;
     uint64_t *start; /* of documents [n_documents + 1] */
     size_t start_capacity;
+    uint64_t *second; /* [n_documents], with marks, of an encoder whose samples have them */
+    size_t second_capacity;
+    SampleMark *marks;
+    size_t marks_capacity;
     uint32_t *crcs;
     size_t crcs_capacity;
     Batch *batch;
@@ -85,6 +89,15 @@ static int write_chunk(Build *build) {
     return OK;
 }
 
+static int add_mark(Build *build, const EncodedSample *sample) {
+    size_t d = build->header.n_documents;
+    TRY(reserve(&build->second, &build->second_capacity, d, sizeof *build->second));
+    TRY(reserve(&build->marks, &build->marks_capacity, d, sizeof *build->marks));
+    build->second[d] = build->header.n_tokens + sample->second;
+    build->marks[d] = sample->mark;
+    return OK;
+}
+
 /* `weights`: NULL, or one a token, where the cache has them. */
 static int add_document(Build *build, const int32_t *ids, const float *weights, size_t n) {
     CacheHeader *header = &build->header;
@@ -113,19 +126,24 @@ static int add_document(Build *build, const int32_t *ids, const float *weights, 
     return OK;
 }
 
+static int write_table(Build *build, const void *table, size_t size) {
+    if (size == 0) return OK;
+    build->header.tables_crc = crc32c(build->header.tables_crc, table, size);
+    return write_all(build, table, size);
+}
+
 static int write_tables(Build *build, const FileStamp *stamps) {
     CacheHeader *header = &build->header;
     static const char zeros[8];
     TRY(write_chunk(build));
     size_t ragged = (size_t)(header->n_tokens * header->bytes_per_id % 8);
     if (ragged) TRY(write_all(build, zeros, 8 - ragged));
-    size_t start_size = 8 * (header->n_documents + 1), stamps_size = header->n_files * sizeof *stamps;
-    TRY(write_all(build, build->start, start_size));
-    TRY(write_all(build, stamps, stamps_size));
-    TRY(write_all(build, build->crcs, 4 * header->n_chunks));
-    header->tables_crc = crc32c(0, build->start, start_size);
-    header->tables_crc = crc32c(header->tables_crc, stamps, stamps_size);
-    header->tables_crc = crc32c(header->tables_crc, build->crcs, 4 * header->n_chunks);
+    size_t n = header->n_documents, n_marks = header->samples == SAMPLE_DOCUMENT ? 0 : n;
+    TRY(write_table(build, build->start, (n + 1) * sizeof *build->start));
+    TRY(write_table(build, build->second, n_marks * sizeof *build->second));
+    TRY(write_table(build, build->marks, n_marks * sizeof *build->marks));
+    TRY(write_table(build, stamps, header->n_files * sizeof *stamps));
+    TRY(write_table(build, build->crcs, header->n_chunks * sizeof *build->crcs));
     header->header_crc = crc32c(0, header, offsetof(CacheHeader, header_crc));
     if (lseek(build->fd, 0, SEEK_SET) != 0) FAIL(ERR_FAILED, "%s: lseek: %s", build->temporary, strerror(errno));
     return write_all(build, header, sizeof *header);
@@ -209,6 +227,17 @@ static void report_record(Build *build, size_t i) {
         log_warning("further records of this kind are only counted; 'cria data lint' names them all");
 }
 
+static int add_record(Build *build, const EncodedRecord *record) {
+    if (record->outcome != RECORD_KEPT && record->outcome != RECORD_TRUNCATED) return OK;
+    if (build->header.samples == SAMPLE_DOCUMENT)
+        return add_document(build, record->ids.ids, record->weights, record->ids.n);
+    for (size_t i = 0, first = 0; i < record->n_samples; first += record->samples[i++].n) {
+        TRY(add_mark(build, &record->samples[i]));
+        TRY(add_document(build, record->ids.ids + first, record->weights + first, record->samples[i].n));
+    }
+    return OK;
+}
+
 static int batch_encode_records(Build *build) {
     Batch *batch = build->batch;
     Encoding encoding = {.encoder = build->options->source->encoder, .batch = batch};
@@ -219,10 +248,8 @@ static int batch_encode_records(Build *build) {
                  batch->encoded[i].text);
     TRY(encoding.rc);
     for (size_t i = 0; i < batch->n; i++) {
-        const EncodedRecord *record = &batch->encoded[i];
         report_record(build, i);
-        if (record->outcome == RECORD_KEPT || record->outcome == RECORD_TRUNCATED)
-            TRY(add_document(build, record->ids.ids, record->weights, record->ids.n));
+        TRY(add_record(build, &batch->encoded[i]));
     }
     batch_clear(batch);
     return OK;
@@ -234,18 +261,19 @@ static int settle_counts(Build *build) {
     CacheHeader *header = &build->header;
     int64_t refused = counts->n[RECORD_REFUSED] + (build->options->fail_on_error ? counts->n[RECORD_BAD] : 0);
     if (refused > 0)
-        FAIL(ERR_REFUSED,
-             "%s: %lld of its records cannot be trained on, as named above; correct or remove them (data.on_error: "
-             "skip leaves malformed ones out, sft.overlong: drop or truncate-left those that are too long)",
-             build->options->source->path, (long long)refused);
+        FAIL(
+            ERR_REFUSED,
+            "%s: %lld of its records cannot be trained on, as named above; correct or remove them (data.on_error: "
+            "skip leaves malformed ones out, overlong: drop or truncate-left in their section those that are too long)",
+            build->options->source->path, (long long)refused);
     header->n_skipped = (uint64_t)counts->n[RECORD_BAD];
     header->n_truncated = (uint64_t)counts->n[RECORD_TRUNCATED];
     header->n_dropped = (uint64_t)counts->n[RECORD_DROPPED];
     header->n_masked = (uint64_t)counts->n[RECORD_MASKED];
     if (header->n_documents == 0)
         FAIL(ERR_REFUSED,
-             "%s: nothing to learn from: of %lld records none is kept (%lld malformed, %lld too long, %lld in which no "
-             "token is learned)",
+             "%s: nothing to learn from: of %lld records none is kept (%lld malformed, %lld too long, %lld in which "
+             "nothing is learned)",
              build->options->source->path,
              (long long)(counts->n[RECORD_BAD] + counts->n[RECORD_DROPPED] + counts->n[RECORD_MASKED]),
              (long long)counts->n[RECORD_BAD], (long long)counts->n[RECORD_DROPPED],
@@ -355,6 +383,8 @@ static void build_free(Build *build) {
     free(build->chunk);
     free(build->batch);
     free(build->start);
+    free(build->second);
+    free(build->marks);
     free(build->crcs);
 }
 
@@ -377,7 +407,10 @@ int token_cache_build(const char *path, const CacheOptions *options, char *const
     memcpy(build.header.magic, CACHE_MAGIC, sizeof build.header.magic);
     build.header.version = CACHE_VERSION;
     build.header.bytes_per_id = vocab_size <= (uint32_t)UINT16_MAX + 1 ? sizeof(uint16_t) : sizeof(int32_t);
-    if (source->encoder) build.header.bytes_per_id = sizeof(WeightedId);
+    if (source->encoder) {
+        build.header.bytes_per_id = sizeof(WeightedId);
+        build.header.samples = (uint32_t)source->encoder->samples;
+    }
     build.header.vocab_size = vocab_size;
     build.header.key = key;
     build.header.n_files = n_files;

@@ -36,6 +36,10 @@ static int open_cache(Corpus *corpus, const SourceOptions *source, const LoaderO
     return token_cache_open(&corpus->cache, &cache);
 }
 
+const uint64_t *corpus_second(const Corpus *corpus) {
+    return corpus->cache.samples == SAMPLE_PAIR ? corpus->cache.second : NULL;
+}
+
 /* One document: its last share is validation, by tokens. */
 static int cut_document(Corpus *corpus, double share) {
     int64_t n = corpus->cache.n_tokens, n_train = (int64_t)floor((double)n * (1.0 - share));
@@ -47,8 +51,8 @@ static int cut_document(Corpus *corpus, double share) {
     corpus->cut[1] = (uint64_t)n_train;
     corpus->cut[2] = (uint64_t)n;
     corpus->validation_documents[0] = 1;
-    corpus->train = (DocumentSet){corpus->cut, corpus->train_documents, 1};
-    corpus->validation = (DocumentSet){corpus->cut, corpus->validation_documents, n_train < n};
+    corpus->train = (DocumentSet){corpus->cut, corpus->train_documents, 1, NULL};
+    corpus->validation = (DocumentSet){corpus->cut, corpus->validation_documents, n_train < n, NULL};
     return OK;
 }
 
@@ -57,8 +61,9 @@ static int split(Corpus *corpus, double share) {
     if (n == 1 && !token_cache_has_weights(&corpus->cache)) return cut_document(corpus, share);
     TRY(order_split(&corpus->train_documents, &n_train, &corpus->validation_documents, &n_validation, n, share,
                     corpus->options->seed, corpus->index));
-    corpus->train = (DocumentSet){corpus->cache.start, corpus->train_documents, n_train};
-    corpus->validation = (DocumentSet){corpus->cache.start, corpus->validation_documents, n_validation};
+    corpus->train = (DocumentSet){corpus->cache.start, corpus->train_documents, n_train, corpus_second(corpus)};
+    corpus->validation =
+        (DocumentSet){corpus->cache.start, corpus->validation_documents, n_validation, corpus_second(corpus)};
     return OK;
 }
 
@@ -96,7 +101,7 @@ int corpus_open_validation(Corpus *corpus, const SourceOptions *source, const Lo
     corpus->validation_documents = malloc((size_t)n * sizeof *corpus->validation_documents);
     if (!corpus->validation_documents) FAIL(ERR_FAILED, "out of memory: the order of %u documents", n);
     for (uint32_t i = 0; i < n; i++) corpus->validation_documents[i] = i;
-    corpus->validation = (DocumentSet){corpus->cache.start, corpus->validation_documents, n};
+    corpus->validation = (DocumentSet){corpus->cache.start, corpus->validation_documents, n, corpus_second(corpus)};
     return plan_validation(corpus);
 }
 

@@ -17,7 +17,8 @@ typedef struct {
     int index;                    /* among the training sources: what its orders are drawn for */
     char *name;
     TokenCache cache;
-    uint64_t cut[3]; /* a source of one document: training part, validation part */
+    int64_t first_sample; /* of its documents, among those of all sources */
+    uint64_t cut[3];      /* a source of one document: training part, validation part */
     uint32_t *train_documents, *validation_documents;
     DocumentSet train, validation;
     int64_t train_tokens, validation_tokens;
@@ -36,6 +37,9 @@ int corpus_open_train(Corpus *corpus, const SourceOptions *source, const LoaderO
 int corpus_open_validation(Corpus *corpus, const SourceOptions *source, const LoaderOptions *options,
                            const Tokenizer *tokenizer);
 void corpus_close(Corpus *corpus);
+
+/* Where each document's second segment begins; NULL: none has one. */
+const uint64_t *corpus_second(const Corpus *corpus);
 
 /* The plan of an epoch of the training documents; the corpus's, until two other epochs were asked for. */
 int corpus_epoch(Corpus *corpus, int64_t epoch, const EpochPlan **plan);

@@ -23,10 +23,46 @@ typedef struct {
     int64_t n[N_RECORD_OUTCOMES];
 } RecordCounts;
 
-/* weights[i] is the weight of the loss of predicting token i; the first is 0, since nothing foretells it. */
+/* How much better the first answer of a pair is, in the words of Touvron et al. 2023b, section 3.2.1. */
+typedef enum {
+    STRENGTH_UNKNOWN,
+    STRENGTH_NEGLIGIBLE,
+    STRENGTH_SLIGHT,
+    STRENGTH_BETTER,
+    STRENGTH_SIGNIFICANT,
+    N_STRENGTHS
+} Strength;
+
+/* What is known of a sample besides its tokens. */
+typedef struct {
+    float margin;     /* of a pair, as a number; NaN: not given */
+    uint8_t strength; /* of a pair: a Strength */
+    uint8_t is_good;  /* of a labelled answer: 1 or 0 */
+    uint16_t zero;
+} SampleMark;
+
+/* What a record's samples are. */
+typedef enum {
+    SAMPLE_DOCUMENT, /* one segment, no mark */
+    SAMPLE_PAIR,     /* two segments, the better answer first; a mark */
+    SAMPLE_LABELLED, /* one segment, in two parts: the prompt, and from `second` on the answer; a mark */
+} SampleKind;
+
+/* One of the samples of a record. */
+typedef struct {
+    size_t n;      /* tokens, after those of the samples before it */
+    size_t second; /* of these, where the second segment or part begins: 0 < second < n */
+    SampleMark mark;
+} EncodedSample;
+enum { RECORD_SAMPLES = 3 }; /* at most: the pairs among three answers */
+
+/* weights[i] is the weight of the loss of predicting token i; the first is 0, since nothing foretells it; so is the
+ * first of a second segment. */
 typedef struct {
     TokenList ids;
     float *weights; /* [ids.n], malloc'd */
+    EncodedSample samples[RECORD_SAMPLES];
+    size_t n_samples; /* 0 with SAMPLE_DOCUMENT: all of it is one */
     RecordOutcome outcome;
     char *text;  /* what is to be told, malloc'd; NULL: nothing */
 } EncodedRecord; /* {0} is empty; encoded_record_free */
@@ -34,6 +70,7 @@ void encoded_record_free(EncodedRecord *record);
 
 typedef struct RecordEncoder RecordEncoder;
 struct RecordEncoder {
+    SampleKind samples;
     uint64_t key; /* of all that the result depends on but the record's bytes and the tokenizer */
     /* Called by several threads at once. Each hands in its own *scratch, NULL at first. A record that cannot be used is
      * an outcome; an error is one of the machine. */

@@ -28,12 +28,13 @@ struct Loader {
     int n_sources;
     Corpus *own_validation; /* from validation_sources; NULL where validation is split off */
     int n_own_validation;
+    int64_t n_samples; /* documents of all sources */
     Mix mix;
     int64_t sequences_per_step, sequences_per_epoch, n_validation_sequences, skipped;
     uint64_t fingerprint;
-    bool has_weights; /* every training source's cache has them */
-    SequenceList list;
-    BatchMemory memory;
+    bool has_weights;              /* every training source's cache has them */
+    SequenceList list, mismatched; /* the step's, and of labelled answers each with another's answer */
+    BatchMemory memory, mismatched_memory;
 };
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
@@ -128,6 +129,11 @@ static int number_equal_names(Corpus *sources, int n) {
     return OK;
 }
 
+static void number_samples(Loader *loader, Corpus *corpus) {
+    corpus->first_sample = loader->n_samples;
+    loader->n_samples += corpus->cache.n_documents;
+}
+
 static int open_all(Loader *loader, const LoaderOptions *options, const Tokenizer *tokenizer) {
     TRY(check_options(options));
     loader->sources = calloc((size_t)options->n_sources, sizeof *loader->sources);
@@ -141,6 +147,7 @@ static int open_all(Loader *loader, const LoaderOptions *options, const Tokenize
         TRY(corpus_open_train(&loader->sources[i], &options->sources[i], &loader->options, i,
                               loader->own_validation ? 0 : options->validation, tokenizer));
         loader->skipped += loader->sources[i].cache.n_skipped;
+        number_samples(loader, &loader->sources[i]);
         loader->has_weights = (i == 0 || loader->has_weights) && token_cache_has_weights(&loader->sources[i].cache);
     }
     while (loader->n_own_validation < options->n_validation_sources) {
@@ -148,6 +155,7 @@ static int open_all(Loader *loader, const LoaderOptions *options, const Tokenize
         TRY(corpus_open_validation(&loader->own_validation[i], &options->validation_sources[i], &loader->options,
                                    tokenizer));
         loader->skipped += loader->own_validation[i].cache.n_skipped;
+        number_samples(loader, &loader->own_validation[i]);
     }
     loader->sequences_per_step = options->tokens_per_batch / options->context;
     if (loader->sequences_per_step < 1) loader->sequences_per_step = 1;
@@ -187,7 +195,9 @@ void loader_free(Loader *loader) {
     free(loader->own_validation);
     mix_free(&loader->mix);
     sequence_list_free(&loader->list);
+    sequence_list_free(&loader->mismatched);
     batch_memory_free(&loader->memory);
+    batch_memory_free(&loader->mismatched_memory);
     free(loader);
 }
 
@@ -257,32 +267,6 @@ int64_t loader_validation_steps(const Loader *loader) {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
-/* The weights of the targets of a sequence's tokens. */
-static double weight_of(const Sequence *sequence, const RunList *runs) {
-    double sum = 0;
-    for (size_t i = sequence->first_run; i < sequence->end_run; i++) {
-        const Run *run = &runs->runs[i];
-        sum += token_cache_weight_sum(sequence->cache, run->first + 1, run->n - 1);
-        if (run->next >= 0) sum += token_cache_weight_sum(sequence->cache, run->next, 1);
-    }
-    return sum;
-}
-
-/* Adds a sequence to the step: its sums on every rank, its runs only on the one whose it is. */
-static int add_sequence(Loader *loader, StepBatch *batch, const EpochPlan *plan, int64_t within, Sequence sequence,
-                        bool is_mine) {
-    SequenceList *list = &loader->list;
-    int n_targets;
-    sequence.first_run = list->runs.n;
-    TRY(plan_sequence(plan, within, &list->runs, &sequence.n_tokens, &n_targets));
-    sequence.end_run = list->runs.n;
-    batch->total_tokens += sequence.n_tokens;
-    batch->total_weight += token_cache_has_weights(sequence.cache) ? weight_of(&sequence, &list->runs) : n_targets;
-    if (is_mine) return sequence_list_add(list, sequence);
-    list->runs.n = sequence.first_run;
-    return OK;
-}
-
 static bool is_mine(const LoaderOptions *options, int64_t i, int64_t n) {
     return i >= n * options->rank / options->n_ranks && i < n * (options->rank + 1) / options->n_ranks;
 }
@@ -291,13 +275,108 @@ static uint64_t sample_id(int source, int64_t number) {
     return (uint64_t)source << SAMPLE_NUMBER_BITS | ((uint64_t)number & (((uint64_t)1 << SAMPLE_NUMBER_BITS) - 1));
 }
 
+/* The weights of the targets of a run's tokens. */
+static double weight_of(const TokenCache *cache, const Run *run) {
+    double sum = token_cache_weight_sum(cache, run->first + 1, run->n - 1);
+    return run->next >= 0 ? sum + token_cache_weight_sum(cache, run->next, 1) : sum;
+}
+
+/* The runs of a labelled document's prompt with the answer of the document before it. */
+static int append_mismatched(const Loader *loader, RunList *runs, const TokenCache *cache, int64_t document,
+                             int *n_tokens) {
+    int64_t n = cache->n_documents, other = (document + n - 1) % n;
+    size_t had = runs->n;
+    TRY(runs_add_mismatched(runs, cache->start, cache->second, (uint32_t)document, (uint32_t)other,
+                            loader->options.context / 2));
+    for (*n_tokens = 0; had < runs->n; had++) *n_tokens += runs->runs[had].n;
+    return OK;
+}
+
+static int add_mismatched(Loader *loader, Sequence sequence, int64_t document) {
+    SequenceList *list = &loader->mismatched;
+    sequence.first_run = list->runs.n;
+    TRY(append_mismatched(loader, &list->runs, sequence.cache, document, &sequence.n_tokens));
+    sequence.end_run = list->runs.n;
+    return sequence_list_add(list, sequence);
+}
+
+/* Adds a sequence, whose runs are the list's last, to the step: its sums on every rank, its runs only on the one whose
+ * it is. */
+static int add_sequence(Loader *loader, StepBatch *batch, Sequence sequence, int n_targets, bool is_mine) {
+    SequenceList *list = &loader->list;
+    double weight = n_targets;
+    sequence.end_run = list->runs.n;
+    if (token_cache_has_weights(sequence.cache)) {
+        weight = 0;
+        for (size_t r = sequence.first_run; r < sequence.end_run; r++)
+            weight += weight_of(sequence.cache, &list->runs.runs[r]);
+        batch->first_weight += weight_of(sequence.cache, &list->runs.runs[sequence.first_run]);
+    }
+    batch->total_tokens += sequence.n_tokens;
+    batch->total_weight += weight;
+    batch->total_samples++;
+    if (sequence.n_tokens > loader->options.tokens_per_microbatch)
+        FAIL(ERR_FAILED, "a sample of %d tokens; a micro-batch holds %d", sequence.n_tokens,
+             loader->options.tokens_per_microbatch);
+    if (is_mine) return sequence_list_add(list, sequence);
+    list->runs.n = sequence.first_run;
+    return OK;
+}
+
+/* The step's micro-batches. */
+static int fill(Loader *loader, StepBatch *batch) {
+    StepBatch mismatched = {0};
+    int most = loader->options.tokens_per_microbatch;
+    TRY(batch_fill(batch, &loader->memory, &loader->list, most));
+    if (loader->mismatched.n == 0) return OK;
+    TRY(batch_fill(&mismatched, &loader->mismatched_memory, &loader->mismatched, most));
+    batch->mismatched = mismatched.micro;
+    batch->n_mismatched = mismatched.n_micro;
+    return OK;
+}
+
+/* The sequence of that number of a plan. */
+static int add_planned(Loader *loader, StepBatch *batch, const EpochPlan *plan, int64_t within, Sequence sequence,
+                       bool is_mine) {
+    int n_targets;
+    sequence.first_run = loader->list.runs.n;
+    TRY(plan_sequence(plan, within, &loader->list.runs, &sequence.n_tokens, &n_targets));
+    if (is_mine && sequence.cache->samples == SAMPLE_LABELLED) {
+        int64_t first = loader->list.runs.runs[sequence.first_run].first;
+        TRY(add_mismatched(loader, sequence, token_cache_document(sequence.cache, first)));
+    }
+    return add_sequence(loader, batch, sequence, n_targets, is_mine);
+}
+
+/* A whole document. */
+static int add_document(Loader *loader, StepBatch *batch, const Corpus *corpus, int source, int64_t document,
+                        bool is_mine) {
+    const TokenCache *cache = &corpus->cache;
+    Sequence sequence = {.cache = cache,
+                         .source = source,
+                         .id = sample_id(source, document),
+                         .first_sample = corpus->first_sample,
+                         .first_run = loader->list.runs.n,
+                         .n_tokens = (int)(cache->start[document + 1] - cache->start[document])};
+    TRY(runs_add_document(&loader->list.runs, cache->start, corpus_second(corpus), (uint32_t)document));
+    if (cache->samples == SAMPLE_LABELLED) {
+        int more;
+        TRY(append_mismatched(loader, &loader->list.runs, cache, document, &more));
+        sequence.n_tokens += more;
+    }
+    return add_sequence(loader, batch, sequence, sequence.n_tokens - 1, is_mine);
+}
+
 static int add_train_sequence(Loader *loader, StepBatch *batch, int source, int64_t number, bool mine) {
     int64_t epoch = 0, within = 0;
     const EpochPlan *plan;
     TRY(corpus_find(&loader->sources[source], number, &epoch, &within));
     TRY(corpus_epoch(&loader->sources[source], epoch, &plan));
-    Sequence sequence = {.cache = &loader->sources[source].cache, .source = source, .id = sample_id(source, number)};
-    return add_sequence(loader, batch, plan, within, sequence, mine);
+    Sequence sequence = {.cache = &loader->sources[source].cache,
+                         .source = source,
+                         .id = sample_id(source, number),
+                         .first_sample = loader->sources[source].first_sample};
+    return add_planned(loader, batch, plan, within, sequence, mine);
 }
 
 int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
@@ -305,6 +384,7 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
     int64_t n = loader->sequences_per_step;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
     if (step < 0 || step > MAX_SEQUENCES / n - 1) FAIL(ERR_FAILED, "step %lld was asked of the data", (long long)step);
     int64_t *next = calloc((size_t)loader->n_sources, sizeof *next); /* number of each source's next sequence */
     if (!next) FAIL(ERR_FAILED, "out of memory");
@@ -318,7 +398,7 @@ int loader_step(Loader *loader, int64_t step, StepBatch *batch) {
                 "step %lld has not one token that is learned: all weights of its records are 0; look at them with "
                 "'cria data show', and at sft.train_on",
                 (long long)step);
-    TRY_TO(done, batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch));
+    TRY_TO(done, fill(loader, batch));
     for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = step;
 done:
     free(next);
@@ -331,6 +411,7 @@ int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch) {
     int64_t before = 0;
     *batch = (StepBatch){0};
     sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
     if (index < 0 || index >= loader_validation_steps(loader))
         FAIL(ERR_FAILED, "validation step %lld was asked for; there are %lld", (long long)index,
              (long long)loader_validation_steps(loader));
@@ -341,11 +422,50 @@ int loader_validation_step(Loader *loader, int64_t index, StepBatch *batch) {
         int64_t begin = first > before ? first - before : 0;
         int64_t end = first + n - before < plan->n_sequences ? first + n - before : plan->n_sequences;
         for (int64_t within = begin; within < end; within++) {
-            Sequence sequence = {.cache = &set[s].cache, .source = s, .id = sample_id(s, within)};
+            Sequence sequence = {
+                .cache = &set[s].cache, .source = s, .id = sample_id(s, within), .first_sample = set[s].first_sample};
             bool mine = is_mine(&loader->options, before + within - first, n);
-            TRY(add_sequence(loader, batch, plan, within, sequence, mine));
+            TRY(add_planned(loader, batch, plan, within, sequence, mine));
         }
         before += plan->n_sequences;
     }
-    return batch_fill(batch, &loader->memory, &loader->list, loader->options.tokens_per_microbatch);
+    return fill(loader, batch);
+}
+
+/* ---- every document once ------------------------------------------------------------------------------------------
+ */
+
+int64_t loader_n_samples(const Loader *loader) {
+    return loader->n_samples;
+}
+int64_t loader_pass_steps(const Loader *loader) {
+    return (loader->n_samples + loader->sequences_per_step - 1) / loader->sequences_per_step;
+}
+
+static const Corpus *find_corpus(const Loader *loader, int64_t sample, int *index) {
+    int n = loader->n_sources + loader->n_own_validation;
+    const Corpus *corpus = NULL;
+    for (*index = 0; *index < n; ++*index) {
+        corpus =
+            *index < loader->n_sources ? &loader->sources[*index] : &loader->own_validation[*index - loader->n_sources];
+        if (sample < corpus->first_sample + corpus->cache.n_documents) break;
+    }
+    return corpus;
+}
+
+int loader_pass_step(Loader *loader, int64_t index, StepBatch *batch) {
+    int64_t per_step = loader->sequences_per_step, first = index * per_step, n = loader->n_samples - first;
+    *batch = (StepBatch){0};
+    sequence_list_clear(&loader->list);
+    sequence_list_clear(&loader->mismatched);
+    if (index < 0 || index >= loader_pass_steps(loader))
+        FAIL(ERR_FAILED, "step %lld of a pass over the data was asked for", (long long)index);
+    n = n < per_step ? n : per_step;
+    for (int64_t i = 0; i < n; i++) {
+        int source;
+        const Corpus *corpus = find_corpus(loader, first + i, &source);
+        TRY(add_document(loader, batch, corpus, source, first + i - corpus->first_sample,
+                         is_mine(&loader->options, i, n)));
+    }
+    return fill(loader, batch);
 }

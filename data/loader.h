@@ -29,6 +29,10 @@ typedef struct {
     uint64_t *segment;   /* [n_segments] what it is, however it is packed: source << 40 | its first token there */
     uint64_t *sample_id; /* [n_samples] for reports: source << 40 | number in that source */
     int64_t step;        /* of training, that it is part of */
+    /* Of samples that are one document each (PACKING_ALONE). Pairs: sample s is segments 2s and 2s+1, the better answer
+     * first. */
+    int64_t *sample;   /* [n_samples] the document's number among all of the loader's: 0 … loader_n_samples - 1 */
+    SampleMark *marks; /* [n_samples] */
 } MicroBatch;
 
 typedef struct {
@@ -96,9 +100,21 @@ typedef struct {
     MicroBatch *micro;
     int n_micro;
     double total_weight;
-    int64_t total_tokens;
+    double first_weight; /* of it, what the first segments of pairs have: the better answers */
+    int64_t total_tokens, total_samples;
+    /* Of labelled answers: each sample's prompt with the answer to another prompt (the document before it; cut to half
+     * of the context), one segment a sample: what KTO estimates a divergence from. Not in the sums above. */
+    MicroBatch *mismatched;
+    int n_mismatched;
 } StepBatch;
 int loader_step(Loader *loader, int64_t step, StepBatch *batch);
+
+/* Every document of every source once, those for validation too, in their order, cut into steps likewise: for what is
+ * computed once before training (reference log-probabilities). Of encoded records only. A labelled sample is followed,
+ * as a second segment, by its prompt with the answer to another. */
+int64_t loader_n_samples(const Loader *loader);
+int64_t loader_pass_steps(const Loader *loader);
+int loader_pass_step(Loader *loader, int64_t index, StepBatch *batch);
 
 /* The validation set in a fixed order, once, cut likewise: 0 <= index < loader_validation_steps(). */
 int64_t loader_validation_steps(const Loader *loader);

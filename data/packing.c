@@ -183,9 +183,32 @@ done:
     return rc;
 }
 
+int runs_add_document(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document) {
+    int64_t first = (int64_t)start[document], end = (int64_t)start[document + 1];
+    int64_t bound[] = {first, second ? (int64_t)second[document] : end, end};
+    for (int i = 0; i < (second ? 2 : 1); i++)
+        TRY(append_run(
+            runs,
+            (Run){.first = bound[i], .n = (int32_t)(bound[i + 1] - bound[i]), .next = -1, .begins_segment = true}));
+    return OK;
+}
+
+int runs_add_mismatched(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document, uint32_t other,
+                        int64_t longest) {
+    int64_t first = (int64_t)start[document], n = (int64_t)second[document] - first;
+    int64_t answer = (int64_t)second[other], left = (int64_t)start[other + 1] - answer;
+    if (left > longest - n) left = longest - n;
+    TRY(append_run(runs, (Run){.first = first, .n = (int32_t)n, .next = answer, .begins_segment = true}));
+    return append_run(runs, (Run){.first = answer, .n = (int32_t)left, .next = -1});
+}
+
 static int best_fit_sequence(const EpochPlan *plan, int64_t index, RunList *runs) {
     for (uint64_t i = plan->first_piece[index]; i < plan->first_piece[index + 1]; i++) {
         Piece piece = plan->pieces[i];
+        if (plan->second) {
+            TRY(runs_add_document(runs, plan->start, plan->second, piece.document));
+            continue;
+        }
         int64_t context = plan->options.context, end = (int64_t)plan->start[piece.document + 1];
         int64_t first = (int64_t)plan->start[piece.document] + piece.piece * context;
         int64_t n = end - first < context ? end - first : context;
@@ -258,7 +281,8 @@ static int stream_sequence(const EpochPlan *plan, int64_t index, RunList *runs) 
 
 int plan_make(EpochPlan *plan, const DocumentSet *set, const PlanOptions *options) {
     int rc = OK;
-    *plan = (EpochPlan){.options = *options, .start = set->start, .n_documents = set->n_documents};
+    *plan =
+        (EpochPlan){.options = *options, .start = set->start, .second = set->second, .n_documents = set->n_documents};
     TRY_TO(done, grow(&plan->order, (size_t)set->n_documents + 1, sizeof *plan->order));
     for (uint32_t i = 0; i < set->n_documents; i++)
         plan->n_tokens += (int64_t)(set->start[set->documents[i] + 1] - set->start[set->documents[i]]);

@@ -28,6 +28,8 @@ typedef struct {
     const uint64_t *start;
     const uint32_t *documents;
     uint32_t n_documents;
+    const uint64_t *second; /* where each document's second segment begins; NULL: none has one. Such a document is never
+                               cut: none is longer than the context, and the packing is none of a stream */
 } DocumentSet;
 
 typedef struct {
@@ -45,7 +47,7 @@ typedef struct {
 
 typedef struct {
     PlanOptions options;
-    const uint64_t *start;
+    const uint64_t *start, *second;
     uint32_t *order; /* [n_documents]: documents as they come in this epoch */
     uint32_t n_documents;
     int64_t n_tokens, n_sequences;
@@ -70,6 +72,13 @@ typedef struct {
     Run *runs;
     size_t n, capacity;
 } RunList; /* {0} is empty */
+
+/* Appends the one or two segments of a document that is not cut. */
+int runs_add_document(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document);
+
+/* Appends one segment: the first part of a document and the second part of another, at most `longest` tokens. */
+int runs_add_mismatched(RunList *runs, const uint64_t *start, const uint64_t *second, uint32_t document, uint32_t other,
+                        int64_t longest);
 
 /* Appends the runs of sequence 0 <= index < n_sequences of the epoch; *n_tokens and *n_targets (those that count) are
  * its sums. */

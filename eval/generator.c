@@ -1,23 +1,32 @@
-/* See generator.h. */
+/* See generator.h. Slots of the cache: one for each sequence, then one for each prompt that is being computed or has
+ * samples left to begin (a prefix). A sequence waits in its slot until its prefix is there, shares its pages, and draws
+ * its first token from the prefix's last row of logits; from then on it is one row of every step. Prompts are cut into
+ * chunks that depend on the prompt alone. */
 #include "eval/generator.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/continuation.h"
 #include "model/core/error.h"
-#include "model/core/text.h"
 
-enum { PREFILL_CHUNK = 256, IDLE = -1 };
+enum { PREFILL_CHUNK = 256, IDLE = -1, NONE = -1 };
 
 typedef struct {
     ptrdiff_t prompt; /* index, or IDLE */
-    TokenList tokens; /* prompt and continuation */
-    size_t n_prompt;  /* of them from the prompt */
-    size_t n_cached;  /* of them in the cache */
-    Text text;        /* of the continuation so far */
-    size_t emitted;   /* bytes of it given to emit */
-    double logprob;
+    int sample;
+    int prefix;      /* that it waits for; NONE: it decodes */
+    size_t n_cached; /* tokens in the cache */
+    Continuation text;
 } Sequence;
+
+typedef struct {
+    ptrdiff_t prompt; /* index, or IDLE */
+    TokenList tokens;
+    size_t n_cached; /* all of them: its last row of logits is in `logits` */
+    int n_waiting;
+    bool more; /* samples that have no slot yet */
+} Prefix;
 
 struct Generator {
     Llama *model;
@@ -25,48 +34,91 @@ struct Generator {
     GeneratorOptions options;
     KvCache *cache;
     Tape *tape;
-    Tensor *last, *logits; /* last: for each sequence that samples, its last row in the batch */
+    Tensor *last, *logits; /* last: the rows of the batch that are sampled from */
     int capacity;
     size_t n_computed;
     Sequence *sequences; /* [max_batch] */
-    TokenList *kept;     /* [max_batch] with `keep`: whose keys and values a slot's cache holds */
-    int32_t *ids, *positions, *slots, *last_rows, *segment_start, *samplers; /* one step's batch */
+    Prefix *prefixes;    /* [max_batch + 1] */
+    TokenList *kept;     /* [max_batch] with `keep`: whose keys and values an idle slot holds */
+    float *first_logits; /* [vocab] of the prefix that has more samples to come */
+    int32_t *ids, *positions, *slots, *last_rows, *segment_start, *sampled; /* one step's batch; sampled: slots */
+    Draw *draws;                                                            /* [max_batch] */
+    int *drawers;                                                           /* [max_batch] whose draws they are */
+    int n_draws;
 };
+
+/* One call of generator_run. */
+typedef struct {
+    const TokenList *prompts;
+    size_t n;
+    const GenerateOptions *options;
+    Sampler *sampler;
+    Generation *out;
+    int samples;
+    size_t next_prompt, n_finished;
+    int next_sample, open; /* of the prefix that is being dealt out; NONE */
+} Run;
+
+static int prefix_slot(const Generator *g, int prefix) {
+    return g->options.max_batch + prefix;
+}
+
+static int allocate(Generator *g) {
+    size_t rows = (size_t)g->capacity, batch = (size_t)g->options.max_batch;
+    g->sequences = calloc(batch, sizeof *g->sequences);
+    g->prefixes = calloc(batch + 1, sizeof *g->prefixes);
+    g->kept = calloc(batch, sizeof *g->kept);
+    g->draws = calloc(batch, sizeof *g->draws);
+    g->drawers = calloc(batch, sizeof *g->drawers);
+    g->ids = malloc((3 * rows + 2 * batch + 2 * batch + 2) * sizeof *g->ids);
+    g->first_logits = malloc((size_t)g->model->shape.vocab_size * sizeof *g->first_logits);
+    if (!g->sequences || !g->prefixes || !g->kept || !g->draws || !g->drawers || !g->ids || !g->first_logits)
+        FAIL(ERR_FAILED, "out of memory");
+    g->positions = g->ids + rows;
+    g->slots = g->positions + rows;
+    g->last_rows = g->slots + rows;
+    g->sampled = g->last_rows + batch;
+    g->segment_start = g->sampled + batch;
+    for (int s = 0; s < g->options.max_batch; s++) g->sequences[s].prompt = IDLE;
+    for (int p = 0; p <= g->options.max_batch; p++) g->prefixes[p].prompt = IDLE;
+    return OK;
+}
+
+static int record(Generator *g) {
+    int batch = g->options.max_batch;
+    Dtype dtype = llama_inference_dtype(g->model);
+    int slot_pages = (g->options.max_sequence + CACHE_PAGE - 1) / CACHE_PAGE;
+    /* A sequence that waits holds nothing; of a prompt that is dealt out the page that its end shares with each sample
+     * is copied. */
+    TRY(kv_cache_new(&g->cache, &g->model->shape,
+                     (KvCacheOptions){.n_slots = 2 * batch + 1,
+                                      .max_sequence = g->options.max_sequence,
+                                      .n_pages = batch * (slot_pages + 1),
+                                      .dtype = dtype}));
+    g->tape =
+        tape_new(&(TapeOptions){.capacity = g->capacity, .segments = 2 * batch + 1, .samples = batch, .dtype = dtype});
+    if (!g->tape) FAIL(ERR_FAILED, "out of memory");
+    g->last = tape_input(g->tape, ROWS_SAMPLES, 1, DTYPE_I32, false);
+    Tensor *hidden = llama_hidden(g->tape, g->model, (LlamaRecord){.cache = g->cache});
+    g->logits = op_logits(g->tape, op_gather(g->tape, hidden, g->last), &g->model->head);
+    tape_keep(g->logits);
+    return tape_plan(g->tape);
+}
 
 int generator_new(Generator **out, Llama *model, const Tokenizer *tokenizer, GeneratorOptions options) {
     int rc = OK;
-    Generator *g = calloc(1, sizeof *g);
     *out = NULL;
+    if (options.max_batch <= 0 || options.max_sequence <= 1 || options.max_sequence > model->rotary.n_positions)
+        FAIL(ERR_USAGE, "max_batch %d and max_sequence %d; at least 1, and 2 to %d, are expected", options.max_batch,
+             options.max_sequence, model->rotary.n_positions);
+    Generator *g = calloc(1, sizeof *g);
     if (!g) FAIL(ERR_FAILED, "out of memory");
     g->model = model;
     g->tokenizer = tokenizer;
     g->options = options;
-    g->capacity = options.max_batch > PREFILL_CHUNK ? options.max_batch : PREFILL_CHUNK;
-    size_t rows = (size_t)g->capacity + 1, slots = (size_t)options.max_batch;
-    g->sequences = calloc(slots, sizeof *g->sequences);
-    g->kept = calloc(slots, sizeof *g->kept);
-    g->ids = malloc((3 * rows + 3 * slots + 1) * sizeof *g->ids);
-    if (options.max_batch <= 0 || options.max_sequence <= 1 || options.max_sequence > model->rotary.n_positions)
-        FAIL_TO(failed, ERR_USAGE, "max_batch %d and max_sequence %d; at least 1, and 2 to %d, are expected",
-                options.max_batch, options.max_sequence, model->rotary.n_positions);
-    if (!g->sequences || !g->kept || !g->ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
-    g->positions = g->ids + rows;
-    g->slots = g->positions + rows;
-    g->last_rows = g->slots + rows;
-    g->samplers = g->last_rows + slots;
-    g->segment_start = g->samplers + slots;
-    for (int s = 0; s < options.max_batch; s++) g->sequences[s].prompt = IDLE;
-    TRY_TO(failed, kv_cache_new(&g->cache, &model->shape, options.max_batch, options.max_sequence));
-    g->tape = tape_new(&(TapeOptions){.capacity = g->capacity,
-                                      .segments = options.max_batch,
-                                      .samples = options.max_batch,
-                                      .dtype = llama_inference_dtype(model)});
-    if (!g->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
-    g->last = tape_input(g->tape, ROWS_SAMPLES, 1, DTYPE_I32, false);
-    Tensor *hidden = llama_hidden(g->tape, model, (LlamaRecord){.cache = g->cache});
-    g->logits = op_logits(g->tape, op_gather(g->tape, hidden, g->last), &model->head);
-    tape_keep(g->logits);
-    TRY_TO(failed, tape_plan(g->tape));
+    g->capacity = options.max_batch + PREFILL_CHUNK;
+    TRY_TO(failed, allocate(g));
+    TRY_TO(failed, record(g));
     *out = g;
     return OK;
 failed:
@@ -75,20 +127,30 @@ failed:
 }
 
 static void sequence_clear(Sequence *sequence) {
-    token_list_free(&sequence->tokens);
-    text_free(&sequence->text);
+    continuation_free(&sequence->text);
     *sequence = (Sequence){.prompt = IDLE};
+}
+
+static void prefix_clear(Generator *g, int prefix) {
+    token_list_free(&g->prefixes[prefix].tokens);
+    g->prefixes[prefix] = (Prefix){.prompt = IDLE};
+    if (g->cache) kv_cache_truncate(g->cache, prefix_slot(g, prefix), 0);
 }
 
 void generator_free(Generator *g) {
     if (!g) return;
     for (int s = 0; g->sequences && s < g->options.max_batch; s++) sequence_clear(&g->sequences[s]);
+    for (int p = 0; g->prefixes && p <= g->options.max_batch; p++) prefix_clear(g, p);
     for (int s = 0; g->kept && s < g->options.max_batch; s++) token_list_free(&g->kept[s]);
-    free(g->kept);
     tape_free(g->tape);
     kv_cache_free(g->cache);
     free(g->sequences);
+    free(g->prefixes);
+    free(g->kept);
+    free(g->draws);
+    free(g->drawers);
     free(g->ids);
+    free(g->first_logits);
     free(g);
 }
 
@@ -99,233 +161,233 @@ size_t generator_bytes(const Generator *g) {
     return g->cache->bytes + tape_bytes(g->tape);
 }
 
-void generation_free(Generation *generation) {
-    token_list_free(&generation->tokens);
-    free(generation->text);
-    *generation = (Generation){0};
-}
+/* ---- prompts ---- */
 
-/* ---- one step: the batch, and its forward pass ---- */
-
-/* What the slot's cache holds of the prompt need not be computed again, but for its last token, which samples. What
- * lies beyond is about to be overwritten. */
-static void reuse_cache(Generator *g, int slot) {
-    TokenList *kept = &g->kept[slot];
-    Sequence *q = &g->sequences[slot];
+static size_t common_length(const TokenList *a, const TokenList *b) {
     size_t n = 0;
-    while (n + 1 < q->tokens.n && n < kept->n && kept->ids[n] == q->tokens.ids[n]) n++;
-    q->n_cached = kept->n = n;
-}
-
-static int start_sequence(Generator *g, int slot, const TokenList *prompt, size_t index) {
-    Sequence *sequence = &g->sequences[slot];
-    int32_t bos = tokenizer_bos(g->tokenizer);
-    sequence->prompt = (ptrdiff_t)index;
-    TRY(token_list_append(&sequence->tokens, prompt->ids, prompt->n));
-    if (prompt->n == 0) {
-        if (bos < 0) FAIL(ERR_USAGE, "prompt %zu is empty, and this tokenizer has no BOS to begin with", index);
-        TRY(token_list_append(&sequence->tokens, &bos, 1));
-    }
-    sequence->n_prompt = sequence->tokens.n;
-    if (sequence->n_prompt >= (size_t)g->options.max_sequence)
-        FAIL(ERR_REFUSED, "prompt %zu has %zu tokens; with max_sequence %d there is no room for an answer", index,
-             sequence->n_prompt, g->options.max_sequence);
-    if (g->options.keep) reuse_cache(g, slot);
-    return OK;
-}
-
-/* Decoding sequences get their token first; the rest of the capacity goes to prompts, in order of slot. */
-static void fill_batch(Generator *g, TapeBatch *batch) {
-    int rows = 0, samplers = 0, segments = 0, decoding = 0;
-    for (int s = 0; s < g->options.max_batch; s++) {
-        const Sequence *q = &g->sequences[s];
-        decoding += q->prompt != IDLE && q->tokens.n - q->n_cached == 1;
-    }
-    int for_prompts = g->capacity - decoding;
-    g->segment_start[0] = 0;
-    for (int s = 0; s < g->options.max_batch; s++) {
-        Sequence *q = &g->sequences[s];
-        if (q->prompt == IDLE) continue;
-        int left = (int)(q->tokens.n - q->n_cached), take = left;
-        if (left > 1) {
-            take = left < for_prompts ? left : for_prompts;
-            for_prompts -= take;
-        }
-        if (take == 0) continue;
-        for (int i = 0; i < take; i++, rows++) {
-            g->ids[rows] = q->tokens.ids[q->n_cached + (size_t)i];
-            g->positions[rows] = (int32_t)q->n_cached + i;
-            g->slots[rows] = s;
-        }
-        q->n_cached += (size_t)take;
-        g->segment_start[++segments] = rows;
-        if (take == left) {
-            g->last_rows[samplers] = rows - 1;
-            g->samplers[samplers++] = s;
-        }
-    }
-    *batch = (TapeBatch){.n_tokens = rows,
-                         .n_segments = segments,
-                         .n_samples = samplers,
-                         .tokens = g->ids,
-                         .positions = g->positions,
-                         .slots = g->slots,
-                         .segment_start = g->segment_start};
-}
-
-/* ---- what a new token means ---- */
-
-/* Length of the text without a character that is still incomplete at its end. */
-static size_t whole_characters(const char *text, size_t n) {
-    uint32_t code;
-    for (size_t back = 1; back <= 3 && back <= n; back++) {
-        unsigned char byte = (unsigned char)text[n - back];
-        if ((byte & 0xc0) == 0x80) continue;
-        size_t wants = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
-        return wants > back && utf8_decode(text + n - back, back, &code) == 0 ? n - back : n;
-    }
+    while (n < a->n && n < b->n && a->ids[n] == b->ids[n]) n++;
     return n;
 }
 
-/* Bytes that may be shown: everything but a tail that could become a stop text. */
-static size_t safe_length(const Text *text, const GenerateOptions *options) {
-    size_t safe = text->length;
-    for (size_t i = 0; i < options->n_stop; i++) {
-        size_t n = strlen(options->stop[i]), longest = n < text->length + 1 ? n : text->length + 1;
-        for (size_t tail = longest > 0 ? longest - 1 : 0; tail > 0; tail--)
-            if (memcmp(text->bytes + text->length - tail, options->stop[i], tail) == 0) {
-                if (text->length - tail < safe) safe = text->length - tail;
-                break;
-            }
+/* What an idle slot holds of the prompt need not be computed again, but for the last token, which samples. */
+static void reuse_cache(Generator *g, int prefix) {
+    Prefix *p = &g->prefixes[prefix];
+    int best = NONE;
+    for (int s = 0; s < g->options.max_batch; s++) {
+        size_t n = common_length(&p->tokens, &g->kept[s]);
+        if (n >= p->tokens.n) n = p->tokens.n - 1;
+        if (n <= p->n_cached) continue;
+        best = s;
+        p->n_cached = n;
     }
-    return safe;
+    if (best != NONE) kv_cache_share(g->cache, prefix_slot(g, prefix), best, (int)p->n_cached);
 }
 
-static bool find_stop_text(const Text *text, const GenerateOptions *options, size_t *at) {
-    bool found = false;
-    for (size_t i = 0; i < options->n_stop; i++) {
-        size_t n = strlen(options->stop[i]);
-        const char *hit = n && text->length ? memmem(text->bytes, text->length, options->stop[i], n) : NULL;
-        if (hit && (!found || (size_t)(hit - text->bytes) < *at)) {
-            *at = (size_t)(hit - text->bytes);
-            found = true;
-        }
+static int open_prompt(Generator *g, Run *run) {
+    size_t index = run->next_prompt++;
+    int32_t bos = tokenizer_bos(g->tokenizer);
+    run->open = run->next_sample = 0;
+    while (g->prefixes[run->open].prompt != IDLE) run->open++;
+    Prefix *p = &g->prefixes[run->open];
+    *p = (Prefix){.prompt = (ptrdiff_t)index, .more = true};
+    TRY(token_list_append(&p->tokens, run->prompts[index].ids, run->prompts[index].n));
+    if (p->tokens.n == 0) {
+        if (bos < 0) FAIL(ERR_USAGE, "prompt %zu is empty, and this tokenizer has no BOS to begin with", index);
+        TRY(token_list_append(&p->tokens, &bos, 1));
     }
-    return found;
-}
-
-static int emit_up_to(Sequence *q, const GenerateOptions *options, size_t end, bool last) {
-    if (!last) end = whole_characters(q->text.bytes, end);
-    if (!options->emit || end <= q->emitted) return OK;
-    TRY(options->emit(options->context, (size_t)q->prompt, q->text.bytes + q->emitted, end - q->emitted));
-    q->emitted = end;
+    if (p->tokens.n >= (size_t)g->options.max_sequence)
+        FAIL(ERR_REFUSED, "prompt %zu has %zu tokens; with max_sequence %d there is no room for an answer", index,
+             p->tokens.n, g->options.max_sequence);
+    if (g->options.keep) reuse_cache(g, run->open);
     return OK;
 }
 
-static bool is_stop_token(const Generator *g, const GenerateOptions *options, int32_t id) {
-    for (size_t i = 0; i < options->n_stop_tokens; i++)
-        if (options->stop_tokens[i] == id) return true;
-    return id == tokenizer_eos(g->tokenizer);
+/* ---- sequences ---- */
+
+static void add_draw(Generator *g, int slot, const float *logits) {
+    const Sequence *q = &g->sequences[slot];
+    g->drawers[g->n_draws] = slot;
+    g->draws[g->n_draws++] = (Draw){.logits = logits,
+                                    .history = q->text.tokens.ids,
+                                    .n_history = q->text.tokens.n,
+                                    .sample = (uint32_t)q->sample,
+                                    .position = q->text.tokens.n};
 }
 
-/* Special tokens, and rows that pad the embedding beyond the vocabulary, have no text. */
-static int append_text(Generator *g, Sequence *q, int32_t id) {
-    size_t size;
-    const char *piece = tokenizer_piece(g->tokenizer, q->tokens.ids[q->tokens.n - 1], id, &size);
-    text_append(&q->text, piece, size);
-    return text_check(&q->text);
+/* From what its prefix has computed; the prefix goes with the last. */
+static int start_sequence(Generator *g, int slot, const float *logits) {
+    Sequence *q = &g->sequences[slot];
+    Prefix *p = &g->prefixes[q->prefix];
+    TRY(continuation_begin(&q->text, &p->tokens));
+    kv_cache_share(g->cache, slot, prefix_slot(g, q->prefix), (int)p->tokens.n);
+    q->n_cached = p->tokens.n;
+    p->n_waiting--;
+    if (p->n_waiting == 0 && !p->more) prefix_clear(g, q->prefix);
+    q->prefix = NONE;
+    add_draw(g, slot, logits);
+    return OK;
 }
 
-/* Takes the token into the sequence. *finished where it ends here. */
-static int accept(Generator *g, Sequence *q, int32_t id, const GenerateOptions *options, FinishReason *reason,
-                  bool *finished) {
-    size_t stop_at = 0, n_new = q->tokens.n - q->n_prompt;
-    *finished = true;
-    *reason = FINISH_STOP_TOKEN;
-    if (is_stop_token(g, options, id)) return emit_up_to(q, options, q->text.length, true);
-    TRY(append_text(g, q, id));
-    TRY(token_list_append(&q->tokens, &id, 1));
-    *reason = FINISH_STOP_TEXT;
-    if (find_stop_text(&q->text, options, &stop_at)) {
-        q->text.length = stop_at;
-        return emit_up_to(q, options, stop_at, true);
+/* Idle slots get the next samples, in order. */
+static int deal_slots(Generator *g, Run *run) {
+    for (int s = 0; s < g->options.max_batch; s++) {
+        Sequence *q = &g->sequences[s];
+        if (q->prompt != IDLE) continue;
+        if (run->open == NONE && run->next_prompt == run->n) return OK;
+        if (run->open == NONE) TRY(open_prompt(g, run));
+        Prefix *p = &g->prefixes[run->open];
+        *q = (Sequence){.prompt = p->prompt, .sample = run->next_sample++, .prefix = run->open};
+        p->n_waiting++;
+        p->more = run->next_sample < run->samples;
+        if (!p->more) run->open = NONE;
+        g->kept[s].n = 0;
+        kv_cache_truncate(g->cache, s, 0);
+        if (p->n_cached == p->tokens.n) TRY(start_sequence(g, s, g->first_logits));
     }
-    bool full = q->tokens.n >= (size_t)g->options.max_sequence;
-    bool all_made = n_new + 1 >= (size_t)options->max_new_tokens;
-    *reason = all_made ? FINISH_LENGTH : FINISH_CONTEXT;
-    *finished = full || all_made;
-    return emit_up_to(q, options, *finished ? q->text.length : safe_length(&q->text, options), *finished);
-}
-
-static int finish(Sequence *q, FinishReason reason, Generation *out) {
-    *out = (Generation){.logprob = q->logprob, .reason = reason, .text_size = q->text.length};
-    out->text = malloc(q->text.length + 1);
-    if (!out->text) FAIL(ERR_FAILED, "out of memory");
-    if (q->text.length) memcpy(out->text, q->text.bytes, q->text.length);
-    out->text[q->text.length] = '\0';
-    TRY(token_list_append(&out->tokens, q->tokens.ids + q->n_prompt, q->tokens.n - q->n_prompt));
-    sequence_clear(q);
     return OK;
 }
 
 /* The tokens whose keys and values the slot's cache holds. */
-static int keep_cache(Generator *g, int slot) {
-    const Sequence *q = &g->sequences[slot];
+static int keep_cache(Generator *g, int slot, size_t n) {
     g->kept[slot].n = 0;
-    return token_list_append(&g->kept[slot], q->tokens.ids, q->n_cached);
+    return token_list_append(&g->kept[slot], g->sequences[slot].text.tokens.ids, n);
 }
 
-/* ---- the run ---- */
+static int finish(Generator *g, Run *run, int slot, FinishReason reason) {
+    Sequence *q = &g->sequences[slot];
+    size_t index = (size_t)q->prompt * (size_t)run->samples + (size_t)q->sample;
+    if (g->options.keep)
+        TRY(keep_cache(g, slot, q->n_cached));
+    else
+        kv_cache_truncate(g->cache, slot, 0);
+    TRY(continuation_end(&q->text, reason, &run->out[index]));
+    sequence_clear(q);
+    run->n_finished++;
+    return run->options->finished ? run->options->finished(run->options->context, index, &run->out[index]) : OK;
+}
 
-static int sample_all(Generator *g, Sampler *sampler, const TapeBatch *batch, const GenerateOptions *options,
-                      Generation *out, size_t *n_finished) {
-    const float *logits = tape_value(g->tape, 0, g->logits);
-    size_t vocab = (size_t)g->model->shape.vocab_size;
-    for (int i = 0; i < batch->n_samples; i++) {
-        Sequence *q = &g->sequences[g->samplers[i]];
-        double logprob;
-        FinishReason reason;
-        bool finished;
-        int32_t id;
-        TRY(sampler_next(sampler, logits + (size_t)i * vocab, q->tokens.ids, q->tokens.n, (uint64_t)q->prompt,
-                         q->tokens.n, &id, &logprob));
-        q->logprob += logprob;
-        TRY(accept(g, q, id, options, &reason, &finished));
-        if (!finished) continue;
-        (*n_finished)++;
-        if (g->options.keep) TRY(keep_cache(g, g->samplers[i]));
-        TRY(finish(q, reason, &out[q->prompt]));
+double generate_temperature(const GenerateOptions *options, int k) {
+    double from = options->sampler.temperature, to = options->temperature_to;
+    if (to <= 0 || options->samples <= 1) return from;
+    return from + (to - from) * k / (options->samples - 1);
+}
+
+static int take_draws(Generator *g, Run *run) {
+    FinishReason reason;
+    bool finished;
+    for (int i = 0; i < g->n_draws; i++) {
+        const Sequence *q = &g->sequences[g->drawers[i]];
+        g->draws[i].prompt = run->options->first_prompt + (uint32_t)q->prompt;
+        g->draws[i].temperature = generate_temperature(run->options, q->sample);
+    }
+    TRY(sampler_draw(run->sampler, g->draws, (size_t)g->n_draws));
+    for (int i = 0; i < g->n_draws; i++) {
+        Sequence *q = &g->sequences[g->drawers[i]];
+        TRY(continuation_add(&q->text, g->tokenizer, g->draws[i].token, g->draws[i].logprob, run->options,
+                             (size_t)g->options.max_sequence,
+                             (size_t)q->prompt * (size_t)run->samples + (size_t)q->sample, &reason, &finished));
+        if (finished) TRY(finish(g, run, g->drawers[i], reason));
+    }
+    g->n_draws = 0;
+    return OK;
+}
+
+/* ---- one step: the batch, and its forward pass ---- */
+
+/* Tokens [*n_cached, *n_cached + take) of a slot; the last is sampled from where `sample`. */
+static int add_rows(Generator *g, TapeBatch *batch, int slot, const int32_t *tokens, size_t *n_cached, int take,
+                    bool sample) {
+    TRY(kv_cache_extend(g->cache, slot, (int)*n_cached, (int)*n_cached + take));
+    for (int i = 0; i < take; i++, batch->n_tokens++) {
+        g->ids[batch->n_tokens] = tokens[*n_cached + (size_t)i];
+        g->positions[batch->n_tokens] = (int32_t)*n_cached + i;
+        g->slots[batch->n_tokens] = slot;
+    }
+    *n_cached += (size_t)take;
+    g->segment_start[++batch->n_segments] = batch->n_tokens;
+    if (!sample) return OK;
+    g->last_rows[batch->n_samples] = batch->n_tokens - 1;
+    g->sampled[batch->n_samples++] = slot;
+    return OK;
+}
+
+/* Sequences that decode, then whole chunks of prompts as far as there is room. */
+static int fill_batch(Generator *g, TapeBatch *batch) {
+    *batch =
+        (TapeBatch){.tokens = g->ids, .positions = g->positions, .slots = g->slots, .segment_start = g->segment_start};
+    g->segment_start[0] = 0;
+    for (int s = 0; s < g->options.max_batch; s++) {
+        Sequence *q = &g->sequences[s];
+        if (q->prompt != IDLE && q->prefix == NONE)
+            TRY(add_rows(g, batch, s, q->text.tokens.ids, &q->n_cached, 1, true));
+    }
+    for (int i = 0; i <= g->options.max_batch; i++) {
+        Prefix *p = &g->prefixes[i];
+        size_t left = p->prompt == IDLE ? 0 : p->tokens.n - p->n_cached;
+        int take = left < PREFILL_CHUNK ? (int)left : PREFILL_CHUNK;
+        if (take > 0 && take <= g->capacity - batch->n_tokens)
+            TRY(add_rows(g, batch, prefix_slot(g, i), p->tokens.ids, &p->n_cached, take, (size_t)take == left));
     }
     return OK;
 }
 
-static int step(Generator *g, Sampler *sampler, const GenerateOptions *options, Generation *out, size_t *n_finished) {
+/* The prompt's last row of logits is there: those who wait for it begin. */
+static int prefix_ready(Generator *g, int prefix, const float *logits) {
+    if (g->prefixes[prefix].more) memcpy(g->first_logits, logits, (size_t)g->model->shape.vocab_size * sizeof *logits);
+    for (int s = 0; s < g->options.max_batch; s++) {
+        const Sequence *q = &g->sequences[s];
+        if (q->prompt != IDLE && q->prefix == prefix) TRY(start_sequence(g, s, logits));
+    }
+    return OK;
+}
+
+static int step(Generator *g) {
     TapeBatch batch;
-    fill_batch(g, &batch);
+    TRY(fill_batch(g, &batch));
     g->n_computed += (size_t)batch.n_tokens;
     TRY(tape_bind(g->tape, 0, &batch));
     tape_bind_input(0, g->last, g->last_rows);
     TRY(tape_forward(g->tape, 0));
-    return sample_all(g, sampler, &batch, options, out, n_finished);
+    const float *logits = tape_value(g->tape, 0, g->logits);
+    for (int i = 0; i < batch.n_samples; i++, logits += g->model->shape.vocab_size) {
+        if (g->sampled[i] < g->options.max_batch)
+            add_draw(g, g->sampled[i], logits);
+        else
+            TRY(prefix_ready(g, g->sampled[i] - g->options.max_batch, logits));
+    }
+    return OK;
+}
+
+/* ---- the run ---- */
+
+/* After an error, prompts that were computed stay where `keep` says so. */
+static void abandon(Generator *g) {
+    for (int s = 0; s < g->options.max_batch; s++) {
+        Sequence *q = &g->sequences[s];
+        bool kept = q->prompt == IDLE || (g->options.keep && q->prefix == NONE && q->text.n_prompt > 0 &&
+                                          keep_cache(g, s, q->text.n_prompt) == OK);
+        if (!kept) g->kept[s].n = 0;
+        if (!kept) kv_cache_truncate(g->cache, s, 0);
+        sequence_clear(q);
+    }
+    for (int p = 0; p <= g->options.max_batch; p++) prefix_clear(g, p);
+    g->n_draws = 0;
 }
 
 int generator_run(Generator *g, const TokenList *prompts, size_t n, const GenerateOptions *options, Generation *out) {
-    int rc = OK;
-    size_t next = 0, n_finished = 0;
-    Sampler *sampler;
-    TRY(sampler_new(&sampler, g->model->shape.vocab_size, options->sampler));
-    for (size_t i = 0; i < n; i++) out[i] = (Generation){0};
-    while (n_finished < n) {
-        for (int s = 0; s < g->options.max_batch && next < n; s++)
-            if (g->sequences[s].prompt == IDLE) {
-                TRY_TO(done, start_sequence(g, s, &prompts[next], next));
-                next++;
-            }
-        TRY_TO(done, step(g, sampler, options, out, &n_finished));
+    int rc = OK, samples = options->samples > 0 ? options->samples : 1;
+    size_t total = n * (size_t)samples;
+    Run run = {.prompts = prompts, .n = n, .options = options, .out = out, .samples = samples, .open = NONE};
+    TRY(sampler_new(&run.sampler, g->model->shape.vocab_size, options->sampler));
+    for (size_t i = 0; i < total; i++) out[i] = (Generation){0};
+    while (run.n_finished < total) {
+        TRY_TO(done, deal_slots(g, &run));
+        if (g->n_draws == 0) TRY_TO(done, step(g));
+        TRY_TO(done, take_draws(g, &run));
     }
 done:
-    for (int s = 0; s < g->options.max_batch; s++) sequence_clear(&g->sequences[s]);
-    for (size_t i = 0; i < n && rc != OK; i++) generation_free(&out[i]);
-    sampler_free(sampler);
+    if (rc != OK) abandon(g);
+    for (size_t i = 0; i < total && rc != OK; i++) generation_free(&out[i]);
+    sampler_free(run.sampler);
     return rc;
 }

@@ -44,6 +44,11 @@ Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record) {
     return normed(tape, &stream, &model->norm, model->shape.norm_eps, RECOMPUTE_NONE);
 }
 
+Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index) {
+    Tensor *hidden = llama_hidden(tape, model, record);
+    return op_score(tape, index ? op_gather(tape, hidden, index) : hidden, &model->head);
+}
+
 HeadOutputs llama_record(Tape *tape, Llama *model, LlamaRecord record, HeadOptions head) {
     return op_head(tape, llama_hidden(tape, model, record), &model->head, head);
 }

@@ -6,6 +6,7 @@
 #include "model/autodiff/tape.h"
 #include "model/core/arena.h"
 #include "model/formats/named.h"
+#include "model/kv_cache.h"
 #include "model/ops/ops.h"
 #include "model/shape.h"
 
@@ -18,21 +19,38 @@ typedef struct {
     LlamaShape shape;
     Weight embedding, norm, head;
     LlamaLayer *layers;
-    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head */
+    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head (lm_head, or score: one row) */
     int n_weights;
     RotaryTable rotary;
     Arena arena; /* names and structs */
     float *values, *grads;
-    bf16 *packings, *frozen;                                     /* frozen: the row-major matrices of a frozen model */
+    bf16 *packings;
+    char *frozen;                                                /* the matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
+    bool packed_only;
 } Llama;
 
+/* How matrices that are not trained are kept: row-major, without fp32 values, gradients or packings. Embedding and head
+ * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32). */
+typedef enum {
+    FROZEN_NONE,
+    FROZEN_16BIT, /* where a file has them mapped in bf16 or fp16, there */
+    FROZEN_INT8,  /* these two: model/kernels/quantised.h; norms, activations and products stay as they are */
+    FROZEN_NF4,
+    FROZEN_KINDS
+} Frozen;
+/* "none", "16bit", "int8", "nf4" */
+const char *frozen_name(Frozen frozen);
+
 typedef struct {
-    bool training;   /* allocate gradients */
-    Dtype precision; /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
-    bool frozen;     /* the matrices in 16 bits, row-major and not trained: no fp32 values, gradients or packings. Norms
-                        are fp32 and, with `training`, trained */
-    int n_positions; /* rows of the rotary table; 0: shape.max_context */
+    bool training;    /* allocate gradients */
+    Dtype precision;  /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
+    Frozen frozen;    /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool train_head;  /* a score head has gradients though the rest has none: beside an adapter */
+    bool unpacked;    /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
+    bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
+                       */
+    int n_positions;  /* rows of the rotary table; 0: shape.max_context */
     bool names_only; /* no storage and no tables: only what the parameters are called, and their shapes. With `training`
                         tapes can be recorded and planned; value_bytes, grad_bytes say what would be allocated */
 } LlamaOptions;
@@ -40,7 +58,8 @@ typedef struct {
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
 void llama_free(Llama *model);
-/* What tapes for generation are recorded in: fp32, but bf16 where the matrices are there in 16 bits only. */
+/* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in fewer
+ * bits only), else fp32. */
 Dtype llama_inference_dtype(const Llama *model);
 size_t llama_bytes(const Llama *model);                             /* parameters, gradients and tables */
 size_t llama_table_bytes(const LlamaShape *shape, int n_positions); /* of that, the rotary tables */
@@ -56,6 +75,9 @@ typedef struct {
 } LlamaInit;
 /* Element e of the parameter named N is a function of (seed, N, e) alone: the same for any layout. */
 int llama_init(Llama *model, LlamaInit init);
+
+/* The head alone, for a score head put onto a trained body. */
+int llama_init_head(Llama *model, LlamaInit init);
 
 /* Copies every parameter of `from`, a model of the same shape but that its vocabulary may be smaller: the rows beyond
  * it are left alone. */
@@ -80,8 +102,11 @@ void llama_gradients(const Llama *model, float **gradients, size_t *n);
  * (other than the tables that old files carry) are errors that name it. The matrices of a frozen model are used where
  * the file has them mapped in 16 bits: then the file must stay open as long as the model. */
 int llama_load(Llama *model, const NamedFile *file);
+/* The same, but for the head, of which the file may have one of the other kind: the model's is left as it is. */
+int llama_load_body(Llama *model, const NamedFile *file);
 /* The same errors, from names and shapes alone: nothing is read. */
 int llama_check_file(const Llama *model, const NamedFile *file);
+int llama_check_body(const Llama *model, const NamedFile *file);
 
 /* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
  * Of a model with names only, they have no data. */
@@ -91,8 +116,6 @@ int llama_load_storage(const Llama *model, WeightStorage storage, const NamedFil
 int llama_untied_weights(const Llama *model); /* how many weights are not tied to another */
 
 /* ---- recording ---- */
-
-typedef struct KvCache KvCache;
 
 /* What backward computes again instead of reading it from memory (Chen et al. 2016): nothing; the outputs of norms and
  * of SwiGLU (cheap: no products); or everything inside each layer. */
@@ -114,19 +137,11 @@ Stream llama_layer(Tape *tape, Stream stream, Llama *model, int layer, LlamaReco
 /* Embedding, every layer, the last norm: the hidden states [T, D] that the head reads. */
 Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record);
 
+/* llama_hidden, then the score of every row that `index` names (an int32 input, as op_gather's), fp32 [rows', 1]; NULL:
+ * of every token. For models with a score head. */
+Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index);
+
 /* llama_hidden, then the head with these options. */
 HeadOutputs llama_record(Tape *tape, Llama *model, LlamaRecord record, HeadOptions head);
-
-/* ---- the cache of keys and values, for generation ---- */
-
-struct KvCache {
-    int n_layers, n_slots, max_sequence;
-    KvLayer *layers;
-    float *storage;
-    size_t bytes;
-};
-int kv_cache_new(KvCache **cache, const LlamaShape *shape, int n_slots, int max_sequence);
-void kv_cache_free(KvCache *cache);
-size_t kv_cache_bytes(const LlamaShape *shape, int n_slots, int max_sequence);
 
 #endif

@@ -2,6 +2,8 @@
  */
 #include "model/lora.h"
 
+#include "model/lora_peft.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -277,7 +279,8 @@ done:
 static int check_names(const Lora *lora, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
         const char *name = named_at(file, f)->name;
-        bool known = strncmp(name, "cria.", strlen("cria.")) == 0;
+        bool known = strncmp(name, "cria.", strlen("cria.")) == 0 ||
+                     (lora->model->shape.score_head && strcmp(name, LORA_SCORE) == 0);
         for (int i = 0; i < lora->n_weights && !known; i++)
             for (int v = 0; v < lora->weights[i]->n_views && !known; v++)
                 known = strcmp(lora->weights[i]->views[v].name, name) == 0;

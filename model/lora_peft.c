@@ -59,7 +59,7 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
                              .dropout = adapter->config.dropout};
     for (size_t i = 0; i < named_count(adapter->arrays); i++) {
         const char *name = named_at(adapter->arrays, i)->name;
-        if (text_starts_with(name, own_prefix)) continue;
+        if (text_starts_with(name, own_prefix) || (adapter->config.score && strcmp(name, LORA_SCORE) == 0)) continue;
         int target = target_of(name);
         if (target < 0)
             FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (q, k, v, o, gate, up, down)",
@@ -85,12 +85,14 @@ int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaO
 
 /* ---- writing ---- */
 
-PeftConfig lora_peft_config(const LoraOptions *options, const char *base, const char *targets[LORA_TARGETS]) {
+PeftConfig lora_peft_config(const LoraOptions *options, bool score, const char *base,
+                            const char *targets[LORA_TARGETS]) {
     PeftConfig config = {.rank = options->rank,
                          .alpha = options->alpha,
                          .dropout = options->dropout,
                          .rslora = options->rank_stabilised,
                          .dora = options->magnitudes,
+                         .score = score,
                          .base = base,
                          .targets = targets};
     for (int t = 0; t < LORA_TARGETS; t++)
@@ -98,10 +100,10 @@ PeftConfig lora_peft_config(const LoraOptions *options, const char *base, const 
     return config;
 }
 
-static int write_sources(const LoraOptions *options, const char *directory, const char *base,
+static int write_sources(const LoraOptions *options, bool score, const char *directory, const char *base,
                          const NamedSource *sources, size_t n) {
     const char *targets[LORA_TARGETS];
-    PeftConfig config = lora_peft_config(options, base, targets);
+    PeftConfig config = lora_peft_config(options, score, base, targets);
     return peft_write(directory, &config, sources, n);
 }
 
@@ -115,7 +117,7 @@ int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
     sources = arena_alloc(&arena, n * sizeof *sources);
     if (!sources) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < n; i++) sources[i] = (NamedSource){.array = arrays[i]};
-    TRY_TO(done, write_sources(&lora->options, directory, base, sources, n));
+    TRY_TO(done, write_sources(&lora->options, false, directory, base, sources, n));
 done:
     arena_free(&arena);
     return rc;
@@ -130,7 +132,7 @@ int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
     for (size_t i = 0; i < all; i++)
         if (!text_starts_with(named_at(adapter->arrays, i)->name, own_prefix))
             sources[n++].array = *named_at(adapter->arrays, i);
-    int rc = write_sources(&options, directory, adapter->config.base, sources, n);
+    int rc = write_sources(&options, adapter->config.score, directory, adapter->config.base, sources, n);
     free(sources);
     return rc;
 }
@@ -192,6 +194,9 @@ int lora_combine(Lora **out, Llama *model, const PeftAdapter *adapters, const do
         TRY(lora_options_from_peft(&options, &adapters[i]));
         if (options.magnitudes)
             FAIL(ERR_REFUSED, "%s: it has DoRA's magnitudes, which are merged alone and with weight 1",
+                 named_path(adapters[i].arrays));
+        if (adapters[i].config.score)
+            FAIL(ERR_REFUSED, "%s: it has a reward model's score head, and is merged alone and with weight 1",
                  named_path(adapters[i].arrays));
         all.targets |= options.targets;
         all.rank += options.rank;

@@ -5,6 +5,9 @@
 #include "model/formats/peft.h"
 #include "model/lora.h"
 
+/* What PEFT calls a score head that was trained beside an adapter. */
+#define LORA_SCORE "base_model.model.score.weight"
+
 /* "all-linear", or names like "q,v" or "q_proj, v_proj". ERR_USAGE for others. */
 int lora_parse_targets(unsigned *targets, const char *text);
 
@@ -15,8 +18,9 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter);
 /* A new adapter with the values of this one. */
 int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaOptions how);
 
-/* adapter_config.json of such an adapter; `targets` is room for the list in it. */
-PeftConfig lora_peft_config(const LoraOptions *options, const char *base, const char *targets[LORA_TARGETS]);
+/* adapter_config.json of such an adapter, with a score head or without; `targets` is room for the list in it. */
+PeftConfig lora_peft_config(const LoraOptions *options, bool score, const char *base,
+                            const char *targets[LORA_TARGETS]);
 
 /* Writes both files into an existing folder; values are stored as fp32. `base`: what the adapter belongs to. */
 int lora_write_peft(const Lora *lora, const char *directory, const char *base);

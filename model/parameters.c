@@ -5,6 +5,7 @@
 #include "model/core/error.h"
 #include "model/core/text.h"
 #include "model/llama.h"
+#include "model/quantise.h"
 #include "model/storage.h"
 
 int llama_untied_weights(const Llama *model) {
@@ -121,35 +122,50 @@ done:
 }
 
 /* Names that a file may hold though the model has no such parameter. */
-static bool may_be_ignored(const Llama *model, const char *name) {
-    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") ||
+static bool may_be_ignored(const Llama *model, bool with_head, const char *name) {
+    bool is_head = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "score.weight") == 0;
+    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") || (is_head && !with_head) ||
            (model->head.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
 /* Every array of the file is a parameter, or known not to matter. */
-static int check_names(const Llama *model, const NamedArray *arrays, size_t n, const NamedFile *file) {
+static int check_names(const Llama *model, bool with_head, const NamedArray *arrays, size_t n, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
         const char *name = named_at(file, f)->name;
         size_t i = 0;
         while (i < n && strcmp(arrays[i].name, name) != 0) i++;
-        if (i == n && !may_be_ignored(model, name))
+        if (i == n && !may_be_ignored(model, with_head, name))
             FAIL(ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
     }
     return OK;
 }
 
-int llama_check_file(const Llama *model, const NamedFile *file) {
+/* The head is the last of the arrays, unless it is tied. */
+static size_t body_arrays(const Llama *model, size_t n) {
+    return n - (model->head.tied ? 0 : 1);
+}
+
+static int check_file(const Llama *model, bool with_head, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     const NamedArray *found;
     size_t n;
     TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
-    TRY_TO(done, check_names(model, arrays, n, file));
+    if (!with_head) n = body_arrays(model, n);
+    TRY_TO(done, check_names(model, with_head, arrays, n, file));
     for (size_t i = 0; i < n; i++) TRY_TO(done, find_array(&found, &arrays[i], file));
 done:
     arena_free(&arena);
     return rc;
+}
+
+int llama_check_file(const Llama *model, const NamedFile *file) {
+    return check_file(model, true, file);
+}
+
+int llama_check_body(const Llama *model, const NamedFile *file) {
+    return check_file(model, false, file);
 }
 
 /* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
@@ -182,28 +198,79 @@ static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, 
     return OK;
 }
 
+typedef struct {
+    const NamedFile *file;
+    const NamedArray *array;
+} Source;
+
+static int read_source(void *context, size_t first, size_t n, float *out) {
+    const Source *source = context;
+    return named_read_f32(source->file, source->array, first, n, out);
+}
+
+static bool is_floating(Dtype dtype) {
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
+}
+
+/* View by view, so that no more than one of them is in memory before it is quantised. */
+static int load_quantised(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    for (int v = 0; v < weight->n_views; v++) {
+        Quantised *q = &weight->stored.quantised[v];
+        Source source = {.file = file};
+        TRY(find_array(&source.array, &wanted[v], file));
+        if (source.array->data && is_floating(source.array->dtype))
+            TRY(quantise_memory(q, wanted[v].name, source.array->data, source.array->dtype));
+        else
+            TRY(quantise_fill(q, wanted[v].name, read_source, &source));
+        named_forget(source.array);
+    }
+    return OK;
+}
+
 static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+    if (weight->stored.quantised) return load_quantised(weight, wanted, file);
     if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
     for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
     return OK;
 }
 
-int llama_load(Llama *model, const NamedFile *file) {
+/* Its packing is all that is wanted. */
+static void keep_packing(Weight *weight) {
+    if (!weight->forward || !weight->value || weight->tied) return;
+    weight_pack(weight);
+    pages_discard(weight->value, weight_value_bytes(weight));
+    weight->value = NULL;
+    weight->stored = (RowMajor){0};
+}
+
+static int load(Llama *model, bool with_head, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n, next = 0;
     TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
-    TRY_TO(done, check_names(model, arrays, n, file));
+    TRY_TO(done, check_names(model, with_head, arrays, with_head ? n : body_arrays(model, n), file));
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        if (weight->tied) continue;
+        if (weight->tied || (weight == &model->head && !with_head)) continue;
         TRY_TO(done, load_weight(weight, &arrays[next], file));
+        if (model->packed_only && weight != &model->embedding) keep_packing(weight);
         next += (size_t)weight->n_views;
     }
     if (model->head.tied) model->head.stored = model->head.tied->stored;
-    llama_pack(model);
+    if (!model->packed_only)
+        llama_pack(model);
+    else if (model->head.tied)
+        weight_pack(&model->head);
 done:
     arena_free(&arena);
     return rc;
+}
+
+int llama_load(Llama *model, const NamedFile *file) {
+    return load(model, true, file);
+}
+
+int llama_load_body(Llama *model, const NamedFile *file) {
+    return load(model, false, file);
 }

@@ -128,9 +128,10 @@ int llama_shape_check(LlamaShape *shape) {
 }
 
 uint64_t llama_parameters(const LlamaShape *shape) {
-    uint64_t dim = (uint64_t)shape->dim, head = (uint64_t)shape->head_dim, ffn = (uint64_t)shape->ffn_dim;
-    uint64_t query = (uint64_t)shape->n_heads * head, key = (uint64_t)shape->n_kv_heads * head;
+    uint64_t dim = (uint64_t)shape->dim, width = (uint64_t)shape->head_dim, ffn = (uint64_t)shape->ffn_dim;
+    uint64_t query = (uint64_t)shape->n_heads * width, key = (uint64_t)shape->n_kv_heads * width;
     uint64_t layer = 2 * dim + dim * (query + 2 * key) + query * dim + 3 * dim * ffn;
     uint64_t embedding = (uint64_t)shape->vocab_size * dim;
-    return (uint64_t)shape->n_layers * layer + dim + embedding * (shape->tied ? 1 : 2);
+    uint64_t head = shape->score_head ? dim : shape->tied ? 0 : embedding;
+    return (uint64_t)shape->n_layers * layer + dim + embedding + head;
 }

@@ -1,5 +1,5 @@
 /* Where a model's parameters live: names and shapes, fp32 values and gradients, the packings of bf16 products, the
- * 16-bit matrices of a frozen model, rotary tables. Each kind is one run of pages. */
+ * matrices of a frozen model in fewer bits, rotary tables. Each kind is one run of pages. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +7,7 @@
 #include "model/core/error.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/quantised.h"
 #include "model/llama.h"
 #include "model/storage.h"
 
@@ -52,6 +53,20 @@ static int describe_layer(Llama *model, int index) {
     return OK;
 }
 
+/* Hugging Face's LlamaForSequenceClassification with one label has a matrix of one row, `score`. */
+static int describe_head(Llama *model) {
+    const LlamaShape *shape = &model->shape;
+    if (!shape->score_head) {
+        TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
+        if (shape->tied) model->head.tied = &model->embedding;
+        return OK;
+    }
+    TRY(describe_one(model, &model->head, 1, shape->dim, "score", -1));
+    model->head.n_dims = 2;
+    model->head.decay = true;
+    return OK;
+}
+
 static int describe_all(Llama *model) {
     const LlamaShape *shape = &model->shape;
     ARENA_TRY(model->layers, &model->arena, shape->n_layers);
@@ -59,33 +74,68 @@ static int describe_all(Llama *model) {
     TRY(describe_one(model, &model->embedding, shape->vocab_size, shape->dim, "model.embed_tokens", -1));
     for (int layer = 0; layer < shape->n_layers; layer++) TRY(describe_layer(model, layer));
     TRY(describe_one(model, &model->norm, 1, shape->dim, "model.norm", -1));
-    TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
-    if (shape->tied) model->head.tied = &model->embedding;
+    TRY(describe_head(model));
     return OK;
 }
 
 /* ---- storage ---- */
 
-static size_t frozen_bytes(const Weight *weight) {
-    return arena_round_up(weight_elements(weight) * sizeof(bf16));
+static const char *const frozen_names[FROZEN_KINDS] = {"none", "16bit", "int8", "nf4"};
+
+const char *frozen_name(Frozen frozen) {
+    return frozen_names[frozen];
 }
 
-static bool is_frozen(const Weight *weight, LlamaOptions options) {
-    return options.frozen && weight->n_dims == 2;
+static bool is_score_head(const Llama *model, const Weight *weight) {
+    return model->shape.score_head && weight == &model->head;
 }
 
-/* Matrices that take part in products: all but the embedding. */
+static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight);
+}
+
+/* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
+static bool is_narrow(const Llama *model, const Weight *weight, LlamaOptions options) {
+    bool head = weight == &model->head || (weight == &model->embedding && model->head.tied);
+    return is_frozen(model, weight, options) && !(head && options.precision == DTYPE_F32);
+}
+
+static bool is_quantised(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && weight != &model->embedding &&
+           weight != &model->head;
+}
+
+static QuantisedKind quantised_kind(LlamaOptions options) {
+    return options.frozen == FROZEN_INT8 ? QUANTISED_INT8 : QUANTISED_NF4;
+}
+
+static size_t view_elements(const Weight *weight, int v) {
+    return (size_t)weight->views[v].rows * (size_t)weight->cols;
+}
+
+static size_t frozen_bytes(const Llama *model, const Weight *weight, LlamaOptions options) {
+    size_t bytes = 0;
+    if (!is_quantised(model, weight, options)) return arena_round_up(weight_elements(weight) * sizeof(bf16));
+    for (int v = 0; v < weight->n_views; v++)
+        bytes += quantised_bytes(quantised_kind(options), view_elements(weight, v));
+    return bytes;
+}
+
+/* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.precision == DTYPE_BF16 && !options.frozen && weight->n_dims == 2 && weight != &model->embedding;
+    bool wanted = options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && !options.unpacked;
+    return wanted && weight->n_dims == 2 && weight != &model->embedding && !is_score_head(model, weight);
 }
 
 /* How much storage the model takes. */
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        weight->trainable = options.training && !is_frozen(weight, options);
-        if (!weight->tied && is_frozen(weight, options)) model->frozen_bytes += frozen_bytes(weight);
-        if (!weight->tied && !is_frozen(weight, options)) model->value_bytes += weight_value_bytes(weight);
+        bool is_head_alone = options.train_head && is_score_head(model, weight);
+        weight->trainable = (options.training && !is_frozen(model, weight, options)) || is_head_alone;
+        weight->narrow = is_narrow(model, weight, options);
+        if (!weight->tied && weight->narrow) model->frozen_bytes += frozen_bytes(model, weight, options);
+        if (!weight->tied && !weight->narrow) model->value_bytes += weight_value_bytes(weight);
         if (weight->trainable)
             model->grad_bytes += weight_value_bytes(weight); /* a tied head's is for the rows looked up */
         if (weight->trainable && weight->tied) model->grad_bytes += arena_round_up((size_t)weight->rows);
@@ -115,7 +165,21 @@ static void place_packings(Llama *model, LlamaOptions options) {
     }
 }
 
-static void place_values(Llama *model, LlamaOptions options) {
+/* A matrix of its own for each view. */
+static int place_quantised(Llama *model, Weight *weight, char *storage, LlamaOptions options) {
+    Quantised *parts;
+    ARENA_TRY(parts, &model->arena, weight->n_views);
+    weight->stored = (RowMajor){.n_views = weight->n_views, .cols = weight->cols, .quantised = parts};
+    for (int v = 0; v < weight->n_views; v++) {
+        parts[v] = quantised_place(quantised_kind(options), view_elements(weight, v), storage);
+        storage += quantised_bytes(quantised_kind(options), view_elements(weight, v));
+        weight->stored.first_row[v] = weight->views[v].first_row;
+        weight->stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;
+    }
+    return OK;
+}
+
+static int place_values(Llama *model, LlamaOptions options) {
     size_t value = 0, grad = 0, frozen = 0;
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
@@ -129,15 +193,19 @@ static void place_values(Llama *model, LlamaOptions options) {
                 weight->tied->row_grad = gradient;
                 weight->tied->touched = (uint8_t *)(void *)(model->grads + grad / sizeof(float));
             }
-        } else if (is_frozen(weight, options)) {
-            weight->stored = weight_row_major(weight, model->frozen + frozen / sizeof(bf16), DTYPE_BF16);
-            frozen += frozen_bytes(weight);
+        } else if (weight->narrow) {
+            if (is_quantised(model, weight, options))
+                TRY(place_quantised(model, weight, model->frozen + frozen, options));
+            else
+                weight->stored = weight_row_major(weight, model->frozen + frozen, DTYPE_BF16);
+            frozen += frozen_bytes(model, weight, options);
         } else {
             weight->value = model->values + value / sizeof(float);
             weight->stored = weight_row_major(weight, weight->value, DTYPE_F32);
             value += weight_value_bytes(weight);
         }
     }
+    return OK;
 }
 
 /* Pages, or NULL and no error where nothing is wanted. */
@@ -153,7 +221,8 @@ static int allocate(Llama *model, LlamaOptions options) {
     TRY(weight_pages(&model->grads, model->grad_bytes, "gradients"));
     TRY(weight_pages(&model->packings, model->packing_bytes, "packed parameters"));
     TRY(weight_pages(&model->frozen, model->frozen_bytes, "frozen parameters"));
-    place_values(model, options);
+    pages_large(model->packings, model->packing_bytes);
+    TRY(place_values(model, options));
     place_packings(model, options);
     return OK;
 }
@@ -215,6 +284,7 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     *out = NULL;
     if (!model) FAIL(ERR_FAILED, "out of memory");
     model->shape = *shape;
+    model->packed_only = options.packed_only;
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
@@ -238,7 +308,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->frozen_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->head.narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 size_t llama_bytes(const Llama *model) {

@@ -47,7 +47,7 @@ run 0 chat base -p x --template plain --max-new-tokens 5 && says 'cut off'
 tell "one can be named; an answer that does not end is said to be cut off" $?
 run 0 generate tuned --chat -p 'say d' --temperature 0 && [ "$(cat "$scratch/out")" = dd ]
 tell "generate --chat prints the answer alone" $?
-printf 'say a\nsay b\nsay e\n' >prompts && run 0 generate tuned --chat -f prompts --copies 20 --temperature 0.5 --json && [ "$(grep -o stop-token "$scratch/out" | wc -l)" -ge 59 ]
+printf 'say a\nsay b\nsay e\n' >prompts && run 0 generate tuned --chat -f prompts --samples 20 --temperature 0.5 --json && [ "$(grep -o stop-token "$scratch/out" | wc -l)" -ge 59 ]
 tell "many are answered at once by generate --chat, and nearly all answers end by themselves" $?
 run 0 export tuned m.gguf --format gguf && run 0 chat m.gguf -p 'say e' --temperature 0 && [ "$(cat "$scratch/out")" = ee ] &&
     run 0 export tuned hf && run 0 chat hf -p 'say e' --temperature 0 && [ "$(cat "$scratch/out")" = ee ]

@@ -35,7 +35,7 @@ for batch in 1 3 16; do
     batch_is_each --temperature 0 --max-batch $batch
     tell "$batch prompts at once have the greedy texts of each alone" $?
 done
-copies() { run 0 generate "$model" -p "the" -n 40 --copies 4 --temperature 1 && [ "$(awk 'BEGIN { RS = "\n---\n" } !seen[$0]++' out | grep -c the)" -ge 1 ] && [ "$(awk 'BEGIN { RS = "\n---\n" } { sub(/\n$/, "") } !seen[$0]++ { n++ } END { print n }' out)" -eq 4 ]; }
+copies() { run 0 generate "$model" -p "the" -n 40 --samples 4 --temperature 1 && [ "$(awk 'BEGIN { RS = "\n---\n" } !seen[$0]++' out | grep -c the)" -ge 1 ] && [ "$(awk 'BEGIN { RS = "\n---\n" } { sub(/\n$/, "") } !seen[$0]++ { n++ } END { print n }' out)" -eq 4 ]; }
 copies
 tell "copies of a prompt are sampled apart" $?
 
@@ -72,7 +72,7 @@ tell "a stop text ends the continuation and is not shown ('$stop')" $?
 json -p "the llama" --temperature 0 -n 50 --stop "$stop" && [ "$(reason)" = stop-text ] && ! grep -qF "$stop\", \"tokens" out
 tell "and is the reason given" $?
 # A document ends with EOS: sampled long enough, one comes; what follows it is another document's.
-json -p "the" -n 60 --copies 40 --temperature 1 && grep -q '"finish_reason": "stop-token"' out && ! grep -oE '"tokens": \[[^]]*\]' out | grep -qw 257
+json -p "the" -n 60 --samples 40 --temperature 1 && grep -q '"finish_reason": "stop-token"' out && ! grep -oE '"tokens": \[[^]]*\]' out | grep -qw 257
 tell "EOS ends a continuation and is no part of it" $?
 
 run 3 generate "$model" -p "the llama walks" -n 5 --max-sequence 10 && one_error && says 'prompt 0 has 16 tokens; with max_sequence 10 there is no room'

@@ -43,6 +43,7 @@ refuses() { # refuses STATUS TEXT ARGUMENTS…: one error, TO is not there
     shift 2
     status "$wanted" merge "$@" "$scratch/no" && grep -q -- "$text" <<<"$err" && [ "$(grep -c '^error: ' <<<"$err")" -eq 1 ] && [ ! -e "$scratch/no" ]
 }
+averages_itself() { status 0 merge "$G/llama_gqa" "$scratch/base" "$G/llama_gqa" "$scratch/mean" --weights 0.25,0.5,0.25 && same_model "$scratch/mean" "$scratch/base"; }
 not_empty() { status 3 merge "$G/llama_gqa" "$G/lora_plain" "$scratch/fresh"; }
 no_adapter() { status 3 export --format peft "$G/llama_gqa" "$scratch/no" && grep -q adapter_config.json <<<"$err" && [ ! -e "$scratch/no" ]; }
 
@@ -58,7 +59,8 @@ check "an exported adapter is the same" exports
 check "an adapter of another model is refused by its array" refuses 3 'this model.s shape wants' "$G/llama_tied" "$G/lora_plain"
 check "DoRA is not averaged" refuses 3 'magnitudes' "$G/llama_gqa" "$G/lora_plain" "$G/lora_dora_fresh"
 check "a wrong number of weights is refused" refuses 2 '1 numbers for 2 adapters' "$G/llama_gqa" "$G/lora_plain" "$G/lora_plain" --weights 1
-check "what is no adapter is refused" refuses 3 adapter_config.json "$G/llama_gqa" "$G/llama_gqa"
+check "what is no adapter is refused among adapters" refuses 3 adapter_config.json "$G/llama_gqa" "$G/llama_gqa" "$G/lora_plain"
+check "a model averaged with itself is that model" averages_itself
 check "a folder with something in it is refused" not_empty
 check "a model is no adapter to export" no_adapter
 echo "$passed passed, $failed failed"

@@ -105,7 +105,7 @@ static inline bf16 *packed_guarded(const Bf16Kernels *reference, const RowMajor 
 }
 
 static inline RowMajor weight_rows(const bf16 *w, int rows, int cols) {
-    return (RowMajor){DTYPE_BF16, 1, cols, {w}, {0, rows}};
+    return (RowMajor){DTYPE_BF16, 1, cols, {w}, {0, rows}, NULL};
 }
 
 /* Σ|a·b| + |c| */

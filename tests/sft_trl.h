@@ -2,14 +2,7 @@
 #ifndef CRIA_TESTS_SFT_TRL_H
 #define CRIA_TESTS_SFT_TRL_H
 
-#include <math.h>
-#include <string.h>
-
-#include <jansson.h>
-
-#include "model/formats/named.h"
-#include "tests/data_fixture.h"
-#include "train/metrics.h"
+#include "tests/trl_golden.h"
 
 #define GOLDEN "tests/golden/sft_trl"
 enum { STEPS = 20 };
@@ -30,50 +23,22 @@ static const char *const ways[] = {
 enum { N_WAYS = sizeof ways / sizeof *ways };
 
 static inline void run_cria(const char *config, const char *output, const char *way, const char *more) {
-    char command[16384];
-    const char *cria = getenv("CRIA");
-    snprintf(command, sizeof command, "%s sft %s output=%s train.steps=%d train.threads=1 %s %s 2>%s.log",
-             cria ? cria : "build/cria", config, output, STEPS, way, more, output);
-    ck_assert_msg(system(command) == 0, "%s", command);
+    char all[1024];
+    snprintf(all, sizeof all, "train.steps=%d %s %s", STEPS, way, more);
+    trl_run("sft", config, output, all);
 }
 
 /* The largest difference of a metric from the golden list, relative to it or not. */
 static inline double compare_metric(const char *output, const char *metric, const json_t *expected, bool relative) {
-    char path[512];
-    double *x, *y, worst = 0;
-    size_t n;
-    snprintf(path, sizeof path, "%s/metrics.jsonl", output);
-    CHECK_OK(metrics_read(path, metric, &x, &y, &n));
-    ck_assert_uint_eq(n, STEPS);
+    double *y = trl_metric(output, metric, STEPS), worst = 0;
     ck_assert_uint_eq(json_array_size(expected), STEPS);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < STEPS; i++) {
         double wanted = json_number_value(json_array_get(expected, i)), d = fabs(y[i] - wanted);
         if (relative) d /= wanted;
         if (!(d <= worst)) worst = d;
     }
-    free(x);
     free(y);
     return worst;
-}
-
-static inline float *read_array(const NamedFile *file, const char *name, size_t *n) {
-    const NamedArray *array;
-    CHECK_OK(named_get(&array, file, name));
-    *n = named_elements(array);
-    float *values = malloc(*n * sizeof *values);
-    CHECK_OK(named_read_f32(file, array, 0, *n, values));
-    return values;
-}
-
-/* ‖is - to‖ / ‖to - from‖ */
-static inline double relative_change(const float *is, const float *to, const float *from, size_t n) {
-    double difference = 0, size = 0;
-    for (size_t e = 0; e < n; e++) {
-        double d = (double)is[e] - (double)to[e], s = (double)to[e] - (double)from[e];
-        difference += d * d;
-        size += s * s;
-    }
-    return sqrt(difference / size);
 }
 
 #endif

@@ -283,7 +283,7 @@ START_TEST(of_equal_logits_the_first_is_the_top_one) {
                 for (int v = first; v < V; v += v - first < 40 ? 3 : 479)
                     for (int i = 0; i < D; i++) h.w[v * D + i] = f32_to_bf16(9);
                 for (int i = 0; i < T * D; i++) h.x[i] = f32_to_bf16(1);
-                h.rows = (RowMajor){DTYPE_BF16, 1, D, {h.w}, {0, V}};
+                h.rows = (RowMajor){DTYPE_BF16, 1, D, {h.w}, {0, V}, NULL};
                 h.forward = (Panels){V, D, NULL, &h.rows, false};
                 Given g = given(&h);
                 Kernels k;

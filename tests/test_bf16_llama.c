@@ -87,6 +87,30 @@ START_TEST(recomputation_gives_the_same_bits) {
 }
 END_TEST
 
+/* As LlamaOptions.unpacked has it. */
+static void forget_packings(Llama *model) {
+    for (int i = 0; i < model->n_weights; i++) model->weights[i]->forward = model->weights[i]->backward = NULL;
+}
+
+START_TEST(weights_packed_as_they_are_used_give_the_same_bits) {
+    for (int k = 0; k < N_SETS; k++) {
+        if (!golden_select(sets[k])) continue;
+        for (int c = 0; c < N_GOLDEN; c++) {
+            Golden packed, unpacked;
+            size_t n, m;
+            float *a = gradients_of(&packed, golden_cases[c], DTYPE_BF16, RECOMPUTE_NONE, &n);
+            golden_open_as(&unpacked, golden_cases[c], NULL, DTYPE_BF16);
+            forget_packings(unpacked.model);
+            float *b = gradients_of_open(&unpacked, DTYPE_BF16, RECOMPUTE_NONE, &m);
+            ck_assert_uint_eq(n, m);
+            ck_assert_msg(memcmp(a, b, n * sizeof *a) == 0, "%s, %s", sets[k], golden_cases[c]);
+            golden_close(&packed);
+            golden_close(&unpacked);
+        }
+    }
+}
+END_TEST
+
 /* Packings that updates have written equal those packed anew from the values. */
 START_TEST(an_update_leaves_the_packings_of_its_new_values) {
     for (int k = 0; k < N_SETS; k++) {
@@ -179,5 +203,5 @@ START_TEST(frozen_matrices_compute_as_packed_ones_do) {
 END_TEST
 
 CHECK_MAIN("bf16_llama", loss_and_gradients_are_those_of_transformers_to_bf16s_rounding,
-           recomputation_gives_the_same_bits, an_update_leaves_the_packings_of_its_new_values,
-           frozen_matrices_compute_as_packed_ones_do)
+           recomputation_gives_the_same_bits, weights_packed_as_they_are_used_give_the_same_bits,
+           an_update_leaves_the_packings_of_its_new_values, frozen_matrices_compute_as_packed_ones_do)

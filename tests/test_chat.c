@@ -1,83 +1,21 @@
-/* Records, templates, masks: against ids made by tokenizers and sentencepiece (golden/chat.py), and one test for each
- * of the known ways in which fine-tuning data goes wrong. */
+/* Records, templates, masks: against ids made by transformers and sentencepiece (golden/chat.py). How fine-tuning data
+ * is known to go wrong is in test_complaints.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "data/chat/json_text.h"
-#include "data/chat/template.h"
-#include "data/tokenizer/tokenizer.h"
 #include "model/core/file.h"
-#include "tests/check_main.h"
+#include "tests/chat_case.h"
 
-#define CHAT_TOKENIZER "tests/golden/tokenizer_chat.json"
-#define LLAMA_TOKENIZER "tests/golden/tokenizer_llama.model"
 #define EXPECTED "tests/golden/chat_expected.jsonl"
-
-typedef struct {
-    Tokenizer *tokenizer;
-    ChatTemplate *chat;
-    Conversation conversation;
-    ChatTokens tokens;
-} Case;
-
-static Case case_open_spec(const char *tokenizer, const ChatTemplateSpec *spec, const ChatTemplateOptions *options) {
-    Case c = {0};
-    ck_assert_ptr_nonnull(spec);
-    CHECK_OK(tokenizer_load(&c.tokenizer, tokenizer));
-    CHECK_OK(chat_template_new(&c.chat, spec, options, c.tokenizer));
-    return c;
-}
-static Case case_open(const char *name) {
-    bool is_llama2 = strcmp(name, "llama2") == 0;
-    return case_open_spec(is_llama2 ? LLAMA_TOKENIZER : CHAT_TOKENIZER, chat_template_spec(name), NULL);
-}
-static void case_close(Case *c) {
-    chat_tokens_free(&c->tokens);
-    conversation_free(&c->conversation);
-    chat_template_free(c->chat);
-    tokenizer_free(c->tokenizer);
-}
-static void parse(Case *c, const char *json) {
-    CHECK_OK(conversation_parse(&c->conversation, json, strlen(json), NULL));
-}
-static void render(Case *c, const char *json, TrainOn mode) {
-    parse(c, json);
-    CHECK_OK(chat_render(c->chat, &c->conversation, mode, &c->tokens));
-}
-/* The learned tokens' text, "|" between runs. */
-static char *learned(const Case *c) {
-    static char out[4096];
-    out[0] = '\0';
-    for (size_t i = 0; i < c->tokens.n; i++) {
-        if (!(c->tokens.weights[i] > 0)) continue;
-        if (i > 0 && *out && !(c->tokens.weights[i - 1] > 0)) strcat(out, "|");
-        char *text;
-        size_t size;
-        const char *name = tokenizer_name(c->tokenizer, c->tokens.ids[i]);
-        CHECK_OK(tokenizer_decode(c->tokenizer, &c->tokens.ids[i], 1, true, &text, &size));
-        strcat(out, name ? name : text);
-        free(text);
-    }
-    return out;
-}
-static size_t count_id(const Case *c, int32_t id) {
-    size_t n = 0;
-    for (size_t i = 0; i < c->tokens.n; i++) n += c->tokens.ids[i] == id;
-    return n;
-}
-
-static const char *const TEMPLATES[] = {"llama2", "llama3", "llama3.1", "llama3.2", "alpaca", "chatml", "plain"};
-enum { N_TEMPLATES = sizeof TEMPLATES / sizeof *TEMPLATES };
-#define TWO_TURNS                                                                                                  \
-    "{\"messages\": [{\"role\": \"user\", \"content\": \"one\"}, {\"role\": \"assistant\", \"content\": \"two\"}," \
-    "{\"role\": \"user\", \"content\": \"three\"}, {\"role\": \"assistant\", \"content\": \"four\"}]}"
 
 /* ---- equal to others ----------------------------------------------------------------------------------------------
  */
 
 static void check_expected(Case *c, const json_t *row, const char *name, int line) {
     const json_t *want = json_object_get(row, name), *ids = json_object_get(want, "ids");
+    if (!want) return; /* the first rows have all templates */
     char *json = json_dumps(row, 0);
     render(c, json, TRAIN_ON_ASSISTANT);
     free(json);
@@ -98,26 +36,32 @@ static void check_expected(Case *c, const json_t *row, const char *name, int lin
 }
 
 START_TEST(hostile_text_has_the_ids_and_masks_of_a_piecewise_encoding) {
+    static const ChatTemplateSpec own = {.name = "own",
+                                         .begin = "{bos}",
+                                         .role = {[CHAT_SYSTEM] = {"# ", " #\n", NULL},
+                                                  [CHAT_USER] = {"Q: ", "\n", NULL},
+                                                  [CHAT_ASSISTANT] = {"A:  ", " .<|eot_id|>\n", "<|eot_id|>"}},
+                                         .default_system = "quiet"};
     char *bytes;
     size_t size;
     int line = 0;
-    Case llama3 = case_open("llama3"), llama2 = case_open("llama2"),
-         llama31 = case_open_spec(CHAT_TOKENIZER, chat_template_spec("llama3.1"),
+    Case cases[N_TEMPLATES + 1];
+    for (int t = 0; t <= N_TEMPLATES; t++)
+        cases[t] = case_open_spec(t < N_TEMPLATES ? tokenizer_for(TEMPLATES[t]) : CHAT_TOKENIZER,
+                                  t < N_TEMPLATES ? chat_template_spec(TEMPLATES[t]) : &own,
                                   &(ChatTemplateOptions){.date = "1 May 2025"});
     CHECK_OK(file_read(&bytes, &size, EXPECTED, 0));
     for (char *rest = bytes, *row; (row = strsep(&rest, "\n")) != NULL && *row; line++) {
         json_t *root = json_loads(row, 0, NULL);
         ck_assert_ptr_nonnull(root);
-        check_expected(&llama3, root, "llama3", line + 1);
-        check_expected(&llama31, root, "llama3.1", line + 1);
-        check_expected(&llama2, root, "llama2", line + 1);
+        if (line == 0) ck_assert_uint_eq(json_object_size(root), N_TEMPLATES + 2); /* the messages, and own */
+        for (int t = 0; t <= N_TEMPLATES; t++)
+            check_expected(&cases[t], root, t < N_TEMPLATES ? TEMPLATES[t] : "own", line + 1);
         json_decref(root);
     }
     ck_assert_int_eq(line, 100);
     free(bytes);
-    case_close(&llama3);
-    case_close(&llama31);
-    case_close(&llama2);
+    for (int t = 0; t <= N_TEMPLATES; t++) case_close(&cases[t]);
 }
 END_TEST
 
@@ -136,66 +80,8 @@ START_TEST(json_is_written_as_python_writes_it) {
 }
 END_TEST
 
-/* ---- what goes wrong elsewhere --------------------------------------------------------------------------------------
+/* ---- masks ----------------------------------------------------------------------------------------------------------
  */
-
-START_TEST(the_model_learns_to_stop) {
-    for (int t = 0; t < N_TEMPLATES; t++) {
-        Case c = case_open(TEMPLATES[t]);
-        int32_t stops[2];
-        ck_assert_uint_eq(chat_template_stops(c.chat, stops), 1);
-        for (TrainOn mode = TRAIN_ON_ALL; mode <= TRAIN_ON_LAST; mode++) {
-            render(&c, TWO_TURNS, mode);
-            ck_assert_uint_lt(c.tokens.last_stop, c.tokens.n);
-            ck_assert_int_eq(c.tokens.ids[c.tokens.last_stop], stops[0]);
-            ck_assert(c.tokens.weights[c.tokens.last_stop] == 1);
-            size_t last = c.tokens.n - 1;
-            while (mode != TRAIN_ON_ALL && !(c.tokens.weights[last] > 0)) last--;
-            if (mode != TRAIN_ON_ALL) ck_assert_uint_eq(last, c.tokens.last_stop);
-        }
-        case_close(&c);
-    }
-}
-END_TEST
-
-START_TEST(bos_is_never_doubled_and_never_learned) {
-    for (int t = 0; t < N_TEMPLATES; t++) {
-        Case c = case_open(TEMPLATES[t]);
-        int32_t bos = tokenizer_bos(c.tokenizer);
-        render(&c, TWO_TURNS, TRAIN_ON_ALL);
-        size_t wanted = strcmp(TEMPLATES[t], "llama2") == 0 ? 2 : strcmp(TEMPLATES[t], "chatml") == 0 ? 0 : 1;
-        ck_assert_uint_eq(count_id(&c, bos), wanted);
-        for (size_t i = 0; i < c.tokens.n; i++) ck_assert((c.tokens.ids[i] == bos) == (c.tokens.weights[i] == 0));
-        render(&c, "{\"text\": \"<|begin_of_text|><s>a document\"}", TRAIN_ON_LAST);
-        ck_assert_uint_eq(count_id(&c, bos), 1);
-        ck_assert_uint_eq(c.tokens.n_live, c.tokens.n - 1);
-        case_close(&c);
-    }
-}
-END_TEST
-
-/* Text that would merge with what stands before it in every template: newlines, spaces, letters. */
-START_TEST(the_mask_begins_where_generation_begins) {
-    static const char *const answers[] = {"two", " two", "\\n\\ntwo", "", ":", "] two", "ee", "\\n"};
-    for (int t = 0; t < N_TEMPLATES; t++) {
-        Case c = case_open(TEMPLATES[t]);
-        for (size_t a = 0; a < sizeof answers / sizeof *answers; a++) {
-            char json[256];
-            ChatTokens prompt = {0};
-            snprintf(json, sizeof json, "{\"prompt\": \"thr\", \"completion\": \"%s\"}", answers[a]);
-            render(&c, json, TRAIN_ON_COMPLETION);
-            c.conversation.n--;
-            CHECK_OK(chat_render_prompt(c.chat, &c.conversation, &prompt));
-            ck_assert_uint_lt(prompt.n, c.tokens.n);
-            ck_assert_mem_eq(prompt.ids, c.tokens.ids, prompt.n * sizeof *prompt.ids);
-            for (size_t i = 0; i < prompt.n; i++) ck_assert(c.tokens.weights[i] == 0);
-            ck_assert(c.tokens.weights[prompt.n] == 1);
-            chat_tokens_free(&prompt);
-        }
-        case_close(&c);
-    }
-}
-END_TEST
 
 START_TEST(ids_do_not_depend_on_the_mask) {
     for (int t = 0; t < N_TEMPLATES; t++) {
@@ -390,7 +276,6 @@ START_TEST(roles_out_of_order_are_refused) {
 END_TEST
 
 CHECK_MAIN("chat", hostile_text_has_the_ids_and_masks_of_a_piecewise_encoding, json_is_written_as_python_writes_it,
-           the_model_learns_to_stop, bos_is_never_doubled_and_never_learned, the_mask_begins_where_generation_begins,
            ids_do_not_depend_on_the_mask, each_mode_learns_what_it_says, a_weight_in_the_record_replaces_the_mode,
            a_record_that_does_not_fit_is_never_cut_unasked, a_template_whose_tokens_are_missing_is_refused,
            a_template_of_ones_own_needs_a_stop_that_is_a_token, records_are_known_by_their_keys,

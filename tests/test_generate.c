@@ -7,6 +7,7 @@
 #include "eval/sampler.h"
 #include "model/core/philox.h"
 #include "model/core/text.h"
+#include "model/kernels/kernels.h"
 #include "tests/check_main.h"
 
 /* ---- the sampler ---- */
@@ -16,23 +17,25 @@ static const float logits[VOCAB] = {1.0f, -2.0f, 3.0f, 0.5f, 3.0f, -INFINITY};
 
 static int32_t draw(SamplerOptions options, const int32_t *history, size_t n, uint64_t position) {
     Sampler *sampler;
-    int32_t token = -1;
+    Draw one = {
+        .logits = logits, .history = history, .n_history = n, .position = position, .temperature = options.temperature};
     CHECK_OK(sampler_new(&sampler, VOCAB, options));
-    CHECK_OK(sampler_next(sampler, logits, history, n, 0, position, &token, NULL));
+    CHECK_OK(sampler_draw(sampler, &one, 1));
     sampler_free(sampler);
-    return token;
+    return one.token;
 }
 
 /* Shares of DRAWS draws. */
 static void shares(SamplerOptions options, double share[VOCAB]) {
+    static Draw draws[DRAWS];
     Sampler *sampler;
     memset(share, 0, VOCAB * sizeof *share);
     CHECK_OK(sampler_new(&sampler, VOCAB, options));
-    for (uint64_t position = 0; position < DRAWS; position++) {
-        int32_t token;
-        CHECK_OK(sampler_next(sampler, logits, NULL, 0, 7, position, &token, NULL));
-        share[token] += 1.0 / DRAWS;
-    }
+    for (uint64_t position = 0; position < DRAWS; position++)
+        draws[position] =
+            (Draw){.logits = logits, .prompt = 7, .position = position, .temperature = options.temperature};
+    CHECK_OK(sampler_draw(sampler, draws, DRAWS));
+    for (uint64_t position = 0; position < DRAWS; position++) share[draws[position].token] += 1.0 / DRAWS;
     sampler_free(sampler);
 }
 
@@ -100,11 +103,11 @@ START_TEST(logits_that_are_no_numbers_are_an_error_at_any_temperature) {
         for (int t = 0; t < 2; t++) {
             SamplerOptions options = plain;
             Sampler *sampler;
-            int32_t token;
+            Draw one = {.logits = bad[b], .temperature = t};
             options.temperature = t;
             options.top_p = 0.95;
             CHECK_OK(sampler_new(&sampler, VOCAB, options));
-            CHECK_ERROR(sampler_next(sampler, bad[b], NULL, 0, 0, 0, &token, NULL), ERR_REFUSED, "logit");
+            CHECK_ERROR(sampler_draw(sampler, &one, 1), ERR_REFUSED, "logit");
             sampler_free(sampler);
         }
 }
@@ -121,7 +124,7 @@ typedef struct {
     TokenList prompts[N_PROMPTS];
 } Fixture;
 
-static void set_up(Fixture *fixture) {
+static void set_up_as(Fixture *fixture, Dtype precision, float std) {
     LlamaShape shape = {.dim = 32,
                         .n_layers = 2,
                         .n_heads = 4,
@@ -133,13 +136,18 @@ static void set_up(Fixture *fixture) {
     *fixture = (Fixture){0};
     CHECK_OK(tokenizer_load(&fixture->bytes, "bytes"));
     CHECK_OK(llama_shape_check(&shape));
-    CHECK_OK(llama_new(&fixture->model, &shape, (LlamaOptions){0}));
-    CHECK_OK(llama_init(fixture->model, (LlamaInit){.seed = 5, .std = 0.3f}));
+    CHECK_OK(llama_new(&fixture->model, &shape, (LlamaOptions){.precision = precision}));
+    CHECK_OK(llama_init(fixture->model, (LlamaInit){.seed = 5, .std = std}));
+    llama_pack(fixture->model);
     for (size_t p = 0; p < N_PROMPTS; p++)
         for (size_t i = 0; i < lengths[p]; i++) {
             int32_t id = (int32_t)(philox_u64(philox_key(1, PHILOX_SAMPLE, (uint32_t)p, 0), i) % 256);
             CHECK_OK(token_list_append(&fixture->prompts[p], &id, 1));
         }
+}
+
+static void set_up(Fixture *fixture) {
+    set_up_as(fixture, DTYPE_F32, 0.3f);
 }
 
 static void tear_down(Fixture *fixture) {
@@ -158,18 +166,21 @@ static int generate(Fixture *fixture, size_t first, size_t n, int max_batch, int
     return rc;
 }
 
-/* log p of a sequence's tokens from n_prompt on, without a cache. */
-static double score(Llama *model, const TokenList *prompt, const TokenList *answer) {
-    int n = (int)(prompt->n + answer->n), n_prompt = (int)prompt->n;
+/* The largest difference of recorded log-probabilities from those of the training graph: the whole sequence at once,
+ * without a cache, through the fused head. */
+static double worst_logprob(Llama *model, const TokenList *prompt, const Generation *answer, double temperature) {
+    int n_prompt = (int)prompt->n, n = n_prompt + (int)answer->n_logprobs;
     int32_t tokens[LONGEST], targets[LONGEST], positions[LONGEST], segments[2] = {0, n - 1};
     memcpy(tokens, prompt->ids, prompt->n * sizeof *tokens);
-    memcpy(tokens + n_prompt, answer->ids, answer->n * sizeof *tokens);
+    memcpy(tokens + n_prompt, answer->tokens.ids, answer->tokens.n * sizeof *tokens);
+    if (answer->stop_token >= 0) tokens[n - 1] = answer->stop_token;
     for (int t = 0; t + 1 < n; t++) {
         targets[t] = tokens[t + 1];
         positions[t] = t;
     }
-    Tape *tape = tape_new(&(TapeOptions){.capacity = LONGEST});
-    HeadOutputs head = llama_record(tape, model, (LlamaRecord){0}, (HeadOptions){0});
+    Tape *tape = tape_new(&(TapeOptions){.capacity = LONGEST, .dtype = llama_inference_dtype(model)});
+    HeadOutputs head =
+        llama_record(tape, model, (LlamaRecord){0}, (HeadOptions){.logit_scale = (float)(1 / temperature)});
     tape_keep(head.logprob);
     CHECK_OK(tape_plan(tape));
     TapeBatch batch = {.n_tokens = n - 1,
@@ -181,30 +192,71 @@ static double score(Llama *model, const TokenList *prompt, const TokenList *answ
     CHECK_OK(tape_bind(tape, 0, &batch));
     CHECK_OK(tape_forward(tape, 0));
     const float *logprob = tape_value(tape, 0, head.logprob);
-    double sum = 0;
-    for (int t = n_prompt - 1; t + 1 < n; t++) sum += (double)logprob[t];
+    double worst = 0;
+    for (int t = n_prompt - 1; t + 1 < n; t++)
+        worst = fmax(worst, fabs((double)logprob[t] - (double)answer->logprobs[t + 1 - n_prompt]));
     tape_free(tape);
-    return sum;
+    return worst;
 }
 
-/* Three slots for eleven prompts: slots are taken over, prompts arrive in chunks beside sequences that decode. */
-START_TEST(many_prompts_at_once_are_what_each_is_alone_and_without_a_cache) {
+/* Log-probabilities of the training graph: the bounds that whoever trains on samples relies on. */
+static const double logprob_bound[] = {[DTYPE_F32] = 1e-5, [DTYPE_BF16] = 2e-2};
+
+/* The same tokens, and log-probabilities bit for bit (or, in fp32, to rounding). */
+static void check_same(const Generation *a, const Generation *b, bool exact) {
+    ck_assert_uint_eq(a->tokens.n, b->tokens.n);
+    ck_assert_mem_eq(a->tokens.ids, b->tokens.ids, a->tokens.n * sizeof(int32_t));
+    ck_assert_uint_eq(a->n_logprobs, b->n_logprobs);
+    ck_assert_int_eq(a->reason, b->reason);
+    if (exact) ck_assert_mem_eq(a->logprobs, b->logprobs, a->n_logprobs * sizeof *a->logprobs);
+    for (size_t i = 0; i < a->n_logprobs; i++)
+        ck_assert_double_eq_tol((double)a->logprobs[i], (double)b->logprobs[i], logprob_bound[DTYPE_F32]);
+}
+
+/* Three samples of eleven prompts in three slots, in one and in forty: slots are taken over, prompts arrive in chunks
+ * beside sequences that decode, samples share pages or come when the others have gone. */
+static void check_composition(const char *set, Dtype precision, bool tempered) {
+    enum { SAMPLES = 3, N = SAMPLES * N_PROMPTS };
     Fixture fixture;
-    set_up(&fixture);
-    GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW};
-    Generation together[N_PROMPTS], again[N_PROMPTS];
-    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 3, LONGEST, &options, together));
-    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 1, LONGEST, &options, again));
-    for (size_t p = 0; p < N_PROMPTS; p++) {
-        ck_assert_uint_eq(together[p].tokens.n, again[p].tokens.n);
-        ck_assert_mem_eq(together[p].tokens.ids, again[p].tokens.ids, together[p].tokens.n * sizeof(int32_t));
-        if (together[p].reason == FINISH_LENGTH)
-            ck_assert_double_eq_tol(together[p].logprob, score(fixture.model, &fixture.prompts[p], &together[p].tokens),
-                                    1e-3);
-        generation_free(&together[p]);
-        generation_free(&again[p]);
+    if (kernels_select(set) != OK) return;
+    set_up_as(&fixture, precision, 0.1f); /* std·sqrt(dim) = 0.57: products grow as a trained model's do */
+    GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW, .samples = SAMPLES};
+    options.sampler.temperature = 0.7;
+    options.sampler.tempered_logprobs = tempered;
+    Generation few[N], one[N], all[N], last[SAMPLES];
+    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 3, LONGEST, &options, few));
+    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 1, LONGEST, &options, one));
+    CHECK_OK(generate(&fixture, 0, N_PROMPTS, 40, LONGEST, &options, all));
+    options.first_prompt = N_PROMPTS - 1;
+    CHECK_OK(generate(&fixture, N_PROMPTS - 1, 1, 2, LONGEST, &options, last));
+    double worst = 0;
+    for (size_t i = 0; i < N; i++) {
+        check_same(&few[i], &one[i], precision == DTYPE_BF16);
+        check_same(&few[i], &all[i], precision == DTYPE_BF16);
+        worst = fmax(worst, worst_logprob(fixture.model, &fixture.prompts[i / SAMPLES], &few[i], tempered ? 0.7 : 1));
     }
+    for (size_t k = 0; k < SAMPLES; k++) check_same(&few[N - SAMPLES + k], &last[k], precision == DTYPE_BF16);
+    ck_assert_msg(few[0].tokens.n != few[1].tokens.n ||
+                      memcmp(few[0].tokens.ids, few[1].tokens.ids, few[0].tokens.n * sizeof(int32_t)) != 0,
+                  "two samples of a prompt are the same");
+    printf("%s, %s: log-probabilities within %.1e of the training graph's\n", set, dtype_name(precision), worst);
+    ck_assert_double_le(worst, logprob_bound[precision]);
+    for (size_t i = 0; i < N; i++) {
+        generation_free(&few[i]);
+        generation_free(&one[i]);
+        generation_free(&all[i]);
+    }
+    for (size_t k = 0; k < SAMPLES; k++) generation_free(&last[k]);
     tear_down(&fixture);
+}
+
+START_TEST(many_samples_at_once_are_what_each_is_alone_and_without_a_cache) {
+    static const char *const sets[] = {"openblas", "avx2", "avx512", "avx512bf16"};
+    for (size_t s = 0; s < sizeof sets / sizeof *sets; s++) {
+        check_composition(sets[s], DTYPE_F32, s % 2);
+        if (s > 0) check_composition(sets[s], DTYPE_BF16, s % 2);
+    }
+    CHECK_OK(kernels_select("auto"));
 }
 END_TEST
 
@@ -278,6 +330,6 @@ END_TEST
 CHECK_MAIN("generate", temperature_divides_the_logits, filters_keep_what_their_papers_say,
            the_first_of_the_most_probable_where_nothing_else_may_pass, the_repetition_penalty_counts_a_token_once,
            logits_that_are_no_numbers_are_an_error_at_any_temperature,
-           many_prompts_at_once_are_what_each_is_alone_and_without_a_cache,
+           many_samples_at_once_are_what_each_is_alone_and_without_a_cache,
            a_stop_text_ends_the_text_before_it_and_no_part_of_it_is_shown,
            the_last_place_of_the_cache_is_used_and_no_more, a_model_that_computes_nan_is_refused)

@@ -150,7 +150,9 @@ START_TEST(greedy_text_from_the_cache_equals_that_of_transformers) {
                 golden_open(&golden, golden_cases[c]);
                 const int32_t *prompt = golden_array(&golden, "greedy.prompt", DTYPE_I32, &n_prompt);
                 const int32_t *expected = golden_array(&golden, "greedy.tokens", DTYPE_I32, &n);
-                CHECK_OK(kv_cache_new(&cache, &golden.model->shape, 3, 32));
+                CHECK_OK(
+                    kv_cache_new(&cache, &golden.model->shape, (KvCacheOptions){.n_slots = 3, .max_sequence = 32}));
+                for (int slot = 0; slot < 3; slot++) CHECK_OK(kv_cache_extend(cache, slot, 0, 32));
                 Tape *tape = tape_new(&(TapeOptions){.capacity = 16});
                 HeadOutputs head =
                     llama_record(tape, golden.model, (LlamaRecord){.cache = cache}, (HeadOptions){.top1 = true});

@@ -58,6 +58,11 @@ static Tensor *record_logits(Problem *p, Tape *tape, Tensor *const *in, Weight *
     return op_logits(tape, in[0], weight);
 }
 
+static Tensor *record_score(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
+    (void)p;
+    return op_score(tape, in[0], weight);
+}
+
 static Tensor *record_rmsnorm(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
     return op_rmsnorm(tape, in[0], weight, (float)p->c->number[0]);
 }
@@ -94,11 +99,21 @@ static Tensor *record_attention(Problem *p, Tape *tape, Tensor *const *in, Weigh
 
 /* Every segment is a sequence of its own in the cache. */
 static Tensor *record_attention_cached(Problem *p, Tape *tape, Tensor *const *in, Weight *weight) {
-    size_t floats = (size_t)(MAX_SEGMENTS * CAPACITY * p->c->shape[1] * p->c->shape[2]);
+    size_t floats = (size_t)(MAX_SEGMENTS * CACHE_PAGE * p->c->shape[1] * p->c->shape[2]);
     (void)weight;
     p->owned[0] = random_floats(floats, -1, 1, 60);
     p->owned[1] = random_floats(floats, -1, 1, 61);
-    KvLayer cache = {p->owned[0], p->owned[1], MAX_SEGMENTS, CAPACITY};
+    static int32_t pages[MAX_SEGMENTS];
+    for (int32_t s = 0; s < MAX_SEGMENTS; s++) pages[s] = MAX_SEGMENTS - 1 - s;
+    _Static_assert((int)CAPACITY <= (int)CACHE_PAGE, "a sequence is a page");
+    KvLayer cache = {p->owned[0],
+                     p->owned[1],
+                     pages,
+                     1,
+                     MAX_SEGMENTS,
+                     CAPACITY,
+                     (size_t)(CACHE_PAGE * p->c->shape[1] * p->c->shape[2]),
+                     DTYPE_F32};
     return op_attention_cached(tape, in[0], attention_shape(p->c), &cache);
 }
 
@@ -137,6 +152,9 @@ static Tensor *record_gather(Problem *p, Tape *tape, Tensor *const *in, Weight *
 #define LINEAR(kind, k, n)                                                                                    \
     .op = "linear", .what = #kind " " #k "x" #n, .n_inputs = 1, .inputs = INPUT(kind, k), .weight_rows = (n), \
     .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = (n), FUNCTIONS(linear)
+#define SCORE(kind, k)                                                                              \
+    .op = "score", .what = #kind " " #k, .n_inputs = 1, .inputs = INPUT(kind, k), .weight_rows = 1, \
+    .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = 1, .record = record_score, .formula = formula_linear
 #define RMSNORM(kind, width) \
     SAME(rmsnorm, #kind " " #width, kind, width), .weight_rows = 1, .weight_cols = (width), .number = {1e-5}
 #define ADD_RMSNORM(kind, width, factor)                                                                            \
@@ -185,6 +203,9 @@ static const Case cases[] = {
      .out_width = 7,
      .record = record_logits,
      .formula = formula_linear},
+    {SCORE(TOKENS, 19)},
+    {SCORE(SEGMENTS, 70)},
+    {SCORE(SAMPLES, 1)},
     {RMSNORM(TOKENS, 37)},
     {RMSNORM(SEGMENTS, 3)},
     {RMSNORM(TOKENS, 16)},

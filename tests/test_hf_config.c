@@ -87,6 +87,11 @@ START_TEST(what_would_change_the_mathematics_is_refused_by_name) {
         {"{\"eos_token_id\": -2}", "eos_token_id"},
         {"{\"torch_dtype\": \"int8\"}", "torch_dtype"},
         {"{\"tie_word_embeddings\": 1}", "tie_word_embeddings"},
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"]}", "2 labels"},
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"a\", \"1\": \"b\", \"2\": "
+         "\"c\"}}",
+         "3 labels"},
+        {"{\"pad_token_id\": \"none\"}", "pad_token_id"},
         {"[1]", "object"},
         {"{\"hidden_size\": 64", "config.json:1"},
     };
@@ -95,6 +100,21 @@ START_TEST(what_would_change_the_mathematics_is_refused_by_name) {
         CHECK_ERROR(parse(&c, cases[i].json), ERR_REFUSED, cases[i].key);
         ck_assert_ptr_nonnull(strstr(error_text(), "config.json"));
     }
+}
+END_TEST
+
+START_TEST(a_score_head_survives_writing) {
+    HfConfig c, again;
+    char *json;
+    CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"LABEL_0\"}, "
+                       "\"pad_token_id\": 7, \"tie_word_embeddings\": true}"));
+    ck_assert(c.score_head && c.pad_token_id == 7);
+    CHECK_OK(hf_config_format(&c, &json));
+    CHECK_OK(parse(&again, json));
+    ck_assert(again.score_head && again.pad_token_id == 7);
+    free(json);
+    CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForCausalLM\"], \"pad_token_id\": -1}"));
+    ck_assert(!c.score_head && c.pad_token_id == -1);
 }
 END_TEST
 
@@ -117,4 +137,5 @@ END_TEST
 
 CHECK_MAIN("hf_config", an_empty_config_is_the_default_llama,
            a_config_by_transformers_is_understood_and_survives_writing, the_form_of_transformers_5_is_understood,
-           what_would_change_the_mathematics_is_refused_by_name, generation_settings_survive_writing)
+           what_would_change_the_mathematics_is_refused_by_name, a_score_head_survives_writing,
+           generation_settings_survive_writing)

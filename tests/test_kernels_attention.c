@@ -196,33 +196,186 @@ START_TEST(attention_gives_the_same_bits_in_every_run_and_for_any_number_of_thre
 }
 END_TEST
 
-/* The cache holds what a segment of keys and values would; three slots, prefills and single rows mixed. */
+/* Rows of three sequences whose pages lie in no order: a prefill over the border of a page, a short one, single rows.
+ */
+enum {
+    CACHED_ROWS = 60,
+    CACHED_SLOTS = 3,
+    CACHED_LENGTH = 150,
+    SLOT_PAGES = 3,
+    CACHED_PAGES = CACHED_SLOTS * SLOT_PAGES
+};
+static const int32_t cached_pages[CACHED_PAGES] = {4, 0, 7, 2, 8, 1, 6, 3, 5};
+
+typedef struct {
+    CachedAttention shape;
+    float *q, *k, *v, *out, *keys, *values; /* k, v[slots, length, KV·HD]: every position of every sequence */
+    bf16 *half_q, *half_k, *half_v, *half_out, *half_keys, *half_values;
+    size_t n_out;
+    int32_t positions[CACHED_ROWS], slots[CACHED_ROWS];
+} CachedCase;
+
+/* Values of bf16, in both types. */
+static float *both(Arena *arena, bf16 **half, size_t n, uint64_t seed) {
+    float *x = noise(arena, n, seed, 1);
+    *half = arena_alloc(arena, (n + 1) * sizeof **half);
+    for (size_t i = 0; i < n; i++) {
+        (*half)[i] = f32_to_bf16(x[i]);
+        x[i] = bf16_to_f32((*half)[i]);
+    }
+    return x;
+}
+
+static CachedCase *cached_case(Arena *arena, int KV, int group, int HD) {
+    CachedCase *c = arena_alloc(arena, sizeof *c);
+    int H = KV * group;
+    size_t n_cache = CACHED_PAGES * (CACHE_PAGE * (size_t)(KV * HD) + 16),
+           n_rows = CACHED_SLOTS * CACHED_LENGTH * (size_t)(KV * HD);
+    c->shape = (CachedAttention){CACHED_ROWS,
+                                 H,
+                                 KV,
+                                 HD,
+                                 1 / sqrtf((float)HD),
+                                 (size_t)(H * HD) + 5,
+                                 c->positions,
+                                 c->slots,
+                                 cached_pages,
+                                 SLOT_PAGES,
+                                 CACHE_PAGE * (size_t)(KV * HD) + 16};
+    c->n_out = (size_t)(CACHED_ROWS * H * HD);
+    c->q = both(arena, &c->half_q, CACHED_ROWS * c->shape.stride, 1);
+    c->k = both(arena, &c->half_k, n_rows, 2);
+    c->v = both(arena, &c->half_v, n_rows, 3);
+    c->keys = both(arena, &c->half_keys, n_cache, 4); /* what is not stored is noise */
+    c->values = both(arena, &c->half_values, n_cache, 5);
+    c->out = numbers(arena, c->n_out);
+    c->half_out = arena_alloc(arena, c->n_out * sizeof *c->half_out);
+    for (int t = 0; t < CACHED_ROWS; t++) { /* 40 rows of slot 1 from 60 on, then 2 of slot 0, then single rows */
+        c->slots[t] = t < 40 ? 1 : t < 42 ? 0 : t % CACHED_SLOTS;
+        c->positions[t] = t < 40 ? 60 + t : t < 42 ? t - 40 : (t * 37) % CACHED_LENGTH;
+    }
+    return c;
+}
+
+/* All positions of all sequences, 70 rows at a time. */
+static void fill_cache(const Kernels *kernels, CachedCase *c) {
+    enum { STEP = 70 };
+    size_t row = (size_t)(c->shape.n_kv_heads * c->shape.head_dim);
+    for (int32_t slot = 0; slot < CACHED_SLOTS; slot++)
+        for (int first = 0; first < CACHED_LENGTH; first += STEP) {
+            int32_t positions[STEP], slots[STEP];
+            CachedAttention shape = c->shape;
+            size_t at = (size_t)(slot * CACHED_LENGTH + first) * row;
+            shape.n_tokens = CACHED_LENGTH - first < STEP ? CACHED_LENGTH - first : STEP;
+            shape.positions = positions;
+            shape.slots = slots;
+            shape.stride = row;
+            for (int t = 0; t < shape.n_tokens; t++) {
+                positions[t] = first + t;
+                slots[t] = slot;
+            }
+            kernels->cache_store(c->keys, c->values, c->k + at, c->v + at, &shape);
+            kernels->bf16.cache_store(c->half_keys, c->half_values, c->half_k + at, c->half_v + at, &shape);
+        }
+}
+
 START_TEST(cached_attention_agrees_with_the_reference_for_prefills_and_single_rows) {
-    enum { T = 60, SLOTS = 3, LENGTH = 100 };
-    const int dims[] = {1, 8, 20, 64, 300}, groups[] = {1, 3, 12};
+    const int dims[] = {1, 8, 20, 48, 64, 300}, groups[] = {1, 3, 12};
     for (int set = AVX2; set < N_SETS; set++)
-        for (size_t d = 0; d < 5; d++)
+        for (size_t d = 0; d < 6; d++)
             for (size_t g = 0; g < 3; g++) {
                 threads_init(1 + (int)(d % 2));
                 Arena arena = {0};
                 Kernels slow = kernel_reference(), fast;
                 if (!kernel_table(&fast, kernel_sets[set])) continue;
-                int HD = dims[d], KV = 2, H = KV * groups[g];
-                size_t row = (size_t)(KV * HD), slot_stride = LENGTH * row + 16, q_stride = (size_t)(H * HD) + 5;
-                float *q = noise(&arena, T * q_stride, 1, 1), *k = noise(&arena, SLOTS * slot_stride, 2, 1);
-                float *v = noise(&arena, SLOTS * slot_stride, 3, 1);
-                float *a = numbers(&arena, (size_t)(T * H * HD)), *b = numbers(&arena, (size_t)(T * H * HD));
-                int32_t positions[T], slot[T];
-                for (int t = 0; t < T; t++) { /* 40 rows of slot 1 from 60 on, then 2 of slot 0, then single rows */
-                    slot[t] = t < 40 ? 1 : t < 42 ? 0 : t % SLOTS;
-                    positions[t] = t < 40 ? 60 + t : t < 42 ? t - 40 : (t * 37) % LENGTH;
-                }
-                float scale = 1 / sqrtf((float)HD);
-                slow.attention_cached(a, q, q_stride, T, H, KV, HD, scale, positions, slot, k, v, slot_stride);
-                fast.attention_cached(b, q, q_stride, T, H, KV, HD, scale, positions, slot, k, v, slot_stride);
-                CHECK_CLOSE(b, a, (size_t)(T * H * HD), 8 * ulp, "%s: head_dim %d, %d heads", fast.name, HD, H);
+                CachedCase *c = cached_case(&arena, 2, groups[g], dims[d]);
+                float *expected = numbers(&arena, c->n_out);
+                fill_cache(&slow, c);
+                slow.attention_cached(expected, c->q, c->keys, c->values, &c->shape);
+                fill_cache(&fast, c);
+                fast.attention_cached(c->out, c->q, c->keys, c->values, &c->shape);
+                CHECK_CLOSE(c->out, expected, c->n_out, 8 * ulp, "%s: head_dim %d, group %d", fast.name, dims[d],
+                            groups[g]);
+                fast.bf16.attention_cached(c->half_out, c->half_q, c->half_keys, c->half_values, &c->shape);
+                for (size_t i = 0; i < c->n_out; i++) c->out[i] = bf16_to_f32(c->half_out[i]);
+                CHECK_CLOSE(c->out, expected, c->n_out, 0x1.02p-7, "%s: bf16, head_dim %d, group %d", fast.name,
+                            dims[d], groups[g]); /* probabilities and the result are rounded to bf16 */
                 arena_free(&arena);
             }
+}
+END_TEST
+
+/* A query of a sequence at each position, from the cache and in a segment: in bf16 with bf16 instructions the same
+ * bits. */
+START_TEST(cached_bf16_attention_is_bit_for_bit_that_of_a_training_graph) {
+    const int dims[] = {2, 8, 20, 48, 64, 144}, groups[] = {1, 4, 12};
+    for (int set = AVX2; set < N_SETS; set++)
+        for (size_t d = 0; d < 6; d++)
+            for (size_t g = 0; g < 3; g++) {
+                Arena arena = {0};
+                Kernels fast;
+                if (!kernel_table(&fast, kernel_sets[set]) || !kernels_have_bf16()) continue;
+                int KV = 2, H = KV * groups[g], HD = dims[d];
+                size_t kv_row = (size_t)(KV * HD), q_row = (size_t)(H * HD), n_out = CACHED_LENGTH * q_row;
+                CachedCase *c = cached_case(&arena, KV, groups[g], HD);
+                int32_t *positions = arena_alloc(&arena, CACHED_LENGTH * sizeof *positions);
+                int32_t *slots = arena_alloc(&arena, CACHED_LENGTH * sizeof *slots);
+                bf16 *q, *whole = arena_alloc(&arena, n_out * sizeof *whole);
+                bf16 *out = arena_alloc(&arena, n_out * sizeof *out);
+                float *lse = numbers(&arena, (size_t)(CACHED_LENGTH * H));
+                float *wide = both(&arena, &q, n_out, 9);
+                for (size_t i = 0; i < n_out; i++) q[i] = f32_to_bf16(8 * wide[i]); /* sharp: maxima move */
+                AttentionInputsBf16 in = {H, KV, HD, c->shape.scale, q, c->half_k, c->half_v, q_row, kv_row};
+                const int32_t start[2] = {0, CACHED_LENGTH};
+                fast.bf16.attention_forward(whole, lse, &in, (Segments){1, start});
+                fill_cache(&fast, c);
+                c->shape.stride = q_row;
+                c->shape.positions = positions;
+                c->shape.slots = slots; /* 0: the sequence whose keys and values the segment has */
+                for (int alone = 0; alone < 2; alone++) {
+                    c->shape.n_tokens = alone ? 1 : CACHED_LENGTH;
+                    for (int32_t t = 0; t < CACHED_LENGTH; t++) positions[t] = t;
+                    for (size_t t = 0; t < CACHED_LENGTH; t += (size_t)c->shape.n_tokens) {
+                        c->shape.positions = positions + t;
+                        fast.bf16.attention_cached(out + t * q_row, q + t * q_row, c->half_keys, c->half_values,
+                                                   &c->shape);
+                    }
+                    ck_assert_msg(memcmp(out, whole, n_out * sizeof *out) == 0, "%s: head_dim %d, group %d, %s",
+                                  fast.name, HD, groups[g], alone ? "row by row" : "at once");
+                }
+                arena_free(&arena);
+            }
+}
+END_TEST
+
+START_TEST(a_cached_row_does_not_depend_on_what_is_computed_beside_it) {
+    const int dims[] = {8, 48, 64}, first[] = {0, 40, 42, 43, 50, CACHED_ROWS};
+    for (int set = AVX2; set < N_SETS; set++)
+        for (size_t d = 0; d < 3; d++) {
+            Arena arena = {0};
+            Kernels fast;
+            if (!kernel_table(&fast, kernel_sets[set])) continue;
+            CachedCase *c = cached_case(&arena, 2, 3, dims[d]);
+            size_t row = (size_t)(c->shape.n_heads * c->shape.head_dim);
+            bf16 *alone = arena_alloc(&arena, c->n_out * sizeof *alone);
+            float *single = numbers(&arena, c->n_out);
+            fill_cache(&fast, c);
+            fast.bf16.attention_cached(c->half_out, c->half_q, c->half_keys, c->half_values, &c->shape);
+            fast.attention_cached(c->out, c->q, c->keys, c->values, &c->shape);
+            for (int i = 0; i < 5; i++) {
+                CachedAttention part = c->shape;
+                size_t t = (size_t)first[i];
+                part.n_tokens = first[i + 1] - first[i];
+                part.positions += t;
+                part.slots += t;
+                fast.bf16.attention_cached(alone + t * row, c->half_q + t * part.stride, c->half_keys, c->half_values,
+                                           &part);
+                fast.attention_cached(single + t * row, c->q + t * part.stride, c->keys, c->values, &part);
+            }
+            ck_assert_mem_eq(alone, c->half_out, c->n_out * sizeof *alone);
+            ck_assert_mem_eq(single, c->out, c->n_out * sizeof *single);
+            arena_free(&arena);
+        }
 }
 END_TEST
 
@@ -253,4 +406,5 @@ CHECK_MAIN("kernels: attention", the_reference_attention_has_the_slopes_of_its_f
            gradients_not_wanted_are_left_alone_and_the_others_are_the_same,
            attention_gives_the_same_bits_in_every_run_and_for_any_number_of_threads,
            cached_attention_agrees_with_the_reference_for_prefills_and_single_rows,
-           large_scores_do_not_overflow_and_a_nan_shows)
+           cached_bf16_attention_is_bit_for_bit_that_of_a_training_graph,
+           a_cached_row_does_not_depend_on_what_is_computed_beside_it, large_scores_do_not_overflow_and_a_nan_shows)

@@ -119,7 +119,7 @@ typedef struct {
 static Corpus *corpus_new(uint32_t n, uint64_t longest, uint32_t skip) {
     Corpus *corpus = calloc(1, sizeof *corpus);
     PhiloxKey key = philox_key(n, PHILOX_TEST, (uint32_t)longest, skip);
-    corpus->set = (DocumentSet){corpus->start, corpus->documents, 0};
+    corpus->set = (DocumentSet){.start = corpus->start, .documents = corpus->documents};
     for (uint32_t d = 0; d < n; d++) {
         double u = (double)philox_uniform(key, d);
         uint64_t length = 1 + (uint64_t)(u * u * u * (double)longest);
@@ -238,7 +238,7 @@ static const char *show(const EpochPlan *plan, int64_t index) {
 START_TEST(small_packings_are_as_computed_by_hand) {
     static const uint64_t start[] = {0, 3, 5, 12, 13}; /* lengths 3, 2, 7, 1 */
     static const uint32_t documents[] = {0, 1, 2, 3};
-    DocumentSet set = {start, documents, 4};
+    DocumentSet set = {.start = start, .documents = documents, .n_documents = 4};
     EpochPlan plan;
     PlanOptions options = plan_options(PACKING_STREAM, false, 4, false, 0);
     CHECK_OK(plan_make(&plan, &set, &options));

@@ -98,11 +98,14 @@ START_TEST(what_is_not_implemented_is_refused_by_its_key) {
     static const char *const refused[][2] = {
         {"{\"r\": 8}", "'peft_type' is ''"},
         {"{\"peft_type\": \"IA3\"}", "'peft_type' is 'IA3'"},
-        {"{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_CLS\"}", "'task_type'"},
+        {"{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_2_SEQ_LM\"}", "'task_type'"},
         {"{\"peft_type\": \"LORA\", \"bias\": \"all\"}", "'bias' is 'all'"},
         {"{\"peft_type\": \"LORA\", \"rank_pattern\": {\"q_proj\": 4}}", "'rank_pattern'"},
         {"{\"peft_type\": \"LORA\", \"alpha_pattern\": {\"q_proj\": 4}}", "'alpha_pattern'"},
         {"{\"peft_type\": \"LORA\", \"modules_to_save\": [\"lm_head\"]}", "'modules_to_save'"},
+        {"{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_CLS\", \"modules_to_save\": [\"score\", \"lm_head\"]}",
+         "'modules_to_save'"},
+        {"{\"peft_type\": \"LORA\", \"modules_to_save\": [\"score\"]}", "'modules_to_save'"},
         {"{\"peft_type\": \"LORA\", \"trainable_token_indices\": [1]}", "'trainable_token_indices'"},
         {"{\"peft_type\": \"LORA\", \"lora_bias\": true}", "'lora_bias'"},
         {"{\"peft_type\": \"LORA\", \"fan_in_fan_out\": true}", "'fan_in_fan_out'"},
@@ -119,6 +122,8 @@ START_TEST(what_is_not_implemented_is_refused_by_its_key) {
     };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         CHECK_ERROR(parse(refused[i][0]), ERR_REFUSED, refused[i][1]);
+    CHECK_OK(parse(
+        "{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_CLS\", \"modules_to_save\": [\"classifier\", \"score\"]}"));
     CHECK_OK(parse("{\"peft_type\": \"LORA\", \"modules_to_save\": [], \"rank_pattern\": {}, \"bias\": null, "
                    "\"init_lora_weights\": \"gaussian\", \"qalora_group_size\": 16}"));
 }

@@ -143,7 +143,7 @@ START_TEST(packing_rounds_to_nearest_even_and_keeps_nan) {
             uint16_t f16[N];
             bf16 got[16 * 32];
             for (int i = 0; i < N; i++) f16[i] = f32_to_f16(values[i]);
-            RowMajor m = {half ? DTYPE_F16 : DTYPE_F32, 1, N, {half ? (const void *)f16 : values}, {0, 1}};
+            RowMajor m = {half ? DTYPE_F16 : DTYPE_F32, 1, N, {half ? (const void *)f16 : values}, {0, 1}, NULL};
             for (int transposed = 0; transposed < 2; transposed++) {
                 Panels b = {transposed ? N : 1, transposed ? 1 : N, NULL, &m, transposed};
                 k.bf16.pack(got, 0, &b, 0, b.lanes, 0, b.depth);
@@ -299,7 +299,7 @@ START_TEST(every_set_multiplies_as_fp64_does_within_the_bound_of_fp32_sums) {
             size_t depth = (size_t)s.depth, lanes = (size_t)s.lanes;
             bool half = variant > 2;
             bf16 *a = noise_bf16(&arena, (size_t)s.m * depth, 1), *w = noise_bf16(&arena, lanes * depth, 2);
-            RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}};
+            RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}, NULL};
             float *c = noise(&arena, (size_t)s.m * lanes, 3, 1);
             bf16 *c16 = noise_bf16(&arena, (size_t)s.m * lanes, 3);
             double *before = arena_alloc(&arena, (size_t)s.m * lanes * sizeof *before);
@@ -344,7 +344,7 @@ START_TEST(a_product_has_the_same_bits_for_any_threads_and_any_way_of_packing) {
                 size_t depth = (size_t)s.depth, lanes = (size_t)s.lanes, n = (size_t)s.m * lanes;
                 bf16 *a = noise_bf16(&arena, (size_t)s.m * depth, 4), *w = noise_bf16(&arena, lanes * depth, 5);
                 bf16 *packed = packed_by_definition(&arena, w, s.depth, false, s.lanes, s.depth);
-                RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}};
+                RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}, NULL};
                 float *first = NULL;
                 for (int run = 0; run < 6; run++) {
                     Kernels k;
@@ -470,7 +470,7 @@ static void check_block(const Kernels *reference, const Kernels *k, Shape s, boo
     size_t stride = (size_t)s.depth + 3, panel_stride = (size_t)(s.depth + 31) / 32 * 32 * 16 + 96;
     bf16 *a = whole_numbers(&arena, s.m, s.depth, stride, 1);
     bf16 *w = whole_numbers(&arena, s.lanes, s.depth, (size_t)s.depth, 0);
-    RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}};
+    RowMajor rows = {DTYPE_BF16, 1, s.depth, {w}, {0, s.lanes}, NULL};
     Panels b = {s.lanes, s.depth, NULL, &rows, false};
     bf16 *packed = whole_numbers(&arena, (s.lanes + 15) / 16, 0, panel_stride, 0); /* NaN between the panels */
     reference->bf16.pack(packed, panel_stride, &b, 0, s.lanes, 0, s.depth);

@@ -1,7 +1,6 @@
 /* Adapters trained by cria sft against TRL and PEFT: the same base, the same adapter to begin from, the same
  * conversations, 20 AdamW steps (tests/golden/sft_lora_trl.py). The first step's gradients are read from the first
  * moment, which after one step is (1 - β1) times them. Bounds as in test_sft_trl.c and test_lora_golden.c. */
-#include "model/formats/checkpoint.h"
 #include "tests/sft_trl.h"
 
 static const struct {
@@ -42,11 +41,11 @@ static double compare_arrays(const NamedFile *expected, const char *prefix, cons
         size_t n, m;
         if (strncmp(name, prefix, strlen(prefix)) != 0) continue;
         snprintf(key, sizeof key, "%s%s", own, name + strlen(prefix));
-        float *to = read_array(expected, name, &n), *is = read_array(found, key, &m);
-        float *start = from ? read_array(from, name + strlen(prefix), &m) : calloc(n, sizeof *start);
+        float *to = trl_array(expected, name, &n), *is = trl_array(found, key, &m);
+        float *start = from ? trl_array(from, name + strlen(prefix), &m) : calloc(n, sizeof *start);
         ck_assert_uint_eq(n, m);
         for (size_t e = 0; e < n; e++) is[e] *= factor;
-        double relative = relative_change(is, to, start, n);
+        double relative = trl_distance(start, is, to, 0, n);
         if (!(relative <= worst)) worst = relative;
         n_found++;
         free(to);

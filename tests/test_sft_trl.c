@@ -2,37 +2,7 @@
  * itself runs, from records to checkpoint, so that template, mask, weights, normalisation and update are all in it.
  * Bounds as in test_golden.c: losses within 1e-6 of values up to 6 (an ulp is 4.8e-7), the parameters' change within
  * 5e-5 of its norm, where two correct fp32 programs differ by some 1e-5. */
-#include "model/formats/checkpoint.h"
 #include "tests/sft_trl.h"
-
-/* ‖Δθ - Δθ_TRL‖ / ‖Δθ_TRL‖ of the parameter for which it is largest. */
-static double compare_change(const char *output) {
-    NamedFile *base, *expected, *found;
-    char *folder;
-    double worst = 0;
-    CHECK_OK(named_open(&base, GOLDEN "/model.safetensors"));
-    CHECK_OK(named_open(&expected, GOLDEN "/expected.safetensors"));
-    CHECK_OK(checkpoint_resolve(&folder, output));
-    CHECK_OK(checkpoint_open_arrays(&found, folder, CHECKPOINT_MODEL));
-    ck_assert_uint_eq(named_count(expected), 21);
-    for (size_t i = 0; i < named_count(expected); i++) {
-        const char *name = named_at(expected, i)->name;
-        size_t n, m;
-        float *from = read_array(base, name, &n), *to = read_array(expected, name, &m),
-              *is = read_array(found, name, &m);
-        ck_assert_uint_eq(n, m);
-        double relative = relative_change(is, to, from, n);
-        if (!(relative <= worst)) worst = relative;
-        free(from);
-        free(to);
-        free(is);
-    }
-    named_close(base);
-    named_close(expected);
-    named_close(found);
-    free(folder);
-    return worst;
-}
 
 typedef struct {
     double loss, norm, change;
@@ -47,7 +17,7 @@ static Distance distance_of(const char *config, int number, const char *way, con
     run_cria(config, output, way, more);
     Distance d = {compare_metric(output, "loss", json_object_get(golden, "losses"), false),
                   compare_metric(output, "grad_norm", json_object_get(golden, "grad_norms"), true),
-                  compare_change(output)};
+                  trl_compare(output, GOLDEN "/model.safetensors", GOLDEN "/expected.safetensors", 0, 21)};
     json_decref(golden);
     return d;
 }

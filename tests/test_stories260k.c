@@ -33,7 +33,8 @@ static Llama *load(void) {
 /* The best id after each of `n` tokens, the first being `bos`, one cached step at a time. */
 static void greedy(Llama *model, int32_t bos, int32_t *ids, int n) {
     KvCache *cache = NULL;
-    CHECK_OK(kv_cache_new(&cache, &model->shape, 1, n));
+    CHECK_OK(kv_cache_new(&cache, &model->shape, (KvCacheOptions){.n_slots = 1, .max_sequence = n}));
+    CHECK_OK(kv_cache_extend(cache, 0, 0, n));
     Tape *tape = tape_new(&(TapeOptions){.capacity = 1});
     HeadOutputs head = llama_record(tape, model, (LlamaRecord){.cache = cache}, (HeadOptions){.top1 = true});
     tape_keep(head.top1);

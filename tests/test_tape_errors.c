@@ -7,6 +7,7 @@
 #include "tests/gradient_check.h"
 
 enum { WIDTH = 6 };
+static const int32_t pages[2] = {0, 1};
 static float values[CAPACITY * WIDTH * 4], gradients[CAPACITY * WIDTH * 4];
 
 static Weight matrix(int rows, int cols) {
@@ -114,7 +115,7 @@ static void huge_attention(Tape *tape, Tensor *x) {
     op_attention(tape, x, (AttentionShape){.n_heads = 2000000000, .n_kv_heads = 1000000000, .head_dim = 2000000000});
 }
 static void cached_in_training(Tape *tape, Tensor *x) {
-    KvLayer cache = {values, values, 1, 4};
+    KvLayer cache = {values, values, pages, 1, 1, 4, 0, DTYPE_F32};
     op_attention_cached(tape, x, (AttentionShape){.n_heads = 1, .n_kv_heads = 1, .head_dim = 2}, &cache);
 }
 static void missing_cache(Tape *tape, Tensor *x) {
@@ -341,7 +342,7 @@ START_TEST(a_cache_is_never_written_outside_its_slots) {
     static const int lengths[] = {2};
     BatchArrays arrays;
     TapeBatch batch = make_batch(&arrays, 1, lengths, 1);
-    KvLayer cache = {values, values, 2, 3};
+    KvLayer cache = {values, values, pages, 1, 2, 3, 0, DTYPE_F32};
     Tape *tape = tape_of(false);
     Tensor *x = input(tape, ROWS_TOKENS, WIDTH, DTYPE_F32);
     op_attention_cached(tape, x, (AttentionShape){.n_heads = 1, .n_kv_heads = 1, .head_dim = 2}, &cache);

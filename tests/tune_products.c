@@ -83,7 +83,7 @@ static Work work_of(Arena *arena, const Shape *s, const Bf16Kernels *table) {
     w.scratch = arena_alloc(arena, product_block_scratch(s->depth, s->m, s->lanes) * sizeof *w.scratch);
     if (!w.panels || !w.c || !w.scratch) exit(EXIT_FAILURE);
     memset(w.c, 0, m * lanes * sizeof *w.c);
-    w.rows = (RowMajor){DTYPE_BF16, 1, s->depth, {w.b}, {0, s->lanes}};
+    w.rows = (RowMajor){DTYPE_BF16, 1, s->depth, {w.b}, {0, s->lanes}, NULL};
     const Panels b = {s->lanes, s->depth, NULL, &w.rows, false};
     const size_t stride = (depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH * PANEL_LANES;
     table->pack(w.panels, stride, &b, 0, s->lanes, 0, s->depth);

@@ -165,6 +165,17 @@ int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fing
     return rc;
 }
 
+int adapter_take_head(const PeftAdapter *adapter, const Llama *model) {
+    const NamedArray *head;
+    const Weight *weight = &model->head;
+    if (!adapter->config.score) return OK;
+    TRY(named_get(&head, adapter->arrays, LORA_SCORE));
+    if (head->n_dims != 2 || head->dims[0] != weight->rows || head->dims[1] != weight->cols)
+        FAIL(ERR_REFUSED, "%s: " LORA_SCORE " is not %d×%d", named_path(adapter->arrays), weight->rows, weight->cols);
+    if (!weight->value) return OK; /* names only */
+    return named_read_f32(adapter->arrays, head, 0, named_elements(head), weight->value);
+}
+
 /* ---- writing ---- */
 
 /* The real path of a MODEL, whose last part (RUN/best) need not be a file; malloc'd, NULL where there is none. */
@@ -219,11 +230,11 @@ static int keep(Arena *arena, char *text, NamedText *out, const char *key) {
     return OK;
 }
 
-int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, const char *base, const char *run,
-                     uint64_t fingerprint, Arena *arena) {
+int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, bool score, const char *base,
+                     const char *run, uint64_t fingerprint, Arena *arena) {
     char *json;
     const char *targets[LORA_TARGETS];
-    PeftConfig config = lora_peft_config(options, base, targets);
+    PeftConfig config = lora_peft_config(options, score, base, targets);
     TRY(peft_config_format(&config, &json));
     TRY(keep(arena, json, &texts[0], PEFT_CONFIG));
     TRY(describe_base(&json, base, run, fingerprint));

@@ -11,6 +11,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
+#include "model/storage.h"
 #include "train/flops.h"
 #include "train/loop.h"
 #include "train/random_steps.h"
@@ -24,6 +25,7 @@ typedef struct {
     RandomSteps steps;
     Mesh *mesh;
     Llama *model;
+    Lora *lora; /* NULL: none */
     Trained trained;
     Optimizer *optimizer;
     Arena arena;
@@ -39,6 +41,7 @@ static void run_free(Run *run) {
     if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
     arena_free(&run->arena);
+    lora_free(run->lora);
     llama_free(run->model);
     guard_free(&run->state.guard);
     random_steps_free(&run->steps);
@@ -58,12 +61,21 @@ static int make_model(Run *run, Config *config, const BenchOptions *options) {
     int rc = setup_shape(&shape, config, tokenizer);
     tokenizer_free(tokenizer);
     TRY(rc);
-    LlamaOptions how = {.training = true,
-                        .precision = run->precision,
-                        .frozen = options->frozen,
-                        .n_positions = (int)config->train_context};
+    LlamaOptions how = setup_llama(config, (int)config->train_context);
+    if (options->frozen && config->lora_rank == 0)
+        how.frozen = config->lora_base > 0 ? (Frozen)config->lora_base : FROZEN_16BIT;
     TRY(llama_new(&run->model, &shape, how));
     return llama_init(run->model, setup_init(config));
+}
+
+/* Where lora.rank asks for one. */
+static int make_adapter(Run *run, const Config *config) {
+    LoraOptions options;
+    bool wanted;
+    TRY(setup_lora(&options, &wanted, config));
+    if (!wanted) return OK;
+    TRY(lora_new(&run->lora, run->model, options, (LlamaOptions){.training = true, .precision = run->precision}));
+    return lora_init(run->lora, (uint64_t)config->seed);
 }
 
 static int make_run(Run *run, Config *config, const BenchOptions *options) {
@@ -75,13 +87,15 @@ static int make_run(Run *run, Config *config, const BenchOptions *options) {
         config->train_tokens_per_batch = config->train_tokens_per_microbatch;
     run->precision = setup_precision(config);
     TRY(make_model(run, config, options));
+    TRY(make_adapter(run, config));
     TRY(random_steps_new(&run->steps, config, run->model->shape.vocab_size));
-    TRY(trained_list(&run->trained, run->model, NULL, &run->arena));
+    TRY(trained_list(&run->trained, run->model, run->lora, &run->arena));
     TRY(setup_optimizer(&run->optimizer, &run->trained, config, &run->arena));
     LoopOptions loop_options = setup_loop(config, config->train_steps > 0 ? config->train_steps : 1000, 1);
     TRY(nll_objective_new(&run->objective, loop_options.tokens_per_microbatch));
     LoopParts parts = {.model = run->model,
                        .batches = random_steps_batches(&run->steps),
+                       .lora = run->lora,
                        .optimizer = run->optimizer,
                        .objective = run->objective,
                        .mesh = run->mesh};
@@ -99,10 +113,14 @@ static BenchModel describe(const Run *run, const BenchOptions *options) {
                         .attention_flops_share = flops.attention / forward_flops_total(flops)};
     for (int i = 0; i < run->model->n_weights; i++) {
         const Weight *weight = run->model->weights[i];
-        if (weight->tied) continue;
-        *(weight->trainable ? &model.trained : &model.frozen) += weight_elements(weight);
+        if (weight->tied || weight->trainable) continue;
+        model.frozen += weight_elements(weight);
+        if (weight->value) model.frozen_bytes += weight_value_bytes(weight);
     }
-    if (options->frozen) model.flops_per_token -= flops.matrices + flops.head; /* no gradients of matrices */
+    model.trained = trained_elements(&run->trained);
+    model.frozen_bytes += run->model->frozen_bytes;
+    if (options->frozen || run->lora)
+        model.flops_per_token -= flops.matrices + flops.head; /* no gradients of matrices */
     return model;
 }
 
@@ -246,8 +264,8 @@ static void measure_adamw(BenchResult *result, Run *run) {
         seconds[i] = clock_seconds() - start;
     }
     result->adamw_seconds = median_of(seconds, SAMPLES);
-    result->adamw_bytes =
-        adamw_bytes_per_parameter(run->precision, optimizer_moments(run->optimizer)) * (double)result->model.trained;
+    result->adamw_bytes = adamw_bytes_per_parameter(run->model->packing_bytes > 0, optimizer_moments(run->optimizer)) *
+                          (double)result->model.trained;
 }
 
 /* A CPU without bf16 instructions multiplies bf16 numbers in fp32. */
@@ -267,8 +285,8 @@ static void compare(BenchResult *result) {
     result->flops_per_second = model->flops_per_token * result->tokens_per_second;
     result->peak_flops = peak_of(&result->machine, model->precision);
     result->mfu = result->peak_flops > 0 ? result->flops_per_second / result->peak_flops : 0;
-    result->excess_bytes = (int64_t)turn->peak_memory_bytes -
-                           (int64_t)(BYTES_PER_TRAINED * model->trained + BYTES_PER_FROZEN * model->frozen);
+    result->excess_bytes =
+        (int64_t)turn->peak_memory_bytes - (int64_t)(BYTES_PER_TRAINED * model->trained + model->frozen_bytes);
 }
 
 static int measure(BenchResult *result, Run *run, Config *config, const BenchOptions *options) {

@@ -12,7 +12,7 @@
 typedef struct {
     int64_t warmup, steps; /* steps: at least */
     double seconds;        /* at least */
-    bool frozen;           /* the matrices frozen in 16 bits, the norms' gains trained */
+    bool frozen;           /* the matrices frozen as lora.base says, the norms' gains trained */
 } BenchOptions;
 
 /* Before the steps, in the midst of them, and after. */
@@ -23,12 +23,12 @@ typedef struct {
     double forward_seconds, backward_seconds; /* of one step; recomputation counts as forward */
 } BenchOp;
 
-/* What a training run of this shape keeps for every parameter at least: value, gradient and two moments of a trained
- * one, a frozen one's 16 bits. */
-enum { BYTES_PER_TRAINED = 16, BYTES_PER_FROZEN = 2 };
+/* What a training run of this shape keeps for every trained parameter at least: value, gradient and two moments. */
+enum { BYTES_PER_TRAINED = 16 };
 
 typedef struct {
-    uint64_t trained, frozen; /* parameters */
+    uint64_t trained, frozen; /* parameters; an adapter's are trained */
+    uint64_t frozen_bytes;    /* that the frozen ones take */
     int64_t tokens_per_step;
     int micro_batches;
     Dtype precision;

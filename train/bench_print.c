@@ -71,11 +71,12 @@ static void print_machine(const BenchResult *result, FILE *out) {
 }
 
 static void print_memory(const BenchResult *result, FILE *out) {
-    char bytes[32], activations[32], excess[32];
+    char bytes[32], activations[32], excess[32], frozen[32];
     uint64_t beyond = result->excess_bytes > 0 ? (uint64_t)result->excess_bytes : 0;
-    fprintf(out, "memory:   %s at most, %s of it activations; %s beyond %d bytes a trained%s parameter\n",
+    fprintf(out, "memory:   %s at most, %s of it activations; %s beyond %d bytes a trained parameter%s%s\n",
             text_bytes(bytes, result->turn.peak_memory_bytes), text_bytes(activations, result->activation_bytes),
-            text_bytes(excess, beyond), BYTES_PER_TRAINED, result->model.frozen ? " and 2 a frozen" : "");
+            text_bytes(excess, beyond), BYTES_PER_TRAINED, result->model.frozen ? " and the frozen ones' " : "",
+            result->model.frozen ? text_bytes(frozen, result->model.frozen_bytes) : "");
     if (result->turn.allocated_bytes == 0)
         fprintf(out, "          nothing was allocated after the first step\n");
     else

@@ -16,7 +16,9 @@
 void chat_input_flags(ChatInput *input, Flag *flags) {
     const Flag rows[CHAT_INPUT_FLAGS] = {
         {"template", 0, FLAG_TEXT, &input->template_name, "NAME", "",
-         "llama2, llama3, llama3.1, llama3.2, alpaca, chatml or plain (default: the model's own)"},
+         "llama2, llama3, llama3.1, llama3.2, alpaca, chatml or plain (default: the config's, or the model's own)"},
+        {"config", 0, FLAG_TEXT, &input->config_path, "FILE", "",
+         "a run's YAML: its template (one written there too), columns, context, sft.*; other flags win"},
         {"train-on", 0, FLAG_TEXT, &input->train_on, "WHAT", "",
          "what is learned: all, completion, assistant (every answer) or last (default assistant)"},
         {"context", 'c', FLAG_INT, &input->context, "N", ">= 2", "tokens at most (a model's own; else any number)"},
@@ -40,7 +42,7 @@ static int open_tokenizer(ChatInput *input, const char *path) {
     snprintf(reason, sizeof reason, "%s", rc == OK ? "" : error_text());
     bool has_tokenizer = rc == OK;
     error_clear();
-    rc = model_file_open(&file, path, (ModelFileOptions){.need_tokenizer = true, .shape_only = true});
+    rc = model_file_open(&file, path, (ModelFileOptions){.head = HEAD_ANY, .need_tokenizer = true, .shape_only = true});
     if (rc != OK && has_tokenizer) { /* a folder with a tokenizer and no model */
         error_clear();
         return OK;
@@ -56,58 +58,42 @@ static int open_tokenizer(ChatInput *input, const char *path) {
     return OK;
 }
 
-/* The template that was named, else the model's own. */
-static int choose_template(ChatInput *input, ChatTemplateSpec *spec, ChatTemplateOptions *options) {
-    size_t n;
-    bool found = false;
-    const char *const *names = chat_template_names(&n);
-    *options = (ChatTemplateOptions){0};
-    if (!input->template_name && input->jinja)
-        TRY(saved_template_read(&input->saved, &found, input->jinja, input->tokenizer));
-    if (found) {
-        *spec = input->saved.spec;
-        *options = input->saved.options;
-        return OK;
-    }
-    if (!input->template_name)
-        FAIL(ERR_USAGE,
-             "%sno template was named: --template llama3.1, say (llama2, llama3, llama3.1, llama3.2, alpaca, "
-             "chatml, plain)",
-             input->jinja ? "the model's own template is none that cria knows, and " : "");
-    const ChatTemplateSpec *known = chat_template_spec(input->template_name);
-    if (!known) {
-        const char *nearest = text_nearest(input->template_name, names, n);
-        FAIL(ERR_USAGE, "there is no template '%s'; did you mean '%s'?", input->template_name,
-             nearest ? nearest : "llama3.1");
-    }
-    *spec = *known;
-    return OK;
+/* What the flags say goes over what the config file says. */
+static int read_config(ChatInput *input) {
+    const struct {
+        const char *flag, *key, *value;
+    } rows[] = {{"--template", "template.name", input->template_name},
+                {"--date", "template.date", input->date},
+                {"--builtin-tools", "template.builtin_tools", input->builtin_tools},
+                {"--train-on", "sft.train_on", input->train_on},
+                {"--overlong", "sft.overlong", input->overlong},
+                {"--columns", "data.columns", input->columns}};
+    TRY(config_new(&input->config));
+    if (input->config_path) TRY(config_load(input->config, input->config_path));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].value) TRY(config_set(input->config, rows[i].key, rows[i].value, rows[i].flag));
+    input->mode = (TrainOn)input->config->sft_train_on;
+    input->policy = (Overlong)input->config->sft_overlong;
+    if (input->context == 0 && config_is_set(input->config, OPTION_train_context))
+        input->context = input->config->train_context;
+    return *input->config->data_columns ? chat_columns_parse(&input->renamed, input->config->data_columns) : OK;
 }
 
 /* Tokens that the template needs and the tokenizer lacks are added, as training adds them. */
-static int extend_tokenizer(ChatInput *input) {
-    char **names;
-    size_t n;
-    Tokenizer *extended = NULL;
-    TRY(chat_spec_missing(&input->spec, NULL, 0, input->tokenizer, &names, &n));
-    int rc = n > 0 ? tokenizer_extend(&extended, input->tokenizer, (const char *const *)names, n) : OK;
+static int open_template(ChatInput *input, const char *model) {
+    Tokenizer *extended;
+    ModelTemplate *chosen = &input->model_template;
+    int rc = model_template_choose(chosen, input->config, input->jinja, model, input->tokenizer);
+    if (rc != OK && !*input->config->template_name) return error_context(rc, "give --template NAME or --config FILE");
+    TRY(rc);
+    TRY(model_template_extend(chosen, input->config, input->tokenizer, &extended));
     if (extended) {
-        log_info("template %s needs %zu tokens that the tokenizer lacks (%s …); training adds them", input->spec.name,
-                 n, names[0]);
         tokenizer_free(input->tokenizer);
         input->tokenizer = extended;
     }
-    names_free(names, n);
-    return rc;
-}
-
-static int open_template(ChatInput *input) {
-    ChatTemplateOptions options;
-    TRY(choose_template(input, &input->spec, &options));
-    TRY(extend_tokenizer(input));
-    if (input->date) options.date = input->date;
-    if (input->builtin_tools) options.builtin_tools = input->builtin_tools;
-    return chat_template_new(&input->chat, &input->spec, &options, input->tokenizer);
+    TRY(model_template_open(chosen, input->tokenizer));
+    input->chat = chosen->chat;
+    return OK;
 }
 
 static int add_files(ChatInput *input, const char *word) {
@@ -127,18 +113,16 @@ static int add_files(ChatInput *input, const char *word) {
 }
 
 int chat_input_open(ChatInput *input, char *const *words, int n_words) {
-    TRY(train_on_parse(&input->mode, input->train_on));
-    TRY(overlong_parse(&input->policy, input->overlong));
-    if (input->columns) TRY(chat_columns_parse(&input->renamed, input->columns));
+    TRY(read_config(input));
     TRY(open_tokenizer(input, words[0]));
-    TRY(open_template(input));
+    TRY(open_template(input, words[0]));
     for (int i = 1; i < n_words; i++) TRY(add_files(input, words[i]));
     return OK;
 }
 
 void chat_input_close(ChatInput *input) {
-    chat_template_free(input->chat);
-    saved_template_free(&input->saved);
+    model_template_free(&input->model_template);
+    config_free(input->config);
     free(input->jinja);
     tokenizer_free(input->tokenizer);
     chat_columns_free(&input->renamed);

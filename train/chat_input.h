@@ -2,19 +2,19 @@
 #ifndef CRIA_TRAIN_CHAT_INPUT_H
 #define CRIA_TRAIN_CHAT_INPUT_H
 
-#include "data/chat/saved.h"
 #include "train/cli.h"
+#include "train/model_template.h"
 
 typedef struct {
     /* flags */
-    const char *template_name, *date, *builtin_tools, *train_on, *overlong, *columns;
+    const char *config_path, *template_name, *date, *builtin_tools, *train_on, *overlong, *columns;
     int64_t context; /* 0: the model's, or any */
     /* what they lead to */
     Tokenizer *tokenizer;
     char *jinja; /* the model's own template; NULL: none */
-    SavedTemplate saved;
-    ChatTemplateSpec spec;
-    ChatTemplate *chat;
+    Config *config;
+    ModelTemplate model_template;
+    const ChatTemplate *chat; /* it */
     ChatColumns renamed;
     TrainOn mode;
     Overlong policy;
@@ -22,9 +22,7 @@ typedef struct {
     size_t n_paths;
 } ChatInput;
 
-enum { CHAT_INPUT_FLAGS = 7 };
-#define CHAT_INPUT_DEFAULTS \
-    { .train_on = "assistant", .overlong = "fail" }
+enum { CHAT_INPUT_FLAGS = 8 };
 /* Writes CHAT_INPUT_FLAGS rows. */
 void chat_input_flags(ChatInput *input, Flag *flags);
 

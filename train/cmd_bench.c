@@ -64,7 +64,8 @@ int command_bench(int argc, char **argv) {
         {"steps", 'n', FLAG_INT, &options->steps, "N", ">= 1 <= 1000000", "measured steps, at least (5)"},
         {"seconds", 0, FLAG_REAL, &options->seconds, "S", ">= 0", "go on for so long, at least (5)"},
         {"warmup", 0, FLAG_INT, &options->warmup, "N", ">= 1 <= 1000000", "steps before, not measured (2)"},
-        {"frozen", 0, FLAG_SWITCH, &options->frozen, "", "", "matrices frozen in 16 bits, only norms' gains trained"},
+        {"frozen", 0, FLAG_SWITCH, &options->frozen, "", "",
+         "matrices frozen as lora.base says (16bit), only norms' gains trained"},
         {"machine", 0, FLAG_SWITCH, &arguments.machine, "", "", "measure the machine alone, no model"},
         {"serve", 0, FLAG_SWITCH, &arguments.serve, "", "", "steps on request: lines 'STEPS SECONDS' on stdin"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
@@ -77,7 +78,8 @@ int command_bench(int argc, char **argv) {
                         "second-level cache, memory), then training steps of the config's model on random\n"
                         "tokens: tokens/s, FLOP/s and share of each peak, time by operation, memory. A step is one\n"
                         "micro-batch where train.tokens_per_batch is not given. --frozen is the ground of\n"
-                        "fine-tuning by adapters: forward and backward through matrices that are not trained.\n"
+                        "fine-tuning by adapters: forward and backward through matrices that are not trained;\n"
+                        "lora.rank=16 adds the adapters.\n"
                         "No data is needed: cria bench model.preset=15m train.context=256\n"
                         "train.tokens_per_batch=2048 train.tokens_per_microbatch=2048.",
                     .flags = flags,
@@ -86,7 +88,7 @@ int command_bench(int argc, char **argv) {
                     .max_words = 1,
                     .config = config,
                     .config_file = true,
-                    .sections = "seed precision model tokenizer data optim train"};
+                    .sections = "seed precision model tokenizer data lora optim train"};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     TRY_TO(done, config_check(config));

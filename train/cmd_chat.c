@@ -256,9 +256,11 @@ static int talk(const Arguments *arguments, Config *config, const char *model) {
     ModelTemplate model_template = {0};
     Session session = {.arguments = arguments, .terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
     if (arguments->template_name) TRY(config_set_text(config, OPTION_template_name, arguments->template_name));
-    TRY(model_file_open(
-        &file, model,
-        (ModelFileOptions){.tokenizer = arguments->tokenizer, .need_tokenizer = true, .base = arguments->base}));
+    TRY(model_file_open(&file, model,
+                        (ModelFileOptions){.tokenizer = arguments->tokenizer,
+                                           .need_tokenizer = true,
+                                           .base = arguments->base,
+                                           .inference = setup_inference(config)}));
     TRY_TO(done, open_chat(&session, config, &file, &model_template));
     rc = arguments->once || arguments->prompt ? once(&session) : converse(&session);
 done:

@@ -9,6 +9,7 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "train/cli.h"
+#include "train/cmd_eval.h"
 #include "train/commands.h"
 #include "train/model_file.h"
 #include "train/progress.h"
@@ -57,7 +58,7 @@ done:
     return rc;
 }
 
-int command_eval(int argc, char **argv) {
+static int eval_loss_command(int argc, char **argv) {
     const char *tokenizer = NULL, *base = NULL, *score = "all";
     int64_t window = 0;
     bool json = false;
@@ -71,19 +72,42 @@ int command_eval(int argc, char **argv) {
         {"json", 0, FLAG_SWITCH, &json, "", "", "print one JSON object"},
     };
     CliResult cli;
-    CliSpec spec = {
-        .usage = "loss MODEL FILE [flags]",
-        .about =
-            "Measures a model. `loss`: mean negative log-likelihood of a text's tokens, perplexity, bits per byte.",
-        .flags = flags,
-        .n_flags = sizeof flags / sizeof *flags,
-        .min_words = 3,
-        .max_words = 3};
+    CliSpec spec = {.usage = "MODEL FILE [flags]",
+                    .about = "Mean negative log-likelihood of a text's tokens, perplexity, bits per byte.",
+                    .flags = flags,
+                    .n_flags = sizeof flags / sizeof *flags,
+                    .min_words = 2,
+                    .max_words = 2};
     TRY(cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) return OK;
-    if (strcmp(cli.words[0], "loss") != 0)
-        FAIL(ERR_USAGE, "there is no 'cria eval %s'; it measures: loss", cli.words[0]);
     bool half = strcmp(score, "last-half") == 0;
     if (!half && strcmp(score, "all") != 0) FAIL(ERR_USAGE, "--score is '%s'; all or last-half is expected", score);
-    return eval_text(cli.words[1], base, cli.words[2], tokenizer, window, half ? SCORE_LAST_HALF : SCORE_ALL, json);
+    return eval_text(cli.words[0], base, cli.words[1], tokenizer, window, half ? SCORE_LAST_HALF : SCORE_ALL, json);
+}
+
+int command_eval(int argc, char **argv) {
+    static const char help[] =
+        "usage: cria eval loss MODEL FILE [flags]         loss and perplexity of a language model on a text\n"
+        "       cria eval pairs MODEL PAIRS... [flags]    how often it finds the better answer more likely\n"
+        "       cria eval reward MODEL PAIRS... [flags]   a reward model's report card on preferences\n\n"
+        "'cria eval loss --help' and so on explain the flags.\n";
+    static const struct {
+        const char *verb, *name;
+        int (*run)(int argc, char **argv);
+    } verbs[] = {{"loss", "eval loss", eval_loss_command},
+                 {"pairs", "eval pairs", eval_pairs_command},
+                 {"reward", "eval reward", eval_reward_command}};
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        fputs(help, stdout);
+        return OK;
+    }
+    for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof *verbs; i++) {
+        if (strcmp(argv[1], verbs[i].verb) != 0) continue;
+        char name[16];
+        snprintf(name, sizeof name, "%s", verbs[i].name);
+        argv[1] = name;
+        return verbs[i].run(argc - 1, argv + 1);
+    }
+    FAIL(ERR_USAGE, "cria eval: expected 'loss', 'pairs' or 'reward'%s%s", argc > 1 ? ", found " : "",
+         argc > 1 ? argv[1] : "");
 }

@@ -6,103 +6,49 @@
 
 #include <jansson.h>
 
-#include "eval/generator.h"
 #include "model/core/clock.h"
 #include "model/core/error.h"
-#include "model/core/file.h"
 #include "model/core/log.h"
+#include "model/core/text.h"
+#include "train/answering.h"
 #include "train/cli.h"
 #include "train/commands.h"
-#include "train/model_file.h"
-#include "train/model_template.h"
-#include "train/setup.h"
+#include "train/progress.h"
 
 typedef struct {
-    const char *prompt, *prompt_file, *tokenizer, *base;
-    int64_t copies, max_batch, max_sequence;
-    bool json, no_bos, chat;
+    const char *prompt, *prompt_file, *tokenizer, *base, *columns;
+    int64_t samples, max_batch, max_sequence;
+    bool json, jsonl, no_bos, chat;
 } Arguments;
 
+/* What one call of the command works with. */
 typedef struct {
-    TokenList *items;
-    char **texts;
-    size_t n;
-    ModelTemplate chat; /* with --chat: prompts are messages to be answered */
-} Prompts;
+    const Arguments *arguments;
+    const Config *config;
+    Answering answering;
+    size_t n; /* generations: prompts × samples */
+    Generation *generations;
+    size_t n_printed, n_done; /* with --jsonl, lines so far; sequences that are complete */
+    uint64_t n_tokens;        /* in them */
+    double begun;
+    Progress progress;
+} Generating;
 
-static void prompts_free(Prompts *prompts) {
-    for (size_t i = 0; i < prompts->n; i++) {
-        token_list_free(&prompts->items[i]);
-        free(prompts->texts[i]);
-    }
-    free(prompts->items);
-    free(prompts->texts);
-    model_template_free(&prompts->chat);
+static int read_prompts(Generating *g) {
+    const Arguments *a = g->arguments;
+    const char *prompt = a->prompt ? a->prompt : "";
+    Answering *answering = &g->answering;
+    if (a->prompt_file) return prompts_read(&answering->prompts, &answering->how, a->prompt_file);
+    return prompts_add_text(&answering->prompts, &answering->how, prompt, strlen(prompt));
 }
 
-/* A user's message, up to where the model's answer begins. */
-static int render_message(const ChatTemplate *chat, const char *text, TokenList *out) {
-    int rc = OK;
-    Conversation conversation = {.kind = RECORD_MESSAGES};
-    ChatTokens tokens = {0};
-    TRY_TO(done, conversation_add(&conversation, CHAT_USER, text));
-    TRY_TO(done, chat_render_prompt(chat, &conversation, &tokens));
-    TRY_TO(done, token_list_append(out, tokens.ids, tokens.n));
-done:
-    chat_tokens_free(&tokens);
-    conversation_free(&conversation);
-    return rc;
-}
-
-static int add_prompt(Prompts *prompts, const Tokenizer *tokenizer, const char *text, size_t size, int flags) {
-    TokenList *items = realloc(prompts->items, (prompts->n + 1) * sizeof *items);
-    if (items) prompts->items = items;
-    char **texts = realloc(prompts->texts, (prompts->n + 1) * sizeof *texts);
-    if (texts) prompts->texts = texts;
-    char *copy = strndup(text, size);
-    if (!items || !texts || !copy) {
-        free(copy);
-        FAIL(ERR_FAILED, "out of memory");
-    }
-    items[prompts->n] = (TokenList){0};
-    texts[prompts->n] = copy;
-    prompts->n++;
-    if (prompts->chat.chat) return render_message(prompts->chat.chat, copy, &items[prompts->n - 1]);
-    return tokenizer_encode(tokenizer, text, size, flags, &items[prompts->n - 1]);
-}
-
-/* One prompt, or the lines of a file, each `copies` times. */
-static int read_prompts(Prompts *prompts, const Arguments *arguments, const Tokenizer *tokenizer) {
-    int rc = OK, flags = arguments->no_bos ? 0 : TOKENIZE_BOS;
-    const char *prompt = arguments->prompt ? arguments->prompt : "";
-    char *bytes = NULL;
-    size_t size;
-    if (arguments->prompt_file) {
-        TRY(file_read(&bytes, &size, arguments->prompt_file, 0));
-        for (char *line = bytes, *end; line < bytes + size; line = end + 1) {
-            end = memchr(line, '\n', (size_t)(bytes + size - line));
-            if (!end) end = bytes + size;
-            const char *last = end > line && end[-1] == '\r' ? end - 1 : end; /* a file from Windows */
-            for (int64_t copy = 0; copy < arguments->copies && last > line; copy++)
-                TRY_TO(done, add_prompt(prompts, tokenizer, line, (size_t)(last - line), flags));
-        }
-    } else {
-        for (int64_t copy = 0; copy < arguments->copies; copy++)
-            TRY_TO(done, add_prompt(prompts, tokenizer, prompt, strlen(prompt), flags));
-    }
-    if (prompts->n == 0) FAIL_TO(done, ERR_REFUSED, "%s: there is no prompt in it", arguments->prompt_file);
-done:
-    free(bytes);
-    return rc;
-}
-
-static int stream(void *context, size_t prompt, const char *bytes, size_t n) {
-    (void)context, (void)prompt;
+static int stream(void *context, size_t sequence, const char *bytes, size_t n) {
+    (void)context, (void)sequence;
     if (fwrite(bytes, 1, n, stdout) != n || fflush(stdout) != 0) FAIL(ERR_FAILED, "writing to standard output failed");
     return OK;
 }
 
-static const char *const reasons[] = {"stop-token", "stop-text", "length", "context"};
+/* ---- output ---- */
 
 /* Null where the bytes are not valid UTF-8: the ids say it all. */
 static json_t *text_or_null(const char *text, size_t size) {
@@ -110,117 +56,168 @@ static json_t *text_or_null(const char *text, size_t size) {
     return string ? string : json_null();
 }
 
-static json_t *generation_json(const char *prompt, const Generation *generation) {
-    json_t *ids = json_array();
+static json_t *generation_json(const Prompt *prompt, const Generation *generation) {
+    json_t *ids = json_array(), *logprobs = json_array();
     for (size_t t = 0; t < generation->tokens.n; t++)
         json_array_append_new(ids, json_integer(generation->tokens.ids[t]));
-    return json_pack("{s:o, s:o, s:o, s:s, s:f}", "prompt", text_or_null(prompt, strlen(prompt)), "text",
-                     text_or_null(generation->text, generation->text_size), "tokens", ids, "finish_reason",
-                     reasons[generation->reason], "logprob", generation->logprob);
+    for (size_t t = 0; t < generation->n_logprobs; t++)
+        json_array_append_new(logprobs, json_real((double)generation->logprobs[t]));
+    return json_pack("{s:O?, s:o, s:o, s:o, s:s, s:f}", "prompt", prompt->prompt, "text",
+                     text_or_null(generation->text, generation->text_size), "tokens", ids, "logprobs", logprobs,
+                     "finish_reason", finish_reason_name(generation->reason), "logprob", generation->logprob);
 }
 
-static int print_json(const Prompts *prompts, const Generation *generations, double seconds) {
+static const Prompt *prompt_of(const Generating *g, size_t sequence) {
+    return &g->answering.prompts.items[sequence / (size_t)g->arguments->samples];
+}
+
+static int print_json(const Generating *g, double seconds) {
     json_t *list = json_array();
-    uint64_t tokens = 0;
-    int rc = OK;
-    for (size_t i = 0; i < prompts->n && rc == 0; i++) {
-        tokens += generations[i].tokens.n;
-        rc = json_array_append_new(list, generation_json(prompts->texts[i], &generations[i]));
-    }
-    json_t *root = json_pack("{s:o, s:I, s:f}", "generations", list, "tokens", (json_int_t)tokens, "tokens_per_second",
-                             (double)tokens / seconds);
+    int rc = 0;
+    for (size_t i = 0; i < g->n && rc == 0; i++)
+        rc = json_array_append_new(list, generation_json(prompt_of(g, i), &g->generations[i]));
+    json_t *root = json_pack("{s:o, s:I, s:f, s:s}", "generations", list, "tokens", (json_int_t)g->n_tokens,
+                             "tokens_per_second", (double)g->n_tokens / seconds, "precision",
+                             dtype_name(llama_inference_dtype(g->answering.file.model)));
     if (rc == 0 && root) json_dumpf(root, stdout, JSON_REAL_PRECISION(9));
     json_decref(root);
-    if (rc != 0 || !root) FAIL(ERR_FAILED, "out of memory for %zu texts as JSON", prompts->n);
+    if (rc != 0 || !root) FAIL(ERR_FAILED, "out of memory for %zu texts as JSON", g->n);
     printf("\n");
     return OK;
 }
 
-static void print_texts(const Prompts *prompts, const Generation *generations) {
-    for (size_t i = 0; i < prompts->n; i++) {
+/* One line: which prompt, which sample, and the generation. */
+static int print_line(const Generating *g, size_t sequence) {
+    size_t samples = (size_t)g->arguments->samples;
+    json_t *line =
+        json_pack("{s:I, s:I}", "index", (json_int_t)(sequence / samples), "sample", (json_int_t)(sequence % samples));
+    json_t *rest = generation_json(prompt_of(g, sequence), &g->generations[sequence]);
+    bool made = line && rest && json_object_update(line, rest) == 0;
+    char *text = made ? json_dumps(line, JSON_REAL_PRECISION(9) | JSON_COMPACT) : NULL;
+    json_decref(line);
+    json_decref(rest);
+    if (!text) FAIL(ERR_FAILED, "out of memory for a text as JSON");
+    bool written = printf("%s\n", text) > 0 && fflush(stdout) == 0;
+    free(text);
+    if (!written) FAIL(ERR_FAILED, "writing to standard output failed");
+    return OK;
+}
+
+static void print_texts(const Generating *g) {
+    for (size_t i = 0; i < g->n; i++) {
+        const Prompt *prompt = prompt_of(g, i);
         if (i) printf("\n---\n");
-        if (!prompts->chat.chat) fwrite(prompts->texts[i], 1, strlen(prompts->texts[i]), stdout);
-        fwrite(generations[i].text, 1, generations[i].text_size, stdout);
+        if (!g->answering.chat.chat && prompt->text) fwrite(prompt->text, 1, prompt->size, stdout);
+        fwrite(g->generations[i].text, 1, g->generations[i].text_size, stdout);
     }
     printf("\n");
 }
 
-static GenerateOptions options_from(const Config *config, const ModelFile *file) {
-    return (GenerateOptions){.sampler = setup_sampler(config),
-                             .max_new_tokens = (int)config->generate_max_new_tokens,
-                             .stop = config->generate_stop.items,
-                             .n_stop = config->generate_stop.n,
-                             .stop_tokens = file->generation.eos_token_ids,
-                             .n_stop_tokens = (size_t)file->generation.n_eos};
+/* ---- the run ---- */
+
+/* Lines are printed in order, each as soon as those before it are there. A generation that is not has no text. */
+static int finished(void *context, size_t sequence, const Generation *generation) {
+    Generating *g = context;
+    char details[64], number[32];
+    (void)sequence;
+    g->n_done++;
+    g->n_tokens += generation->tokens.n;
+    if (progress_due(&g->progress)) {
+        snprintf(details, sizeof details, "%s tok/s",
+                 text_thousands(number, (uint64_t)((double)g->n_tokens / (clock_seconds() - g->begun))));
+        progress_update(&g->progress, (int64_t)g->n_done, details);
+    }
+    for (; g->arguments->jsonl && g->n_printed < g->n && g->generations[g->n_printed].text; g->n_printed++)
+        TRY(print_line(g, g->n_printed));
+    return OK;
 }
 
-/* The cache holds the longest prompt and its continuation, unless that is more than the model was made for. */
-static int64_t sequence_length(const Arguments *arguments, const Config *config, const ModelFile *file,
-                               const Prompts *prompts) {
-    int64_t longest = 1, limit = file->model->rotary.n_positions;
-    for (size_t i = 0; i < prompts->n; i++)
-        if ((int64_t)prompts->items[i].n > longest) longest = (int64_t)prompts->items[i].n;
-    int64_t wanted = arguments->max_sequence > 0 ? arguments->max_sequence : longest + config->generate_max_new_tokens;
-    return wanted < limit ? wanted : limit;
+static GenerateOptions options_from(Generating *g, bool streaming) {
+    GenerateOptions options = answering_generate_options(&g->answering, g->config);
+    options.samples = (int)g->arguments->samples;
+    options.emit = streaming ? stream : NULL;
+    options.finished = finished;
+    options.context = g;
+    return options;
 }
 
-static int generate(const Arguments *arguments, const Config *config, ModelFile *file, Prompts *prompts) {
+static int sequence_length(const Generating *g) {
+    int64_t wanted = g->arguments->max_sequence, limit = g->answering.file.model->rotary.n_positions;
+    if (wanted == 0) return answering_longest(&g->answering, g->config);
+    return (int)(wanted < limit ? wanted : limit);
+}
+
+static int print_all(const Generating *g, bool streaming, double seconds) {
+    if (g->arguments->json) return print_json(g, seconds);
+    if (g->arguments->jsonl) return OK;
+    if (!streaming)
+        print_texts(g);
+    else if (isatty(STDOUT_FILENO)) /* a pipe or a file gets the text and nothing else */
+        printf("\n");
+    return OK;
+}
+
+static int generate(Generating *g) {
     int rc = OK;
+    const Arguments *a = g->arguments;
     Generator *generator = NULL;
-    Generation *generations = calloc(prompts->n, sizeof *generations);
-    if (!generations) FAIL(ERR_FAILED, "out of memory");
-    int64_t batch = (int64_t)prompts->n < arguments->max_batch ? (int64_t)prompts->n : arguments->max_batch;
-    GenerateOptions options = options_from(config, file);
-    bool streaming = prompts->n == 1 && !arguments->json;
-    if (streaming) options.emit = stream;
-    TRY_TO(done,
-           generator_new(&generator, file->model, file->tokenizer,
-                         (GeneratorOptions){.max_batch = (int)batch,
-                                            .max_sequence = (int)sequence_length(arguments, config, file, prompts)}));
-    if (streaming && !arguments->chat) TRY_TO(done, stream(NULL, 0, prompts->texts[0], strlen(prompts->texts[0])));
-    double start = clock_seconds();
-    TRY_TO(done, generator_run(generator, prompts->items, prompts->n, &options, generations));
-    double seconds = clock_seconds() - start;
-    if (arguments->json)
-        TRY_TO(done, print_json(prompts, generations, seconds));
-    else if (streaming) {
-        if (isatty(STDOUT_FILENO)) printf("\n"); /* a pipe or a file gets the text and nothing else */
-    } else
-        print_texts(prompts, generations);
-    uint64_t tokens = 0;
-    for (size_t i = 0; i < prompts->n; i++) tokens += generations[i].tokens.n;
-    log_debug("%llu tokens in %.2f s: %.1f tokens/s", (unsigned long long)tokens, seconds, (double)tokens / seconds);
+    size_t samples = (size_t)a->samples;
+    g->n = g->answering.prompts.n * samples;
+    g->generations = calloc(g->n, sizeof *g->generations);
+    TokenList *tokens = calloc(g->answering.prompts.n, sizeof *tokens);
+    if (!g->generations || !tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < g->answering.prompts.n; i++) tokens[i] = g->answering.prompts.items[i].tokens;
+    int64_t batch = (int64_t)g->n < a->max_batch ? (int64_t)g->n : a->max_batch;
+    bool streaming = g->n == 1 && !a->json && !a->jsonl;
+    GenerateOptions options = options_from(g, streaming);
+    TRY_TO(done, generator_new(&generator, g->answering.file.model, g->answering.file.tokenizer,
+                               (GeneratorOptions){.max_batch = (int)batch, .max_sequence = (int)sequence_length(g)}));
+    if (streaming && !a->chat)
+        TRY_TO(done, stream(NULL, 0, g->answering.prompts.items[0].text, g->answering.prompts.items[0].size));
+    g->begun = clock_seconds();
+    if (!streaming) progress_begin(&g->progress, "sampling", "texts", 0, (int64_t)g->n);
+    rc = generator_run(generator, tokens, g->answering.prompts.n, &options, g->generations);
+    if (!streaming) progress_end(&g->progress);
+    double seconds = clock_seconds() - g->begun;
+    if (rc == OK) rc = print_all(g, streaming, seconds);
+    log_debug("%llu tokens in %.2f s: %.1f tokens/s, %s", (unsigned long long)g->n_tokens, seconds,
+              (double)g->n_tokens / seconds, dtype_name(llama_inference_dtype(g->answering.file.model)));
 done:
-    for (size_t i = 0; i < prompts->n; i++) generation_free(&generations[i]);
-    free(generations);
+    for (size_t i = 0; g->generations && i < g->n; i++) generation_free(&g->generations[i]);
+    free(g->generations);
+    free(tokens);
     generator_free(generator);
     return rc;
 }
 
-/* An answer also ends with the template's stops. */
-static int open_template(ModelTemplate *chat, const Config *config, ModelFile *file) {
-    int32_t stops[2];
-    TRY(model_template_choose(chat, config, file->chat_template, file->path, file->tokenizer));
-    TRY(model_template_open(chat, file->tokenizer));
-    size_t n = chat_template_stops(chat->chat, stops);
-    for (size_t i = 0; i < n && file->generation.n_eos < HF_MAX_EOS; i++)
-        file->generation.eos_token_ids[file->generation.n_eos++] = stops[i];
-    return OK;
+static int run(Generating *g, const char *path) {
+    const Arguments *a = g->arguments;
+    TRY(answering_open(&g->answering, g->config,
+                       &(AnsweringOptions){.model = path,
+                                           .tokenizer = a->tokenizer,
+                                           .base = a->base,
+                                           .chat = a->chat ? ANSWER_CHAT : ANSWER_PLAIN,
+                                           .columns = a->columns ? a->columns : "",
+                                           .no_bos = a->no_bos,
+                                           .chat_option = "give --chat"}));
+    TRY(read_prompts(g));
+    return generate(g);
 }
 
 int command_generate(int argc, char **argv) {
     int rc = OK;
-    Arguments arguments = {.copies = 1, .max_batch = 16};
+    Arguments arguments = {.samples = 1, .max_batch = 16};
     Config *config;
-    ModelFile file = {0};
-    Prompts prompts = {0};
     CliResult cli;
     const Flag flags[] = {
         {"prompt", 'p', FLAG_TEXT, &arguments.prompt, "TEXT", "", "what the text begins with"},
-        {"prompts", 'f', FLAG_TEXT, &arguments.prompt_file, "FILE", "", "many prompts, one a line"},
-        {"copies", 0, FLAG_INT, &arguments.copies, "N", ">= 1", "continue each prompt so many times"},
+        {"prompts", 'f', FLAG_TEXT, &arguments.prompt_file, "FILE", "",
+         "many prompts: one a line, or records in .jsonl (prompt, messages, instruction …)"},
+        {"columns", 0, FLAG_TEXT, &arguments.columns, "LIST", "", "other names in records: prompt=question"},
+        {"samples", 0, FLAG_INT, &arguments.samples, "K", ">= 1 <= 1000000",
+         "continue each prompt so many times; it is computed once"},
         {"max-new-tokens", 'n', FLAG_OPTION, NULL, "N", "", "longest continuation"},
-        {"max-batch", 0, FLAG_INT, &arguments.max_batch, "N", ">= 1", "sequences computed at once (16)"},
+        {"max-batch", 0, FLAG_INT, &arguments.max_batch, "N", ">= 1 <= 65536", "sequences computed at once (16)"},
         {"max-sequence", 0, FLAG_INT, &arguments.max_sequence, "N", ">= 2",
          "tokens of prompt and continuation; sizes the cache (default: what is needed)"},
         {"tokenizer", 't', FLAG_TEXT, &arguments.tokenizer, "FILE", "", "instead of the model's own"},
@@ -229,12 +226,16 @@ int command_generate(int argc, char **argv) {
          "a prompt is a message, and the answer is generated, by the model's chat template"},
         {"no-bos", 0, FLAG_SWITCH, &arguments.no_bos, "", "", "do not begin with BOS"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object: texts, ids, log-probabilities"},
+        {"jsonl", 0, FLAG_SWITCH, &arguments.jsonl, "", "", "print the same as a line for each text, as they come"},
     };
     TRY(config_new(&config));
+    Generating g = {.arguments = &arguments, .config = config};
     CliSpec spec = {
         .usage = "MODEL [-p TEXT] [flags]",
-        .about = "Continues a prompt; the text goes to stdout as it is made. MODEL: a checkpoint, a run's folder,\n"
-                 "a Hugging Face directory, a llama2.c file, an adapter.",
+        .about =
+            "Continues a prompt; the text goes to stdout as it is made. MODEL: a checkpoint, a run's folder,\n"
+            "a Hugging Face directory, a llama2.c file, an adapter. Log-probabilities are the model's own, before\n"
+            "temperature and filters; the last is the stop token's, where there is one.",
         .flags = flags,
         .n_flags = sizeof flags / sizeof *flags,
         .min_words = 1,
@@ -245,16 +246,10 @@ int command_generate(int argc, char **argv) {
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     if (arguments.prompt && arguments.prompt_file) FAIL_TO(done, ERR_USAGE, "--prompt and --prompts: give one of them");
-    TRY_TO(done,
-           model_file_open(
-               &file, cli.words[0],
-               (ModelFileOptions){.tokenizer = arguments.tokenizer, .need_tokenizer = true, .base = arguments.base}));
-    if (arguments.chat) TRY_TO(done, open_template(&prompts.chat, config, &file));
-    TRY_TO(done, read_prompts(&prompts, &arguments, file.tokenizer));
-    TRY_TO(done, generate(&arguments, config, &file, &prompts));
+    if (arguments.json && arguments.jsonl) FAIL_TO(done, ERR_USAGE, "--json and --jsonl: give one of them");
+    TRY_TO(done, run(&g, cli.words[0]));
 done:
-    prompts_free(&prompts);
-    model_file_close(&file);
+    answering_close(&g.answering);
     config_free(config);
     return rc;
 }

@@ -16,7 +16,7 @@
 
 typedef struct {
     int64_t ranks, here;
-    bool json, measure;
+    bool json, measure, reward;
 } Arguments;
 
 /* ---- printing ---- */
@@ -34,6 +34,15 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_EXCHANGE] = "between ranks",
     [PLAN_SAVING] = "while a checkpoint is written or a sample is generated",
 };
+
+static const char *parameters_note(const MemoryPlan *plan) {
+    static const char *const frozen[FROZEN_KINDS] = {
+        [FROZEN_16BIT] = "the model's matrices in 16 bits, and the adapter",
+        [FROZEN_INT8] = "the model in int8, embedding and head in 16 bits, and the adapter",
+        [FROZEN_NF4] = "the model in NF4, embedding and head in 16 bits, and the adapter"};
+    if (plan->frozen != FROZEN_NONE) return frozen[plan->frozen];
+    return plan->packed ? "fp32, and twice packed in bf16" : explanations[PLAN_PARAMETERS];
+}
 
 static void print_row(const char *name, const uint64_t bytes[RECOMPUTE_KINDS], const char *note) {
     char text[32];
@@ -96,8 +105,7 @@ static void print_plan(const MemoryPlan *plan) {
             print_row(plan_part_name((PlanPart)part), plan->activations, explanations[part]);
         else if (plan->bytes[part] > 0)
             print_same(plan_part_name((PlanPart)part), plan->bytes[part],
-                       part == PLAN_PARAMETERS && plan->precision == DTYPE_BF16 ? "fp32, and twice packed in bf16"
-                                                                                : explanations[part]);
+                       part == PLAN_PARAMETERS ? parameters_note(plan) : explanations[part]);
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");
@@ -192,7 +200,7 @@ static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     if (arguments->ranks == 0 && ranks == 1 && config->parallel_data > 1) ranks = here = (int)config->parallel_data;
     if (arguments->here > 0) here = (int)arguments->here;
     if (here > ranks) FAIL(ERR_USAGE, "--here is %d, and there are %d ranks", here, ranks);
-    int rc = memory_plan(&made, config, ranks, here);
+    int rc = memory_plan(&made, config, arguments->reward ? HEAD_TO_SCORE : HEAD_TOKENS, ranks, here);
     if (rc == OK && mesh_rank(mesh) == 0) {
         if (arguments->measure) measure(&made);
         if (arguments->json)
@@ -215,6 +223,7 @@ int command_plan(int argc, char **argv) {
         {"ranks", 0, FLAG_INT, &arguments.ranks, "N", ">= 1 <= 1048576", "so many ranks; also written ranks=N"},
         {"here", 0, FLAG_INT, &arguments.here, "N", ">= 1 <= 1048576", "of them on this machine (default: all)"},
         {"measure", 0, FLAG_SWITCH, &arguments.measure, "", "", "measure this machine, and say how long a step takes"},
+        {"reward", 0, FLAG_SWITCH, &arguments.reward, "", "", "plan what cria reward does: a score head"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
     };
     TRY_TO(done, config_new(&config));
@@ -234,7 +243,8 @@ int command_plan(int argc, char **argv) {
                     .config = config,
                     .config_file = true,
                     .sections =
-                        "output seed precision model tokenizer data template lora sft optim train generate parallel"};
+                        "output seed precision model tokenizer data template lora sft preferences dpo optim train "
+                        "generate parallel"};
     rc = cli_parse(&cli, &spec, argc, spelled_argv);
     if (rc == OK && !cli.helped) rc = config_check(config);
     setup_resolve_precision(config);

@@ -114,7 +114,7 @@ static int lint(ChatInput *input, Findings *findings) {
 }
 
 int data_lint_command(int argc, char **argv) {
-    ChatInput input = CHAT_INPUT_DEFAULTS;
+    ChatInput input = {0};
     Findings findings = {.limit = 5};
     Flag flags[CHAT_INPUT_FLAGS + 2] = {
         {"findings", 'n', FLAG_INT, &findings.limit, "N", ">= 0", "how many of each kind are shown (default 5)"},
@@ -124,10 +124,9 @@ int data_lint_command(int argc, char **argv) {
     CliResult cli;
     TRY(cli_parse(&cli,
                   &(CliSpec){.usage = "TOKENIZER|MODEL FILE... [--template NAME] [flags]",
-                             .about =
-                                 "Checks instruction records (JSONL, or a JSON array; also .gz and .zst): what\n"
-                                 "would be learned wrongly or not at all, with file and line. Exit status 3 where\n"
-                                 "there is an error that training would refuse.",
+                             .about = "Checks records of instructions and preferences (JSONL, or a JSON array; also\n"
+                                      ".gz and .zst): what would be learned wrongly or not at all, with file and\n"
+                                      "line. Exit status 3 where there is an error that training would refuse.",
                              .flags = flags,
                              .n_flags = sizeof flags / sizeof *flags,
                              .min_words = 2,

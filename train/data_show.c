@@ -1,5 +1,6 @@
 /* cria data show: what is learned, token by token. On a terminal in colour: green is learned, yellow with a weight
  * other than 1, grey is not; elsewhere, or with NO_COLOR set (no-color.org), what is learned stands in « ». */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 
 #include <jansson.h>
 
+#include "data/chat/pairs.h"
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/text.h"
@@ -16,7 +18,7 @@
 typedef struct {
     ChatInput input;
     int64_t limit;
-    bool json, list, prompt, jinja, colour;
+    bool json, list, prompt, mask_stop, jinja, colour;
 } Show;
 
 static const char *piece_of(const Show *show, const ChatTokens *tokens, size_t i, size_t *size) {
@@ -64,32 +66,53 @@ static int print_list(const Show *show, const ChatTokens *tokens) {
     return OK;
 }
 
-/* One object a line: ids and weights, for other programs. */
-static int print_json(const Record *record, const ChatTokens *tokens, const char *error) {
+static json_t *ids_json(const ChatTokens *tokens) {
+    json_t *ids = json_array();
+    for (size_t i = 0; i < tokens->n; i++) json_array_append_new(ids, json_integer(tokens->ids[i]));
+    return ids;
+}
+
+static json_t *weights_json(const ChatTokens *tokens) {
+    json_t *weights = json_array();
+    for (size_t i = 0; i < tokens->n; i++) json_array_append_new(weights, json_real((double)tokens->weights[i]));
+    return weights;
+}
+
+/* Of a preference: its answers, the best first, and what is known of them. */
+static void add_answers(json_t *root, const PairTokens *record) {
+    const Preference *p = &record->preference;
+    json_t *answers = json_array();
+    for (size_t i = 0; i < p->n_answers; i++)
+        json_array_append_new(answers, json_pack("{s:o, s:o}", "ids", ids_json(&record->tokens[i]), "weights",
+                                                 weights_json(&record->tokens[i])));
+    json_object_set_new(root, "answers", answers);
+    if (p->kind == PREFERENCE_LABEL) json_object_set_new(root, "label", json_boolean(p->mark.is_good));
+    if (p->mark.strength) json_object_set_new(root, "strength", json_string(strength_name((Strength)p->mark.strength)));
+    if (!isnan(p->mark.margin)) json_object_set_new(root, "margin", json_real((double)p->mark.margin));
+}
+
+/* One object a line, for other programs. */
+static int print_json(const Record *record, const PairTokens *tokens, const char *error) {
     json_t *root =
         json_pack("{s:s%, s:I}", "file", record->path, strlen(record->path), "line", (json_int_t)record->line);
-    json_t *ids = json_array(), *weights = json_array();
-    if (root && error) json_object_set_new(root, "error", json_string(error));
-    for (size_t i = 0; !error && i < tokens->n; i++) {
-        json_array_append_new(ids, json_integer(tokens->ids[i]));
-        json_array_append_new(weights, json_real((double)tokens->weights[i]));
-    }
-    if (root && !error) {
-        json_object_set(root, "ids", ids);
-        json_object_set(root, "weights", weights);
-    }
-    json_decref(ids);
-    json_decref(weights);
     if (!root) FAIL(ERR_FAILED, "%s: the name is not UTF-8", record->path);
+    if (error) {
+        json_object_set_new(root, "error", json_string(error));
+    } else if (tokens->preference.kind == PREFERENCE_NONE) {
+        json_object_set_new(root, "ids", ids_json(&tokens->tokens[0]));
+        json_object_set_new(root, "weights", weights_json(&tokens->tokens[0]));
+    } else {
+        add_answers(root, tokens);
+    }
     json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     printf("\n");
     json_decref(root);
     return OK;
 }
 
-static int render(const Show *show, const Record *record, Conversation *conversation, ChatTokens *tokens) {
+static int render_conversation(const Show *show, Conversation *conversation, ChatTokens *tokens) {
     const ChatInput *input = &show->input;
-    TRY(conversation_parse(conversation, record->text, record->size, &input->renamed));
+    TRY(conversation_read(conversation, &input->renamed));
     if (!show->prompt) {
         TRY(chat_render(input->chat, conversation, input->mode, tokens));
         if (input->context > 0 && !chat_fit(tokens, (size_t)input->context, input->policy))
@@ -100,8 +123,39 @@ static int render(const Show *show, const Record *record, Conversation *conversa
     return chat_render_prompt(input->chat, conversation, tokens);
 }
 
-static int show_record(const Show *show, const Record *record, Conversation *conversation, ChatTokens *tokens) {
-    int rc = render(show, record, conversation, tokens);
+static int render(const Show *show, const Record *record, PairTokens *tokens) {
+    const ChatInput *input = &show->input;
+    Preference *p = &tokens->preference;
+    TRY(preference_parse(p, record->text, record->size, &input->renamed));
+    if (p->kind == PREFERENCE_NONE) return render_conversation(show, &p->all, &tokens->tokens[0]);
+    if (show->prompt) FAIL(ERR_REFUSED, "--prompt is for conversations, and this is a preference");
+    TRY(pair_render(tokens, input->chat, show->mask_stop));
+    size_t longest = pair_longest(tokens);
+    if (input->context > 0 && !pair_fit(tokens, (size_t)input->context, input->policy))
+        FAIL(ERR_REFUSED, "%zu tokens, and the context is %lld", longest, (long long)input->context);
+    return OK;
+}
+
+static int print_tokens(const Show *show, const ChatTokens *tokens) {
+    printf("%zu tokens, %zu learned\n", tokens->n, tokens->n_live);
+    if (show->list) return print_list(show, tokens);
+    print_text(show, tokens);
+    return OK;
+}
+
+static int print_answers(const Show *show, const PairTokens *record) {
+    const Preference *p = &record->preference;
+    if (p->mark.strength) printf("%s  ", strength_name((Strength)p->mark.strength));
+    if (!isnan(p->mark.margin)) printf("margin %g  ", (double)p->mark.margin);
+    for (size_t i = 0; i < p->n_answers; i++) {
+        printf("%s: ", preference_answer_name(p, i));
+        TRY(print_tokens(show, &record->tokens[i]));
+    }
+    return OK;
+}
+
+static int show_record(const Show *show, const Record *record, PairTokens *tokens) {
+    int rc = render(show, record, tokens);
     if (rc != OK && rc != ERR_REFUSED) return rc;
     if (show->json) {
         char error[1024];
@@ -114,11 +168,8 @@ static int show_record(const Show *show, const Record *record, Conversation *con
         printf("error: %s\n\n", error_text());
         return OK;
     }
-    printf("%zu tokens, %zu learned\n", tokens->n, tokens->n_live);
-    if (show->list)
-        TRY(print_list(show, tokens));
-    else
-        print_text(show, tokens);
+    TRY(tokens->preference.kind == PREFERENCE_NONE ? print_tokens(show, &tokens->tokens[0])
+                                                   : print_answers(show, tokens));
     printf("\n");
     return OK;
 }
@@ -127,8 +178,7 @@ static int show_records(const Show *show) {
     int rc = OK;
     RecordReader *reader = NULL;
     Record record;
-    Conversation conversation = {0};
-    ChatTokens tokens = {0};
+    PairTokens tokens = {0};
     bool found;
     TRY(records_open(&reader, &(RecordOptions){.paths = show->input.paths,
                                                .n_paths = show->input.n_paths,
@@ -137,12 +187,11 @@ static int show_records(const Show *show) {
     for (int64_t i = 0; show->limit == 0 || i < show->limit; i++) {
         TRY_TO(done, records_next(reader, &record, &found));
         if (!found) break;
-        TRY_TO(done, show_record(show, &record, &conversation, &tokens));
+        TRY_TO(done, show_record(show, &record, &tokens));
     }
 done:
     records_close(reader);
-    conversation_free(&conversation);
-    chat_tokens_free(&tokens);
+    pair_tokens_free(&tokens);
     return rc;
 }
 
@@ -155,15 +204,17 @@ static int show_jinja(const Show *show) {
 }
 
 int data_show_command(int argc, char **argv) {
-    Show show = {.input = CHAT_INPUT_DEFAULTS, .limit = 3};
-    Flag flags[CHAT_INPUT_FLAGS + 5] = {
+    Show show = {.limit = 3};
+    Flag flags[CHAT_INPUT_FLAGS + 6] = {
         {"records", 'n', FLAG_INT, &show.limit, "N", ">= 0", "how many are shown; 0: all (default 3)"},
         {"tokens", 0, FLAG_SWITCH, &show.list, "", "", "a line for every token: place, id, weight, text"},
         {"prompt", 0, FLAG_SWITCH, &show.prompt, "", "", "what a model sees before it answers: no last answer"},
+        {"mask-stop", 0, FLAG_SWITCH, &show.mask_stop, "", "",
+         "of preferences the stop is not learned (preferences.mask_stop)"},
         {"jinja", 0, FLAG_SWITCH, &show.jinja, "", "", "the template itself, as other programs take it"},
-        {"json", 0, FLAG_SWITCH, &show.json, "", "", "one JSON object a record: file, line, ids, weights"},
+        {"json", 0, FLAG_SWITCH, &show.json, "", "", "one JSON object a record: file, line, ids, weights (or answers)"},
     };
-    chat_input_flags(&show.input, flags + 5);
+    chat_input_flags(&show.input, flags + 6);
     CliResult cli;
     TRY(cli_parse(&cli,
                   &(CliSpec){.usage = "TOKENIZER|MODEL FILE... [--template NAME] [flags]",

@@ -7,7 +7,7 @@ ForwardFlops forward_flops(const LlamaShape *shape, int context) {
     double weights = dim * (query + 2 * key) + query * dim + 3 * dim * ffn;
     return (ForwardFlops){.matrices = 2 * layers * weights,
                           .attention = 4 * layers * query * (context + 1) / 2, /* scores, and values weighed by them */
-                          .head = 2 * dim * shape->vocab_size};
+                          .head = 2 * dim * (shape->score_head ? 1 : shape->vocab_size)};
 }
 
 double recomputed_norm_bytes(const LlamaShape *shape, size_t activation_bytes) {
@@ -17,7 +17,7 @@ double recomputed_norm_bytes(const LlamaShape *shape, size_t activation_bytes) {
     return shape->n_layers * (norms + swiglu);
 }
 
-double adamw_bytes_per_parameter(Dtype precision, Dtype moments) {
-    double read_and_written = 2.0 * (2 * sizeof(float) + 2 * (double)dtype_size(moments));
-    return read_and_written + (precision == DTYPE_BF16 ? 2 * sizeof(bf16) : 0);
+double adamw_bytes_per_parameter(bool packed, Dtype moments) {
+    double read_and_written = 2.0 * (2.0 * (double)sizeof(float) + 2.0 * (double)dtype_size(moments));
+    return read_and_written + (packed ? 2.0 * (double)sizeof(bf16) : 0);
 }

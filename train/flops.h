@@ -26,8 +26,8 @@ static inline double forward_flops_total(ForwardFlops flops) {
 double recomputed_norm_bytes(const LlamaShape *shape, size_t activation_bytes);
 
 /* Bytes of memory that AdamW's pass moves for a parameter: it reads parameter, gradient and two moments, writes
- * parameter, moments and a cleared gradient, and in bf16 two packings (padding left out; norms, which have none, are
- * few). */
-double adamw_bytes_per_parameter(Dtype precision, Dtype moments);
+ * parameter, moments and a cleared gradient, and two packings where they are kept (padding left out; norms, which have
+ * none, are few). */
+double adamw_bytes_per_parameter(bool packed, Dtype moments);
 
 #endif

@@ -54,6 +54,14 @@ static void print_arrays(const json_t *report, bool brief) {
     }
 }
 
+static const char *head_of(const json_t *config) {
+    const char *architecture = json_string_value(json_array_get(json_object_get(config, "architectures"), 0));
+    if (architecture && strcmp(architecture, "LlamaForSequenceClassification") == 0)
+        return "score head: a reward model";
+    return json_is_true(json_object_get(config, "tie_word_embeddings")) ? "head tied to the embedding"
+                                                                        : "head of its own";
+}
+
 static void print_config(const json_t *config) {
     if (!config) return;
     printf(
@@ -65,9 +73,7 @@ static void print_config(const json_t *config) {
     printf("        rope theta %g%s", json_number_value(json_object_get(config, "rope_theta")),
            json_is_object(scaling) ? ", scaled by" : "");
     if (json_is_object(scaling)) printf(" %g", json_number_value(json_object_get(scaling, "factor")));
-    printf(", norm epsilon %g, %s, %s\n", json_number_value(json_object_get(config, "rms_norm_eps")),
-           json_is_true(json_object_get(config, "tie_word_embeddings")) ? "head tied to the embedding"
-                                                                        : "head of its own",
+    printf(", norm epsilon %g, %s, %s\n", json_number_value(json_object_get(config, "rms_norm_eps")), head_of(config),
            text_of(config, "torch_dtype"));
 }
 

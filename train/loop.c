@@ -45,11 +45,12 @@ static void alive(const Loop *loop, const char *doing) {
     watchdog_pat(loop->parts.watchdog, doing);
 }
 
-static int forward_backward(Loop *loop, const MicroBatch *micro, double total_weight, ObjectiveSums *sums) {
+static int forward_backward(Loop *loop, const StepBatch *batch, int m, ObjectiveSums *sums) {
     Objective *objective = loop->parts.objective;
-    TRY(objective->bind(objective, loop->training, 0, micro, total_weight, true));
+    const MicroBatch *micro = &batch->micro[m];
+    TRY(objective->bind(objective, loop->training, 0, micro, batch, true));
     TRY(tape_forward(loop->training, 0));
-    objective->collect(objective, loop->training, 0, micro, true, sums);
+    TRY(objective->collect(objective, loop->training, 0, micro, batch, true, sums));
     return tape_backward(loop->training, 0);
 }
 
@@ -68,17 +69,26 @@ static int next_batch(Loop *loop, int64_t step, StepBatch *batch) {
     return batches->step ? batches->step(batches->context, step, batch) : loader_step(loop->parts.loader, step, batch);
 }
 
+/* `rc`: whether this rank has its batch. */
+static int begin_step(Loop *loop, int rc, const StepBatch *batch) {
+    Objective *objective = loop->parts.objective;
+    if (!objective->begin_step) return rc;
+    TRY(mesh_agree(loop->parts.mesh, rc));
+    alive(loop, "what a step begins with");
+    return objective->begin_step(objective, loop->evaluation, batch, loop->parts.mesh);
+}
+
 static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
-    TRY(next_batch(loop, step, &batch));
+    TRY(begin_step(loop, next_batch(loop, step, &batch), &batch));
     double have_data = clock_seconds();
     optimizer_zero_grad(loop->parts.optimizer);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         alive(loop, "a micro-batch");
-        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &agreed->sums));
+        TRY(forward_backward(loop, &batch, m, &agreed->sums));
         result->forward_flops += tape_forward_flops(loop->training, 0);
     }
     llama_merge_tied_gradients(loop->parts.model);
@@ -89,6 +99,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
 
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
+    Objective *objective = loop->parts.objective;
     const Lora *lora = loop->parts.lora;
     float *gradients;
     size_t n;
@@ -97,7 +108,10 @@ static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     llama_gradients(loop->parts.model, &gradients, &n);
     TRY(mesh_sum_f32(mesh, gradients, n));
     if (lora) TRY(mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)));
-    return mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double));
+    TRY(objective_share_extremes(objective, mesh, &agreed->sums));
+    TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
+    if (objective->finish) objective->finish(objective, &agreed->sums);
+    return OK;
 }
 
 int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
@@ -146,7 +160,8 @@ int loop_step(Loop *loop, LoopState *state, LoopStep *out) {
                       .data_seconds = result.data_seconds,
                       .compute_seconds = result.compute_seconds,
                       .exchange_seconds = result.exchange_seconds,
-                      .applied = result.verdict == GUARD_APPLY};
+                      .applied = result.verdict == GUARD_APPLY,
+                      .sums = result.agreed.sums};
     out->update_seconds = out->seconds - out->data_seconds - out->compute_seconds - out->exchange_seconds;
     return OK;
 }
@@ -161,7 +176,7 @@ static int report_bad_samples(Loop *loop, int64_t step) {
         ObjectiveSums sums = {0};
         alive(loop, "a micro-batch of a bad step");
         optimizer_zero_grad(optimizer);
-        TRY(forward_backward(loop, &batch.micro[m], batch.total_weight, &sums));
+        TRY(forward_backward(loop, &batch, m, &sums));
         llama_merge_tied_gradients(loop->parts.model);
         double grad_norm = optimizer_grad_norm(optimizer);
         if (isfinite(sums.loss) && isfinite(grad_norm)) continue;
@@ -186,39 +201,53 @@ int loop_validate(Loop *loop, Validation *result) {
     ObjectiveSums sums = {0};
     int rc = OK;
     int64_t tokens = 0;
-    for (int64_t v = 0; v < steps && rc == OK && (limit == 0 || tokens < limit); v++) {
+    bool together = objective->begin_step != NULL; /* then no rank may leave before all know of its error */
+    for (int64_t v = 0; v < steps && (rc == OK || together) && (limit == 0 || tokens < limit); v++) {
         StepBatch batch = {0};
-        rc = loader_validation_step(loop->parts.loader, v, &batch);
+        if (rc == OK) rc = loader_validation_step(loop->parts.loader, v, &batch);
+        rc = begin_step(loop, rc, &batch);
+        if (rc != OK) break;
         tokens += batch.total_tokens;
         for (int m = 0; m < batch.n_micro && rc == OK; m++) {
             alive(loop, "a micro-batch of the validation set");
-            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], 1, false);
+            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], &batch, false);
             if (rc == OK) rc = tape_forward(loop->evaluation, 0);
-            if (rc == OK) objective->collect(objective, loop->evaluation, 0, &batch.micro[m], false, &sums);
+            if (rc == OK)
+                rc = objective->collect(objective, loop->evaluation, 0, &batch.micro[m], &batch, false, &sums);
         }
     }
     TRY(mesh_agree(loop->parts.mesh, rc));
+    TRY(objective_share_extremes(objective, loop->parts.mesh, &sums));
     TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
+    if (objective->finish) objective->finish(objective, &sums);
     *result = (Validation){.loss = sums.loss / sums.weight,
                            .accuracy = sums.correct / sums.scored,
                            .entropy = sums.entropy / sums.scored,
-                           .tokens = (int64_t)sums.scored};
-    memcpy(result->source_loss, sums.source_loss, sizeof result->source_loss);
-    memcpy(result->source_weight, sums.source_weight, sizeof result->source_weight);
+                           .tokens = (int64_t)sums.scored,
+                           .sums = sums};
     return OK;
 }
 
-enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES, METRIC_NAME = 128 };
+enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES + OBJECTIVE_MAX_METRICS, METRIC_NAME = 128 };
 
 /* The figures of one step, before they are written. */
 typedef struct {
     Metric rows[MOST_METRICS];
-    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME];
+    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME], own_names[OBJECTIVE_MAX_METRICS][METRIC_NAME];
     size_t n;
 } Figures;
 
 static void put(Figures *figures, const char *name, double value) {
     figures->rows[figures->n++] = (Metric){.name = name, .value = value};
+}
+
+/* The objective's own. */
+static void put_metrics(Figures *figures, const char *prefix, const Objective *objective, const ObjectiveSums *sums) {
+    for (int i = 0; i < objective->n_metrics; i++) {
+        if (!objective->metrics[i] || !(sums->metric_weight[i] > 0)) continue;
+        snprintf(figures->own_names[i], METRIC_NAME, "%s%s", prefix, objective->metrics[i]);
+        put(figures, figures->own_names[i], sums->metric[i] / sums->metric_weight[i]);
+    }
 }
 
 /* "loss/NAME" for every source that has tokens, where there are several. */
@@ -237,6 +266,8 @@ static double memory_gib(void) {
 
 static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
     const ObjectiveSums *sums = &result->agreed.sums;
+    Objective *objective = loop->parts.objective;
+    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) objective->watch(objective, state->step, sums);
     double rate = sums->tokens / result->seconds;
     char details[128];
     if (progress_due(&loop->progress))
@@ -251,12 +282,14 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     put(&figures, "grad_norm", result->grad_norm);
     put(&figures, "learning_rate", result->learning_rate);
     put(&figures, "num_tokens", (double)state->tokens);
-    put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (!objective->no_tokens) put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
     if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
+    put_metrics(&figures, "", objective, sums);
     put(&figures, "tokens_per_second", rate);
     put(&figures, "memory", memory_gib());
-    put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
-                      loader_source_name);
+    if (loader)
+        put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
+                          loader_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
@@ -265,31 +298,62 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
     put(&figures, "eval_loss", result->loss);
-    put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (!loop->parts.objective->no_tokens) put(&figures, "eval_mean_token_accuracy", result->accuracy);
     if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
-    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->source_loss,
-                      result->source_weight, loader, loader_validation_source_name);
+    put_metrics(&figures, "eval_", loop->parts.objective, &result->sums);
+    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->sums.source_loss,
+                      result->sums.source_weight, loader, loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
+}
+
+static bool is_better(const LoopState *state, double loss) {
+    return isfinite(loss) && (state->best_step < 0 || loss < state->best_loss);
+}
+
+static void tell_validation(const Loop *loop, const LoopState *state, const Validation *result, bool is_best) {
+    const Objective *objective = loop->parts.objective;
+    const char *best = is_best ? " (best)" : "";
+    int h = objective->headline;
+    if (objective->n_metrics)
+        log_info("step %lld: validation loss %.4f, %s %.1f %%%s", (long long)state->step, result->loss,
+                 objective->metrics[h], 100 * result->sums.metric[h] / result->sums.metric_weight[h], best);
+    else
+        log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
+                 result->loss, exp(result->loss), 100 * result->accuracy, best);
+}
+
+static int measure_validation_set(Loop *loop, const LoopState *state, double *loss, bool *found) {
+    Validation result;
+    *found = false;
+    if (loader_validation_steps(loop->parts.loader) == 0) return OK;
+    TRY(loop_validate(loop, &result));
+    if (result.tokens == 0) return OK;
+    *found = true;
+    *loss = result.loss;
+    tell_validation(loop, state, &result, is_better(state, *loss));
+    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
 }
 
 /* Measures, and remembers whether it is the best so far. */
 static int validate(Loop *loop, LoopState *state, bool *is_best) {
-    Validation result;
+    const LoopHooks *hooks = &loop->parts.hooks;
+    double loss;
+    bool found;
     *is_best = false;
-    if (loader_validation_steps(loop->parts.loader) == 0) return OK;
-    TRY(loop_validate(loop, &result));
-    if (result.tokens == 0) return OK;
-    *is_best = isfinite(result.loss) && (state->best_step < 0 || result.loss < state->best_loss);
+    if (hooks->measure)
+        TRY(hooks->measure(hooks->context, state, &loss, &found));
+    else
+        TRY(measure_validation_set(loop, state, &loss, &found));
+    if (!found) return OK;
+    *is_best = is_better(state, loss);
     if (*is_best) {
-        state->best_loss = result.loss;
+        state->best_loss = loss;
         state->best_step = state->step;
         state->stale_validations = 0;
     } else {
         state->stale_validations++;
     }
-    log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
-             result.loss, exp(result.loss), 100 * result.accuracy, *is_best ? " (best)" : "");
-    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
+    return OK;
 }
 
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
@@ -322,8 +386,9 @@ static int roll_back(Loop *loop, LoopState *state) {
     return OK;
 }
 
-static bool due(int64_t step, int64_t every) {
-    return every > 0 && step % every == 0;
+/* Whether a multiple of `every` was passed since the last whole step, `whole` steps ago. */
+static bool due(int64_t step, int64_t every, int64_t whole) {
+    return every > 0 && step / every != (step - whole) / every;
 }
 
 static bool stopped_early(const Loop *loop, const LoopState *state) {
@@ -337,8 +402,10 @@ bool loop_finished(const Loop *loop, const LoopState *state) {
 /* Everything that may follow a step. *finished ends the run. */
 static int after_step(Loop *loop, LoopState *state, const StepResult *result, bool *finished) {
     const LoopOptions *options = &loop->options;
+    int64_t whole = options->whole_steps > 1 ? options->whole_steps : 1;
     bool last = state->step >= options->steps, is_best = false, saved = false;
-    if (due(state->step, options->validate_every) || last) {
+    if (state->step % whole != 0 && !last) return OK;
+    if (due(state->step, options->validate_every, whole) || last) {
         TRY(validate(loop, state, &is_best));
         if (stopped_early(loop, state)) {
             log_info("step %lld: no better validation loss in %lld validations; stopping early", (long long)state->step,
@@ -348,8 +415,8 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
     }
     /* In the middle of bad steps the weights are suspect: they must not push a good checkpoint out, nor become the one
      * that a roll-back goes to. An interruption waits for the next good step. */
-    bool save_due =
-        due(state->step, options->checkpoint_every) || result->agreed.save_due > 0 || result->agreed.interrupted > 0;
+    bool save_due = due(state->step, options->checkpoint_every, whole) || result->agreed.save_due > 0 ||
+                    result->agreed.interrupted > 0;
     if (is_best || last || (save_due && result->verdict == GUARD_APPLY)) {
         TRY(save(loop, state, is_best));
         saved = true;

@@ -17,6 +17,7 @@ typedef struct {
     int64_t checkpoint_every;  /* 0: by time only */
     double checkpoint_minutes; /* 0: by steps only */
     int64_t early_stopping;    /* validations without improvement; 0: never */
+    int64_t whole_steps;       /* measured, saved and stopped only after a multiple of so many; 0 means 1 */
     int64_t log_every;
     int tokens_per_microbatch;
     int max_segments; /* of a micro-batch */
@@ -49,7 +50,9 @@ typedef struct Loop Loop;
 typedef struct {
     void *context;
     int (*save)(void *context, const LoopState *state, bool is_best);
-    int (*load_newest)(void *context, LoopState *state);  /* after a roll-back */
+    int (*load_newest)(void *context, LoopState *state); /* after a roll-back */
+    /* In the validation set's place; NULL: the loader's. *found is false where nothing was measured. */
+    int (*measure)(void *context, const LoopState *state, double *loss, bool *found);
     int (*sample)(void *context, const LoopState *state); /* NULL: no sample texts */
     bool (*sample_due)(void *context, const LoopState *state);
 } LoopHooks;
@@ -82,7 +85,7 @@ int loop_run(Loop *loop, LoopState *state);
 /* The validation loss and what belongs to it, of the model as it is. */
 typedef struct {
     double loss, accuracy, entropy; /* entropy: 0 where the objective does not measure it */
-    double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES]; /* Σ w·ℓ and Σ w */
+    ObjectiveSums sums;             /* of all of it */
     int64_t tokens; /* scored; 0: nothing was held out that another token foretells, and the losses mean nothing */
 } Validation;
 int loop_validate(Loop *loop, Validation *result);
@@ -93,6 +96,7 @@ typedef struct {
     double forward_flops; /* of this rank's forward passes; forward and backward are three times that */
     double seconds, data_seconds, compute_seconds, exchange_seconds, update_seconds; /* update: norm, clip, AdamW */
     bool applied;                                                                    /* the guard found nothing wrong */
+    ObjectiveSums sums;                                                              /* over all ranks */
 } LoopStep;
 /* One training step, the one that loop_run repeats: data, forward, backward, sum over ranks, update. Nothing is
  * reported or saved, and a bad step is not answered. */

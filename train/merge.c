@@ -16,11 +16,12 @@ enum { MOST_TOKENS = 32 };
 static int logits_of(float **logits, Llama *model, const int32_t *ids, int n) {
     int rc = OK;
     int32_t positions[MOST_TOKENS], starts[2] = {0, n};
-    size_t size = (size_t)n * (size_t)model->shape.vocab_size * sizeof(float);
+    size_t size = (size_t)n * (size_t)model->head.rows * sizeof(float);
     for (int i = 0; i < n; i++) positions[i] = i;
     Tape *tape = tape_new(&(TapeOptions){.capacity = n, .dtype = llama_inference_dtype(model)});
     if (!tape) FAIL(ERR_FAILED, "out of memory");
-    Tensor *out = op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
+    Tensor *out = model->shape.score_head ? llama_score(tape, model, (LlamaRecord){0}, NULL)
+                                          : op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
     TapeBatch batch = {.n_tokens = n, .n_segments = 1, .tokens = ids, .positions = positions, .segment_start = starts};
     tape_keep(out);
     TRY_TO(done, tape_plan(tape));
@@ -54,8 +55,9 @@ int merge_attach(ModelFile *file, MergeParts parts) {
 static int logits_of_model(float **logits, int32_t ids[MOST_TOKENS], int *n, LlamaShape *shape, const char *path,
                            const MergeParts *parts) {
     ModelFile file;
-    TRY(model_file_open(&file, path,
-                        (ModelFileOptions){.n_positions = MOST_TOKENS, .base = parts ? parts->base : NULL}));
+    TRY(model_file_open(
+        &file, path,
+        (ModelFileOptions){.head = HEAD_ANY, .n_positions = MOST_TOKENS, .base = parts ? parts->base : NULL}));
     *shape = file.model->shape;
     *n = draw_ids(ids, shape);
     int rc = parts ? merge_attach(&file, *parts) : OK;
@@ -93,6 +95,13 @@ static void compare(MergeDifference *d, const float *a, const float *b, const in
     }
 }
 
+static MergeDifference of_scores(MergeDifference d) {
+    d.scores = true;
+    d.loss = d.merged_loss = 0;
+    d.same_best = 0;
+    return d;
+}
+
 int merge_difference(MergeDifference *difference, MergeParts parts, const char *merged) {
     float *before = NULL, *after = NULL;
     int32_t ids[MOST_TOKENS];
@@ -100,7 +109,9 @@ int merge_difference(MergeDifference *difference, MergeParts parts, const char *
     LlamaShape shape;
     rc = logits_of_model(&before, ids, &n, &shape, parts.paths[0], &parts);
     if (rc == OK) rc = logits_of_model(&after, ids, &n, &shape, merged, NULL);
-    if (rc == OK) compare(difference, before, after, ids, n, shape.vocab_size);
+    if (shape.score_head) memset(ids, 0, sizeof ids); /* the only logit */
+    if (rc == OK) compare(difference, before, after, ids, n, shape.score_head ? 1 : shape.vocab_size);
+    if (rc == OK && shape.score_head) *difference = of_scores(*difference);
     free(before);
     free(after);
     return rc;

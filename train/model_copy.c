@@ -10,6 +10,7 @@
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
+#include "model/lora_peft.h"
 #include "train/interrupt.h"
 #include "train/new_directory.h"
 #include "train/new_file.h"
@@ -61,7 +62,8 @@ static int fill(void *context, size_t first, size_t n, float *out) {
         TRY(merge_slice(copy, array, first, n, out));
     else
         TRY(named_read_f32(array->file, array->from, first, n, out));
-    if (array->to == DTYPE_F16 && (merged || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
+    if (copy->change) TRY(copy->change(copy->change_context, array->from->name, first, n, out));
+    if (array->to == DTYPE_F16 && (merged || copy->change || array->from->dtype != DTYPE_F16)) TRY(check_fp16(out, n));
     copy->done += (int64_t)(n * dtype_size(array->to));
     progress_update(&copy->progress, copy->done / MEGABYTE, "");
     return OK;
@@ -78,11 +80,12 @@ static int parse_dtype(Dtype *to, const char *name) {
     return OK;
 }
 
-static int add_source(ModelCopy *copy, const NamedFile *file, NamedArray wanted, Dtype to) {
+/* `name`: what the array is called in the file, where it may have another name than it will. */
+static int add_source(ModelCopy *copy, const NamedFile *file, const char *name, NamedArray wanted, Dtype to) {
     ArrayCopy *context;
     ARENA_TRY(context, &copy->arena, 1);
     *context = (ArrayCopy){.copy = copy, .file = file, .to = to};
-    TRY(named_get(&context->from, file, wanted.name));
+    TRY(named_get(&context->from, file, name));
     Dtype stored = context->from->dtype;
     if (stored > DTYPE_F64)
         FAIL(ERR_REFUSED, "%s: %s holds %s; fp32, bf16, fp16 or fp64 is expected", named_path(file), wanted.name,
@@ -113,7 +116,8 @@ static int prepare_adapter(ModelCopy *copy, Dtype to) {
     const NamedFile *file = copy->file.adapter.arrays;
     ARENA_TRY(copy->sources, &copy->arena, named_count(file) + 1);
     for (size_t i = 0; i < named_count(file); i++)
-        if (!text_starts_with(named_at(file, i)->name, "cria.")) TRY(add_source(copy, file, *named_at(file, i), to));
+        if (!text_starts_with(named_at(file, i)->name, "cria."))
+            TRY(add_source(copy, file, named_at(file, i)->name, *named_at(file, i), to));
     return OK;
 }
 
@@ -123,7 +127,11 @@ static int prepare(ModelCopy *copy, Dtype to, bool tokenizer_chosen) {
     TRY(check_tokenizer(copy, tokenizer_chosen));
     TRY(llama_arrays(copy->file.model, (WeightStorage){0}, &copy->arena, &arrays, &n));
     ARENA_TRY(copy->sources, &copy->arena, n + 1);
-    for (size_t i = 0; i < n; i++) TRY(add_source(copy, copy->file.arrays, arrays[i], to));
+    for (size_t i = 0; i < n; i++) {
+        bool of_adapter = copy->file.adapter.config.score && strcmp(arrays[i].name, "score.weight") == 0;
+        const NamedFile *file = of_adapter ? copy->file.adapter.arrays : copy->file.arrays;
+        TRY(add_source(copy, file, of_adapter ? LORA_SCORE : arrays[i].name, arrays[i], to));
+    }
     copy->file.config.dtype = copy->sources[0].array.dtype;
     return OK;
 }
@@ -133,7 +141,8 @@ int model_copy_open(ModelCopy *copy, const char *path, ModelCopyOptions options)
     *copy = (ModelCopy){0};
     TRY(parse_dtype(&to, options.dtype));
     TRY(model_file_open(&copy->file, path,
-                        (ModelFileOptions){.tokenizer = options.tokenizer,
+                        (ModelFileOptions){.head = HEAD_ANY,
+                                           .tokenizer = options.tokenizer,
                                            .need_tokenizer = options.need_tokenizer,
                                            .base = options.base,
                                            .keep_open = true}));

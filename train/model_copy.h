@@ -13,6 +13,9 @@ typedef struct {
     const Lora *lora; /* merged into the matrices on their way: the file's own, or set after model_copy_open; or NULL */
     float *rows;      /* room for a slice of a merged matrix and what its first and last row lack */
     size_t room;
+    /* Changes elements [first, first + n) of an array on their way; NULL: none. Set after model_copy_open. */
+    int (*change)(void *context, const char *name, size_t first, size_t n, float *values);
+    void *change_context;
     NamedSource *sources; /* the parameters in canonical order, a tied head left out; room for one more */
     size_t n;
     uint64_t elements, bytes; /* of all sources, as they will be stored */

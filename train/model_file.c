@@ -10,9 +10,11 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
+#include "model/core/text.h"
 #include "model/formats/gguf.h"
 #include "model/formats/json_read.h"
 #include "model/formats/llama2c.h"
+#include "model/kernels/kernels.h"
 #include "model/lora_peft.h"
 #include "model/shape_hf.h"
 #include "train/adapter_file.h"
@@ -101,6 +103,22 @@ static int read_config(ModelFile *file, const NamedFile *named, const char *path
     return OK;
 }
 
+/* One kind of model does not do the other's work; what is kept of the config is what the model will be. */
+static int settle_head(ModelFile *file, ModelHead wanted, const char *path) {
+    bool scores = file->config.score_head;
+    if (wanted == HEAD_TOKENS && scores)
+        FAIL(
+            ERR_REFUSED,
+            "%s: a reward model (LlamaForSequenceClassification) gives scores, not texts; a language model is expected",
+            path);
+    if (wanted == HEAD_SCORE && !scores)
+        FAIL(ERR_REFUSED,
+             "%s: a language model has no score head; a reward model is expected ('cria reward' trains one)", path);
+    file->new_head = wanted == HEAD_TO_SCORE && !scores;
+    file->config.score_head = scores || file->new_head;
+    return OK;
+}
+
 /* The chat template in tokenizer_config.json, where older directories have it: a text, or a list of named ones, of
  * which 'default' is meant. */
 static int template_in_config(ModelFile *file, const char *path) {
@@ -147,10 +165,37 @@ done:
 }
 
 /* Before any memory is asked for, so that it is never more than the file's own parameters need. */
-static int check_model(const LlamaShape *shape, const NamedFile *named) {
+static int check_model(const LlamaShape *shape, bool new_head, const NamedFile *named) {
     Llama *names;
     TRY(llama_new(&names, shape, (LlamaOptions){.names_only = true}));
-    int rc = llama_check_file(names, named);
+    int rc = new_head ? llama_check_body(names, named) : llama_check_file(names, named);
+    llama_free(names);
+    return rc;
+}
+
+/* Whether the model was made in 16 bits: its run's config, its config.json or its parameters say so. */
+static bool made_in_16_bits(const ModelFile *file, const NamedFile *named) {
+    const char *yaml = named_text(named, MODEL_FILE_YAML);
+    if (yaml) return text_starts_with(yaml, "precision: bf16\n") || strstr(yaml, "\nprecision: bf16\n");
+    if (file->config.dtype == DTYPE_BF16 || file->config.dtype == DTYPE_F16) return true;
+    const NamedArray *embedding = named_find(named, "model.embed_tokens.weight");
+    return embedding && dtype_size(embedding->dtype) == sizeof(bf16);
+}
+
+static Dtype resolve_precision(const ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
+    if (options->inference == INFERENCE_NOT) return options->precision;
+    if (options->inference != INFERENCE_AUTO) return options->inference == INFERENCE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    return kernels_have_bf16() && made_in_16_bits(file, named) ? DTYPE_BF16 : DTYPE_F32;
+}
+
+/* Of all that the file has, a head that is left out included. */
+static int take_fingerprint(ModelFile *file, const NamedFile *named) {
+    HfConfig stored = file->config;
+    Llama *names;
+    if (file->new_head) stored.score_head = false;
+    LlamaShape shape = llama_shape_from_hf(&stored);
+    TRY(llama_new(&names, &shape, (LlamaOptions){.names_only = true}));
+    int rc = base_fingerprint(&file->fingerprint, names, named);
     llama_free(names);
     return rc;
 }
@@ -158,14 +203,18 @@ static int check_model(const LlamaShape *shape, const NamedFile *named) {
 static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {.training = options->training,
-                        .precision = options->precision,
+                        .train_head = options->train_head,
+                        .precision = resolve_precision(file, named, options),
                         .frozen = options->frozen,
+                        .unpacked = options->unpacked,
+                        .packed_only = options->inference != INFERENCE_NOT && !file->adapter.arrays,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
-    int rc = check_model(&shape, named);
+    int rc = check_model(&shape, file->new_head, named);
     if (rc == OK) rc = llama_new(&file->model, &shape, how);
-    if (rc == OK && !options->keep_open) rc = llama_load(file->model, named);
-    if (rc == OK && options->fingerprint) rc = base_fingerprint(&file->fingerprint, file->model, named);
+    if (rc == OK && !options->keep_open)
+        rc = file->new_head ? llama_load_body(file->model, named) : llama_load(file->model, named);
+    if (rc == OK && options->fingerprint) rc = take_fingerprint(file, named);
     if (rc != OK) return error_context(rc, "%s", file->path);
     int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
     if (vocabulary > shape.vocab_size)
@@ -185,6 +234,7 @@ static int open_whole(ModelFile *file, NamedFile *named, const char *path, const
     } else {
         TRY_TO(done, read_config(file, named, path));
     }
+    TRY_TO(done, settle_head(file, options->head, path));
     TRY_TO(done, read_tokenizer(file, named, path, options));
     TRY_TO(done, read_template(file, named, path));
     if (!options->shape_only) TRY_TO(done, read_model(file, named, options));
@@ -237,8 +287,11 @@ static void merge_into_values(const Lora *lora) {
 
 static int attach(ModelFile *file, const ModelFileOptions *options) {
     if (options->shape_only) return OK;
+    TRY(adapter_take_head(&file->adapter, file->model));
+    if (file->adapter.config.score) file->new_head = false;
     TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
-    TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = options->precision}));
+    Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
+    TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = precision}));
     if (!options->training) return OK;
     merge_into_values(file->lora);
     lora_free(file->lora);
@@ -257,6 +310,9 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     if (options->whole)
         FAIL(ERR_REFUSED, "%s: it is an adapter, and a whole model is wanted here; 'cria merge %s TO' makes one", path,
              path);
+    if (file->adapter.config.score && options->head == HEAD_TOKENS)
+        FAIL(ERR_REFUSED, "%s: a reward model's adapter gives scores, not texts; a language model is expected", path);
+    if (file->adapter.config.score) how.head = HEAD_TO_SCORE;
     TRY(adapter_base_path(&base, &file->adapter, options->base));
     int rc = OK;
     if (adapter_recognises(base))
@@ -315,7 +371,7 @@ void model_file_close(ModelFile *file) {
 HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer) {
     HfConfig config = llama_shape_to_hf(shape);
     if (!tokenizer) return config;
-    config.bos_token_id = tokenizer_bos(tokenizer);
+    config.bos_token_id = config.pad_token_id = tokenizer_bos(tokenizer);
     config.n_eos = tokenizer_eos(tokenizer) >= 0 ? 1 : 0;
     config.eos_token_ids[0] = tokenizer_eos(tokenizer);
     return config;

@@ -26,24 +26,42 @@ typedef struct {
     uint64_t fingerprint; /* of the parameters, where it was asked for (adapter_file.h) */
     PeftAdapter adapter;  /* where an adapter was opened: `arrays` and `path` are its base's */
     Lora *lora;           /* the adapter, attached to the model; NULL: none, or it was merged into the model */
+    bool new_head;        /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
 } ModelFile;
 
 /* Help of the flag --base. */
 #define MODEL_FILE_BASE_HELP "where MODEL is an adapter: the model it belongs to, instead of the one it names"
 
+/* Which kind of model is opened: one that gives texts, or a reward (or value) model, which gives scores. */
+typedef enum {
+    HEAD_TOKENS,   /* a language model */
+    HEAD_SCORE,    /* a reward model */
+    HEAD_TO_SCORE, /* a reward model, or a language model as the body of one: its own head is left out */
+    HEAD_ANY,
+} ModelHead;
+
+/* What a model that is opened to generate computes in. Auto: bf16 where the model was made in 16 bits (it is stored in
+ * them, or its run's `precision` says bf16) and the kernels have instructions for it, else fp32. */
+typedef enum { INFERENCE_NOT, INFERENCE_AUTO, INFERENCE_F32, INFERENCE_BF16 } InferencePrecision;
+
 typedef struct {
-    const char *tokenizer; /* a tokenizer's path, instead of the model's own; NULL: its own */
-    bool need_tokenizer;   /* an error where there is none */
-    bool training;         /* allocate gradients */
-    Dtype precision;       /* as LlamaOptions has it */
-    bool frozen;           /* as LlamaOptions has it; the file stays open */
-    int n_positions;       /* rotary table rows; 0: the model's context */
-    bool shape_only;       /* do not read parameters (model stays NULL) */
-    bool fingerprint;      /* is wanted */
-    const char *base;      /* of an adapter: the model it belongs to, instead of the one it names; NULL: that */
-    bool whole;            /* an adapter is refused */
-    bool keep_open;        /* check the parameters' names and shapes, but read none: the model has names only, and the
-                              file stays open, for those who stream a model larger than memory */
+    ModelHead head;
+    const char *tokenizer;        /* a tokenizer's path, instead of the model's own; NULL: its own */
+    bool need_tokenizer;          /* an error where there is none */
+    bool training;                /* allocate gradients */
+    bool train_head;              /* as LlamaOptions has it */
+    Dtype precision;              /* as LlamaOptions has it; for those who train */
+    InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
+                                     is kept but what generation reads */
+    Frozen frozen;                /* as LlamaOptions has it; the file stays open */
+    bool unpacked;                /* as LlamaOptions has it */
+    int n_positions;              /* rotary table rows; 0: the model's context */
+    bool shape_only;              /* do not read parameters (model stays NULL) */
+    bool fingerprint;             /* is wanted */
+    const char *base;             /* of an adapter: the model it belongs to, instead of the one it names; NULL: that */
+    bool whole;                   /* an adapter is refused */
+    bool keep_open; /* check the parameters' names and shapes, but read none: the model has names only, and the file
+                       stays open, for those who stream a model larger than memory */
 } ModelFileOptions;
 
 /* An adapter is merged into its base's values where these are to be trained, else attached to it. */

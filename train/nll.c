@@ -39,7 +39,7 @@ static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord rec
     return OK; /* a recording error is tape_plan's to tell */
 }
 
-static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, double total_weight,
+static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                     bool training) {
     Nll *self = (Nll *)base;
     if (micro->n_tokens > self->capacity)
@@ -47,13 +47,14 @@ static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *m
     TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
     TRY(tape_bind(tape, buffer, &batch));
     for (int t = 0; training && t < micro->n_tokens; t++)
-        self->gradient[t] = (float)(-(double)micro->weights[t] / total_weight);
+        self->gradient[t] = (float)(-(double)micro->weights[t] / step->total_weight);
     tape_bind_input(buffer, recorded(self, training)->row_input, training ? self->gradient : micro->weights);
     return OK;
 }
 
-static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, bool training,
-                        ObjectiveSums *sums) {
+static int nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                       bool training, ObjectiveSums *sums) {
+    (void)step;
     const Recorded *r = recorded((Nll *)base, training);
     const float *logprob = tape_value(tape, buffer, r->out.logprob);
     const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
@@ -73,6 +74,7 @@ static void nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatc
             sums->source_weight[source] += weight;
         }
     }
+    return OK;
 }
 
 static void nll_free(Objective *base) {
@@ -92,7 +94,8 @@ static int new_objective(Objective **objective, const char *name, int capacity, 
         free(segment_ids);
         FAIL(ERR_FAILED, "out of memory");
     }
-    self->base = (Objective){name, nll_record, nll_bind, nll_collect, nll_free};
+    self->base =
+        (Objective){.name = name, .record = nll_record, .bind = nll_bind, .collect = nll_collect, .free = nll_free};
     self->gradient = gradient;
     self->segment_ids = segment_ids;
     self->capacity = capacity;

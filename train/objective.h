@@ -6,9 +6,13 @@
 #define CRIA_TRAIN_OBJECTIVE_H
 
 #include "data/loader.h"
+#include "dist/mesh.h"
 #include "model/llama.h"
 
-enum { OBJECTIVE_MAX_SOURCES = 64 }; /* told apart; the last row is for all others */
+enum {
+    OBJECTIVE_MAX_SOURCES = 64, /* told apart; the last row is for all others */
+    OBJECTIVE_MAX_METRICS = 48,
+};
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
 typedef struct {
@@ -19,19 +23,41 @@ typedef struct {
     double correct; /* of those, top-1 equals the target */
     double entropy; /* of those, the sum of the distributions' entropies; 0 where it is not asked for */
     double source_loss[OBJECTIVE_MAX_SOURCES], source_weight[OBJECTIVE_MAX_SOURCES];
+    double metric[OBJECTIVE_MAX_METRICS], metric_weight[OBJECTIVE_MAX_METRICS]; /* the objective's own: Σ and Σw */
 } ObjectiveSums;
 enum { OBJECTIVE_SUMS = sizeof(ObjectiveSums) / sizeof(double) };
 
 typedef struct Objective Objective;
 struct Objective {
     const char *name;
+    bool no_tokens; /* what is scored are answers: no token is foretold, and there is no mean_token_accuracy */
+    /* Metrics of its own: each is told as metric / metric_weight, where the weight is above 0. A name that is NULL is
+     * of sums that only `finish` and `watch` use. Without metrics the loss is a likelihood's. */
+    const char *const *metrics;
+    int n_metrics, headline; /* headline: the one told with the validation loss, a share */
+    uint32_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
-    /* `total_weight` is Σw of the whole step. The micro-batch must stay until collect. */
-    int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, double total_weight, bool training);
-    void (*collect)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, bool training,
-                    ObjectiveSums *sums);
+    /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
+     * gradients depend on, from forward passes on the evaluation tape. */
+    int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
+    /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
+     * backward is done. */
+    int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);
+    /* After it, and before backward: what the gradients depend on may be read here, and the gradients that were bound
+     * filled in. */
+    int (*collect)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                   bool training, ObjectiveSums *sums);
+    /* May be NULL. Once the sums are over all micro-batches and ranks, of a step or of a validation. */
+    void (*finish)(Objective *self, ObjectiveSums *sums);
+    /* May be NULL. Sees every training step's sums on rank 0, to say in words what they show. */
+    void (*watch)(Objective *self, int64_t step, const ObjectiveSums *sums);
     void (*free)(Objective *self);
 };
+
+/* One value more for a metric that is an extreme. */
+void objective_extreme(const Objective *objective, ObjectiveSums *sums, int metric, double value);
+/* Before ranks add up their sums: the extremes over all of them, left on rank 0 alone. */
+int objective_share_extremes(const Objective *objective, Mesh *mesh, ObjectiveSums *sums);
 
 /* Negative log-likelihood of the next token: pretraining and SFT. `capacity` is the micro-batch's tokens at most. */
 int nll_objective_new(Objective **objective, int capacity);

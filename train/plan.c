@@ -15,12 +15,16 @@
 #include "model/shape_hf.h"
 #include "train/chat_sample.h"
 #include "train/flops.h"
+#include "train/dpo_objective.h"
 #include "train/loop.h"
 #include "train/model_file.h"
 #include "train/model_template.h"
+#include "train/ppo_plan.h"
 #include "train/probe.h"
+#include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
+#include "train/trained.h"
 
 enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
@@ -86,17 +90,18 @@ static bool is_mapped(const NamedFile *file) {
 }
 
 /* The shape of model.base, without its parameters. */
-static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config) {
+static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     bool adapted = config->lora_rank > 0;
     ModelFile file;
     TRY(model_file_open(&file, config->model_base,
-                        (ModelFileOptions){.shape_only = !adapted,
+                        (ModelFileOptions){.head = head,
+                                           .shape_only = !adapted,
                                            .keep_open = adapted,
                                            .whole = adapted,
                                            .tokenizer = own ? NULL : config->tokenizer_path}));
     plan->shape = llama_shape_from_hf(&file.config);
-    plan->mapped = adapted && is_mapped(file.arrays);
+    plan->mapped = setup_frozen(config) == FROZEN_16BIT && is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
     int rc = plan_chat(plan, config, &file, *tokenizer);
@@ -106,9 +111,9 @@ static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *
 }
 
 /* *tokenizer is NULL where it cannot be opened: its vocabulary is then taken from the config, or guessed. */
-static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
+static int find_shape(MemoryPlan *plan, Config *config, ModelHead head, Tokenizer **tokenizer) {
     *tokenizer = NULL;
-    if (*config->model_base) return shape_of_base(plan, tokenizer, config);
+    if (*config->model_base) return shape_of_base(plan, tokenizer, config, head);
     if (*config->tokenizer_path && tokenizer_load(tokenizer, config->tokenizer_path) != OK) {
         text_printf(&plan->notes, "the tokenizer is not there yet (%s)\n", error_text());
         error_clear();
@@ -130,11 +135,11 @@ static int find_shape(MemoryPlan *plan, Config *config, Tokenizer **tokenizer) {
 static int planned_model(Llama **model, Lora **lora, const MemoryPlan *plan, const Config *config, int n_positions) {
     LoraOptions options;
     bool adapted;
-    LlamaOptions how = {.precision = setup_precision(config), .names_only = true, .n_positions = n_positions};
+    LlamaOptions how = setup_llama(config, n_positions);
+    how.names_only = true;
     TRY(setup_lora(&options, &adapted, config));
     *lora = NULL;
-    how.training = !adapted;
-    how.frozen = adapted && how.precision == DTYPE_BF16;
+    how.train_head = adapted;
     TRY(llama_new(model, &plan->shape, how));
     if (!adapted) return OK;
     how.training = true;
@@ -149,8 +154,14 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     Objective *objective;
     Loop *loop = NULL;
     Dtype precision = setup_precision(config);
-    TRY(*config->template_name ? sft_objective_new(&objective, (int)microbatch)
-                               : nll_objective_new(&objective, (int)microbatch));
+    if (model->shape.score_head)
+        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    else if (config->preferences_per_batch > 0)
+        TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
+    else if (*config->template_name)
+        TRY(sft_objective_new(&objective, (int)microbatch));
+    else
+        TRY(nll_objective_new(&objective, (int)microbatch));
     LoopOptions options = {.tokens_per_microbatch = (int)microbatch, .recompute = recompute, .precision = precision};
     int rc = loop_new(&loop, &(LoopParts){.model = model, .objective = objective}, &options);
     if (rc == OK)
@@ -218,6 +229,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     TRY_TO(done, sampling_bytes(&sampling, plan, model, config, tokenizer));
     uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
     plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
+    if (config->ppo_samples > 0) TRY_TO(done, ppo_plan(plan, model, config, tokenizer));
 done:
     lora_free(lora);
     llama_free(model);
@@ -228,12 +240,12 @@ done:
  * once more. */
 static void step_work(MemoryPlan *plan, const Config *config) {
     ForwardFlops forward = forward_flops(&plan->shape, (int)config->train_context);
-    double tokens = (double)config->train_tokens_per_batch / plan->ranks;
+    double tokens = (double)setup_batch(config).tokens_per_batch / plan->ranks;
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
     if (config->lora_rank > 0) /* of frozen matrices no gradients; the adapter's own products */
         plan->step_flops += tokens * (6 * (double)plan->trained - forward.matrices - forward.head);
-    plan->update_bytes = adamw_bytes_per_parameter(plan->precision, setup_moments(config)) * (double)plan->trained;
+    plan->update_bytes = adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)plan->trained;
     plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
     plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
 }
@@ -358,16 +370,17 @@ done:
     return rc;
 }
 
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
     int rc = OK;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
     plan->recompute = (Recompute)config->train_recompute;
     plan->precision = setup_precision(config);
-    plan->microbatch = loader_largest_microbatch(
-        config->train_tokens_per_batch, (int)config->train_tokens_per_microbatch, (int)config->train_context, ranks);
+    plan->microbatch = setup_microbatch(config, ranks);
+    plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
+    plan->frozen = setup_frozen(config);
     uint64_t before = resident_now();
-    TRY_TO(done, find_shape(plan, config, &tokenizer));
+    TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);
@@ -383,6 +396,10 @@ int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here) {
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
+    if (*config->dpo_reference)
+        text_puts(&plan->notes,
+                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
+                  "before gradients and moments are: it is not counted\n");
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));

@@ -11,12 +11,14 @@
 
 #include "configs/config.h"
 #include "model/llama.h"
+#include "train/model_file.h"
 #include "train/probe.h"
 
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
     PLAN_TOKENIZER,   /* measured where it can be opened */
-    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped */
+    PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, as lora.base keeps
+                         it, and an adapter's */
     PLAN_GRADIENTS,   /* a tied head has its own accumulator */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
@@ -40,6 +42,8 @@ typedef struct {
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
     uint64_t activations[RECOMPUTE_KINDS];
     Dtype precision;
+    Frozen frozen;                           /* the model under an adapter */
+    bool packed;                             /* the bf16 packings are kept */
     double step_flops;                       /* forward and backward of one rank's part of a step */
     double update_bytes;                     /* AdamW reads and writes */
     double recompute_flops[RECOMPUTE_KINDS]; /* what backward computes again */
@@ -55,10 +59,11 @@ typedef struct {
     Text notes;                /* what was estimated and how, a line each */
 } MemoryPlan;
 
-/* Plans a run of `config`: pretraining, or fine-tuning where template.name is set, of an adapter where lora.rank is;
- * for `ranks` ranks of which `ranks_here` run on this machine. Opens the tokenizer and looks at the data where they are
- * there, and closes them again; resolves the model's shape into the config. */
-int memory_plan(MemoryPlan *plan, Config *config, int ranks, int ranks_here);
+/* Plans a run of `config`, of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE): pretraining, or fine-tuning where
+ * template.name is set, of an adapter where lora.rank is; for `ranks` ranks of which `ranks_here` run on this machine.
+ * Opens the tokenizer and looks at the data where they are there, and closes them again; resolves the model's shape
+ * into the config. */
+int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);

@@ -13,10 +13,15 @@ static void sample(Run *run, int64_t step) {
     sample_text(run->model, run->tokenizer, run->config, step);
 }
 
+static int objective(Objective **out, Run *run, int capacity) {
+    (void)run;
+    return nll_objective_new(out, capacity);
+}
+
 int command_pretrain(int argc, char **argv) {
     static const Stage pretrain = {.about = about,
                                    .sections = "output seed precision model tokenizer data optim train parallel",
-                                   .objective = nll_objective_new,
+                                   .objective = objective,
                                    .sample = sample};
     return run_command(&pretrain, argc, argv);
 }

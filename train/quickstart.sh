@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make quickstart: from text to a Llama that writes, in minutes. The text is WordNet's glosses and examples (Debian's
+# make quickstart: from text to a Llama that writes, and prefers, in minutes. The text is WordNet's glosses and examples (Debian's
 # wordnet-base), one entry a line: "dog (noun): a member of the genus Canis …; "the dog barked all night"".
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -82,6 +82,39 @@ show cria sft configs/quickstart_sft.yaml
 
 say "8. The same questions, after"
 ask "$run-sft"
+
+# Pairs of a word's first definition and that of another word of the same kind. Every 20th word is held out: with HELD=1
+# both words are of these, else neither.
+make_pairs() { # HELD N
+    awk -v held="$1" -v n="$2" '
+        function quote(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); return s }
+        function random(n) { seed = (seed * 16807) % 2147483647; return seed % n }
+        { if ((NR % 20 == 0) != held) next
+          cut = index($0, "): "); words++; word[words] = substr($0, 1, cut + 1); kind[words] = word[words]
+          sub(/.*\(/, "", kind[words]); meaning[words] = substr($0, cut + 3); sub(/;.*/, "", meaning[words]) }
+        END { for (seed = 7; made < n;) {
+                a = 1 + random(words); b = 1 + random(words)
+                if (kind[a] != kind[b] || meaning[a] == meaning[b]) continue
+                made++
+                printf "{\"prompt\": \"%s\", \"chosen\": \" %s\", \"rejected\": \" %s\"}\n", quote(word[a]), quote(meaning[a]), quote(meaning[b])
+        } }' "$data/wordnet.txt"
+}
+if [ ! -s "$data/pairs.jsonl" ]; then
+    make_pairs 1 500 >"$data/pairs-held-out.jsonl"
+    make_pairs 0 12000 >"$data/pairs.jsonl.tmp"
+    mv "$data/pairs.jsonl.tmp" "$data/pairs.jsonl"
+fi
+
+say "9. Preferences: a word's own definition rather than another word's (DPO)"
+show cria eval pairs $run $data/pairs-held-out.jsonl --template plain
+"$cria" eval pairs "$run" "$data/pairs-held-out.jsonl" --template plain
+show cria dpo configs/quickstart_dpo.yaml
+"$cria" dpo configs/quickstart_dpo.yaml
+show cria eval pairs $run-dpo $data/pairs-held-out.jsonl
+"$cria" eval pairs "$run-dpo" "$data/pairs-held-out.jsonl"
+printf '  and by its reward, against the model it began as:\n' >&2
+show cria eval pairs $run-dpo $data/pairs-held-out.jsonl --reference $run
+"$cria" eval pairs "$run-dpo" "$data/pairs-held-out.jsonl" --reference "$run"
 
 say "What next"
 cat >&2 <<END

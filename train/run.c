@@ -95,12 +95,36 @@ static bool has_own_tokenizer(const Config *config) {
     return !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
 }
 
+/* As transformers does where a checkpoint has no score head. */
+static int initialise_head(Run *run) {
+    if (!run->base.new_head) return OK;
+    LlamaInit init = {.seed = (uint64_t)run->config->seed, .std = (float)run->base.config.initializer_range};
+    return llama_init_head(run->model, init);
+}
+
+/* A score head as it was, for a roll-back of what is trained beside an adapter. */
+static int remember_head(Run *run) {
+    const Weight *head = &run->model->head;
+    if (!run->model->shape.score_head) return OK;
+    ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
+    memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
+    return OK;
+}
+
+static void restore_head(const Run *run) {
+    const Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
-    ModelFileOptions options = {.training = !adapted,
+    ModelFileOptions options = {.head = run->stage->head,
+                                .training = !adapted,
+                                .train_head = adapted,
                                 .precision = setup_precision(config),
-                                .frozen = adapted && setup_precision(config) == DTYPE_BF16,
+                                .frozen = setup_frozen(config),
+                                .unpacked = !config->train_packed_weights,
                                 .fingerprint = adapted,
                                 .whole = adapted,
                                 .need_tokenizer = true,
@@ -108,6 +132,8 @@ static int open_model_base(Run *run) {
     TRY(model_file_open(&run->base, config->model_base, options));
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
+    TRY(initialise_head(run));
+    TRY(remember_head(run));
     if (config->train_context > run->model->rotary.n_positions)
         return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
                            run->model->rotary.n_positions);
@@ -122,6 +148,7 @@ static int open_tokenizer(Run *run) {
 
 static int open_data(Run *run) {
     LoaderOptions options;
+    if (run->stage->open) return run->stage->open(run);
     if (!run->stage->data && *run->config->template_name)
         return config_fail(run->config, OPTION_template_name,
                            "this command reads text, not conversations; 'cria sft' trains on those");
@@ -146,10 +173,7 @@ static int make_model(Run *run) {
     if (run->model) return OK; /* model.base */
     LlamaShape shape;
     TRY(setup_shape(&shape, run->config, run->tokenizer));
-    TRY(llama_new(&run->model, &shape,
-                  (LlamaOptions){.training = true,
-                                 .precision = setup_precision(run->config),
-                                 .n_positions = (int)run->config->train_context}));
+    TRY(llama_new(&run->model, &shape, setup_llama(run->config, (int)run->config->train_context)));
     return initialise(run);
 }
 
@@ -161,7 +185,7 @@ static int make_optimizer(Run *run) {
 /* Every rank must see the same data in the same order: the number is the same on all where its complement's maximum is
  * the maximum's complement. */
 static int agree_on_data(Run *run) {
-    int64_t fingerprint = (int64_t)loader_fingerprint(run->loader), both[2] = {fingerprint, ~fingerprint};
+    int64_t fingerprint = (int64_t)run->data_fingerprint, both[2] = {fingerprint, ~fingerprint};
     TRY(mesh_max_i64(run->mesh, both, 2));
     if (both[0] != ~both[1])
         FAIL(ERR_REFUSED, "the ranks have different data: on every machine the same files, config and arguments are "
@@ -172,7 +196,7 @@ static int agree_on_data(Run *run) {
 /* A run that cannot fit is refused before anything large is allocated; every rank plans, and they agree. */
 static int check_memory(Run *run) {
     MemoryPlan plan;
-    int rc = memory_plan(&plan, run->config, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
+    int rc = memory_plan(&plan, run->config, run->stage->head, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
     if (rc == OK) rc = memory_plan_check(&plan);
     if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);
     memory_plan_free(&plan);
@@ -208,9 +232,10 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
 
 static int reload_model_base(Run *run) {
     ModelFile again;
-    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){0}));
+    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){.head = run->stage->head}));
     llama_copy_rows(run->model, again.model);
     model_file_close(&again);
+    TRY(initialise_head(run));
     if (run->stage->new_rows) run->stage->new_rows(run);
     return OK;
 }
@@ -219,13 +244,20 @@ static int reload_model_base(Run *run) {
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
     bool found;
+    if (run->stage->reloaded) run->stage->reloaded(run);
     TRY(load_newest(run, state, &found));
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
+    if (run->lora) restore_head(run);
     if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
     if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
     return initialise(run);
+}
+
+static int measure_hook(void *context, const LoopState *state, double *loss, bool *found) {
+    Run *run = context;
+    return run->stage->measure(run, state->step, loss, found);
 }
 
 static bool sample_due(void *context, const LoopState *state) {
@@ -242,16 +274,19 @@ static int sample_hook(void *context, const LoopState *state) {
 
 /* ---- the run ---- */
 
-/* The loss over the whole run, from its metrics file. */
+/* The loss (or the reward) over the whole run, from its metrics file. */
 static void show_curve(const Run *run) {
     double *x[2] = {NULL}, *y[2] = {NULL};
     size_t n[2] = {0};
     Text text = {0};
+    bool rewards = run->stage->measure != NULL;
+    const char *const names[] = {rewards ? "reward" : "loss", rewards ? "eval_reward" : "eval_loss"};
+    const char *title = rewards ? "reward (o: held-out prompts)" : "loss (o: validation)";
     char *path = path_join(run->config->output, "metrics.jsonl");
-    if (path && mesh_rank(run->mesh) == 0 && metrics_read(path, "loss", &x[0], &y[0], &n[0]) == OK &&
-        metrics_read(path, "eval_loss", &x[1], &y[1], &n[1]) == OK) {
+    if (path && mesh_rank(run->mesh) == 0 && metrics_read(path, names[0], &x[0], &y[0], &n[0]) == OK &&
+        metrics_read(path, names[1], &x[1], &y[1], &n[1]) == OK) {
         CurveSeries line = {x[0], y[0], n[0]}, marks = {x[1], y[1], n[1]};
-        curve_draw(&text, "loss (o: validation)", &line, &marks, CURVE_WIDTH, CURVE_HEIGHT, terminal_is_utf8());
+        curve_draw(&text, title, &line, &marks, CURVE_WIDTH, CURVE_HEIGHT, terminal_is_utf8());
         if (text.bytes) log_info("%s", text.bytes);
     }
     for (int s = 0; s < 2; s++) {
@@ -274,7 +309,9 @@ static int prepare(Run *run, bool *resumed) {
     TRY(mesh_agree(run->mesh, mesh_rank(run->mesh) == 0 ? settle_config(run, resuming) : OK));
     TRY(mesh_agree(run->mesh, open_data(run)));
     malloc_trim(0); /* what tokenising took */
+    if (run->loader) run->data_fingerprint = loader_fingerprint(run->loader);
     TRY(agree_on_data(run));
+    if (run->stage->ready) TRY(run->stage->ready(run));
     TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
@@ -289,7 +326,7 @@ static int prepare(Run *run, bool *resumed) {
                             .stop_tokens = run->stop_tokens,
                             .n_stop_tokens = run->n_stop_tokens,
                             .resolved_config = run->resolved.bytes,
-                            .data_fingerprint = loader_fingerprint(run->loader),
+                            .data_fingerprint = run->data_fingerprint,
                             .mesh = run->mesh,
                             .keep_last = (int)run->config->train_keep_last};
     run->state.best_step = -1;
@@ -300,18 +337,23 @@ static const char *plural(int64_t n) {
     return n == 1 ? "" : "s";
 }
 
-static void announce(const Run *run, const LoopOptions *options, bool resumed) {
-    char parameters[32], tokens[32], bytes[32];
-    log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
-             text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
-             plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
-    if (run->lora) run_announce_adapter(run);
+static void announce_data(const Run *run, const LoopOptions *options) {
+    char tokens[32], bytes[32];
     int64_t epoch = loader_steps_per_epoch(run->loader), held_out = loader_validation_tokens(run->loader);
     log_info("data: %s training tokens in an epoch of %lld step%s, %s held out for validation",
              text_thousands(tokens, (uint64_t)loader_tokens(run->loader, -1)), (long long)epoch, plural(epoch),
              text_thousands(bytes, (uint64_t)held_out));
     if (held_out == 0 && options->early_stopping > 0)
         log_warning("train.early_stopping has no effect: nothing is held out (data.validation)");
+}
+
+static void announce(const Run *run, const LoopOptions *options, bool resumed) {
+    char parameters[32], tokens[32], bytes[32];
+    log_info("model: %s parameters, %d layer%s, width %d; vocabulary %d",
+             text_thousands(parameters, llama_parameters(&run->model->shape)), run->model->shape.n_layers,
+             plural(run->model->shape.n_layers), run->model->shape.dim, run->model->shape.vocab_size);
+    if (run->lora) run_announce_adapter(run);
+    if (run->loader) announce_data(run, options);
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
              text_bytes(bytes, llama_bytes(run->model) + (run->lora ? lora_bytes(run->lora) : 0) +
                                    optimizer_bytes(run->optimizer)),
@@ -325,9 +367,15 @@ static void finish(const Run *run) {
     show_curve(run);
     log_info("done: %lld steps in %s. The model is in %s", (long long)run->state.step,
              text_duration(duration, run->state.seconds), run->config->output);
-    if (run->state.best_step >= 0)
-        log_info("best validation loss %.4f, perplexity %.6g, at step %lld (%s/best)", run->state.best_loss,
-                 exp(run->state.best_loss), (long long)run->state.best_step, run->config->output);
+    char perplexity[64] = "";
+    if (!run->objective->n_metrics)
+        snprintf(perplexity, sizeof perplexity, ", perplexity %.6g", exp(run->state.best_loss));
+    if (run->state.best_step >= 0 && run->stage->measure)
+        log_info("the best checkpoint is that of step %lld (%s/best)", (long long)run->state.best_step,
+                 run->config->output);
+    else if (run->state.best_step >= 0)
+        log_info("best validation loss %.4f%s, at step %lld (%s/best)", run->state.best_loss, perplexity,
+                 (long long)run->state.best_step, run->config->output);
 }
 
 /* One process waits for nobody; a rank may wait for one that will never come. */
@@ -336,12 +384,21 @@ static int start_watchdog(Run *run) {
     return watchdog_start(&run->watchdog, run->config->parallel_watchdog);
 }
 
+/* By train.steps or train.epochs, to the next whole step. */
+static int64_t steps_of_stage(const Run *run) {
+    double epochs = run->config->train_epochs > 0 ? run->config->train_epochs : 1;
+    int64_t steps = run->config->train_steps, whole = run->whole_steps > 1 ? run->whole_steps : 1;
+    if (steps == 0) steps = (int64_t)ceil(epochs * (double)run->steps_per_epoch);
+    return (steps + whole - 1) / whole * whole;
+}
+
 static int train(Run *run) {
     bool resumed = false;
     TRY(prepare(run, &resumed));
-    int64_t steps = setup_steps(run->config, run->loader);
+    int64_t steps = run->loader ? setup_steps(run->config, run->loader) : steps_of_stage(run);
     LoopOptions options = setup_loop(run->config, steps, mesh_size(run->mesh));
-    int rc = run->stage->objective(&run->objective, options.tokens_per_microbatch);
+    options.whole_steps = run->whole_steps;
+    int rc = run->stage->objective(&run->objective, run, options.tokens_per_microbatch);
     TRY(mesh_agree(run->mesh, rc));
     if (mesh_rank(run->mesh) == 0) rc = metrics_open(&run->metrics, run->config->output, run->state.step + 1);
     TRY(mesh_agree(run->mesh, rc));
@@ -349,6 +406,7 @@ static int train(Run *run) {
     LoopParts parts = {.model = run->model,
                        .lora = run->lora,
                        .loader = run->loader,
+                       .batches = run->batches,
                        .optimizer = run->optimizer,
                        .objective = run->objective,
                        .mesh = run->mesh,
@@ -357,9 +415,10 @@ static int train(Run *run) {
                        .hooks = {.context = run,
                                  .save = save_hook,
                                  .load_newest = load_newest_hook,
+                                 .measure = run->stage->measure ? measure_hook : NULL,
                                  .sample = sample_hook,
                                  .sample_due = sample_due}};
-    if (run->lora && !resumed) TRY(mesh_agree(run->mesh, run_check_adapter(run, &options)));
+    if (run->lora && run->loader && !resumed) TRY(mesh_agree(run->mesh, run_check_adapter(run, &options)));
     TRY(mesh_agree(run->mesh, loop_new(&run->loop, &parts, &options)));
     announce(run, &options, resumed);
     if (loop_finished(run->loop, &run->state)) {

@@ -13,6 +13,7 @@
 typedef struct Run Run;
 
 typedef struct {
+    ModelHead head;                                /* of model.base and of what is trained */
     void (*about)(Text *out);                      /* what --help begins with */
     const char *sections;                          /* of options, that --help lists */
     int (*defaults)(Config *config);               /* fills in what the stage resolves, before any check; may be NULL */
@@ -20,7 +21,15 @@ typedef struct {
     int (*data)(Run *run, LoaderOptions *options); /* the sources are the run's arena's, to be changed; may be NULL */
     void (*data_opened)(const Run *run);           /* may be NULL */
     void (*new_rows)(Run *run);                    /* sets again what `prepare` added to the base; may be NULL */
-    int (*objective)(Objective **objective, int capacity);
+    /* A stage with data of its own, in the loader's place: sets run->batches, data_fingerprint, steps_per_epoch and
+     * whole_steps. NULL: the loader, by `data`. */
+    int (*open)(Run *run);
+    /* With `open`: measures the model as it is, collectively, and says on rank 0 what was found; *loss is what the best
+     * checkpoint has least of. *found is false where nothing is held out. */
+    int (*measure)(Run *run, int64_t step, double *loss, bool *found);
+    void (*reloaded)(Run *run); /* with `open`: the model was set back to an earlier one */
+    int (*ready)(Run *run);     /* the data are open, the model is what training begins from; may be NULL */
+    int (*objective)(Objective **objective, Run *run, int capacity); /* run->state says where the run is */
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
 } Stage;
@@ -36,10 +45,14 @@ struct Run {
     Arena arena;
     Text resolved;
     Tokenizer *tokenizer;
-    Loader *loader;
-    ModelFile base; /* where model.base was given */
+    Loader *loader; /* NULL where the stage has data of its own: then what follows is used */
+    LoopBatches batches;
+    uint64_t data_fingerprint;
+    int64_t steps_per_epoch, whole_steps; /* whole_steps: as LoopOptions has it */
+    ModelFile base;                       /* where model.base was given */
     Llama *model;
-    Lora *lora; /* trained in the model's place; NULL: none */
+    float *first_head; /* a score head's values before training, in the arena; NULL where there is none */
+    Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;
     Optimizer *optimizer;
     Objective *objective;

@@ -43,7 +43,8 @@ static int load_values(Run *run, const PeftAdapter *adapter) {
     TRY(lora_options_from_peft(&found, adapter));
     TRY(compare_options(run->config, &run->lora->options, &found));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
-    return lora_load(run->lora, adapter->arrays);
+    TRY(lora_load(run->lora, adapter->arrays));
+    return adapter_take_head(adapter, run->model);
 }
 
 int run_start_adapter(Run *run) {
@@ -117,33 +118,42 @@ static const char *kind_of(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
+static const char *frozen_note(Frozen frozen) {
+    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
+                                                    ", its matrices in int8, embedding and head in 16 bits",
+                                                    ", its matrices in NF4, embedding and head in 16 bits"};
+    return notes[frozen];
+}
+
 void run_announce_adapter(const Run *run) {
     char parameters[32];
     log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", kind_of(&run->lora->options),
              run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-             run->model->frozen_bytes > 0 ? ", its matrices in 16 bits" : "");
+             frozen_note(setup_frozen(run->config)));
 }
 
 /* ---- before the first step ---- */
 
-static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const MicroBatch *micro) {
+static int replay(double *loss, Objective *objective, Tape *tape, const Run *run, const StepBatch *step) {
+    const MicroBatch *micro = &step->micro[0];
     ObjectiveSums sums = {0};
     TRY(objective->record(objective, tape, run->model, (LlamaRecord){0}, false));
     TRY(tape_plan(tape));
-    TRY(objective->bind(objective, tape, 0, micro, 1, false));
+    TRY(objective->bind(objective, tape, 0, micro, step, false));
     TRY(tape_forward(tape, 0));
-    objective->collect(objective, tape, 0, micro, false, &sums);
+    TRY(objective->collect(objective, tape, 0, micro, step, false, &sums));
     *loss = sums.loss;
     return OK;
 }
 
-static int loss_on(double *loss, const Run *run, const MicroBatch *micro, Dtype precision) {
+static int loss_on(double *loss, Run *run, const StepBatch *step, Dtype precision) {
+    const MicroBatch *micro = &step->micro[0];
     Objective *objective;
-    TRY(run->stage->objective(&objective, micro->n_tokens));
+    TRY(run->stage->objective(&objective, run, micro->n_tokens));
     Tape *tape =
         tape_new(&(TapeOptions){.capacity = micro->n_tokens, .segments = micro->n_segments, .dtype = precision});
     int rc =
-        tape ? replay(loss, objective, tape, run, micro) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+        tape ? replay(loss, objective, tape, run, step) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     tape_free(tape);
     objective->free(objective);
     return rc;
@@ -155,9 +165,9 @@ int run_check_adapter(Run *run, const LoopOptions *options) {
     if (*run->config->lora_init) return OK; /* it is not fresh */
     TRY(loader_step(run->loader, 0, &batch));
     if (batch.n_micro == 0) return OK;
-    TRY(loss_on(&with, run, &batch.micro[0], options->precision));
+    TRY(loss_on(&with, run, &batch, options->precision));
     lora_attach(run->lora, false);
-    int rc = loss_on(&without, run, &batch.micro[0], options->precision);
+    int rc = loss_on(&without, run, &batch, options->precision);
     lora_attach(run->lora, true);
     TRY(rc);
     if (memcmp(&with, &without, sizeof with) != 0)

@@ -144,11 +144,22 @@ static int as_sources(const NamedArray *arrays, size_t n, size_t extra, Arena *a
     return OK;
 }
 
+/* transformers takes the last token that is not padding for a text's last. The base's padding may be what ends an
+ * answer; BOS never does. */
+static int32_t pad_token(const RunFiles *files, int32_t bos) {
+    const HfConfig *base = &files->base->config;
+    bool ends = base->pad_token_id < 0;
+    for (int i = 0; i < base->n_eos; i++) ends = ends || base->pad_token_id == base->eos_token_ids[i];
+    for (size_t i = 0; i < files->n_stop_tokens; i++) ends = ends || base->pad_token_id == files->stop_tokens[i];
+    return ends ? bos : base->pad_token_id;
+}
+
 /* The token ids of config.json and generation_config.json: the base's own, else the tokenizer's. */
 static void base_tokens(const RunFiles *files, HfConfig *config, HfGeneration *generation) {
     if (files->base) {
         *generation = files->base->generation;
         config->bos_token_id = files->base->config.bos_token_id;
+        config->pad_token_id = pad_token(files, config->pad_token_id);
         config->n_eos = files->base->config.n_eos;
         memcpy(config->eos_token_ids, files->base->config.eos_token_ids, sizeof config->eos_token_ids);
         return;
@@ -179,8 +190,8 @@ static int add_adapter_texts(const RunFiles *files, Arena *arena, NamedText **te
     NamedText *all;
     ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
     memcpy(all, *texts, *n * sizeof *all);
-    TRY(adapter_describe(all + *n, &files->trained->lora->options, files->base_path, files->output,
-                         files->base_fingerprint, arena));
+    TRY(adapter_describe(all + *n, &files->trained->lora->options, files->trained->model->shape.score_head,
+                         files->base_path, files->output, files->base_fingerprint, arena));
     *texts = all;
     *n += ADAPTER_TEXTS;
     return OK;

@@ -95,6 +95,19 @@ static int copy_sources(SourceOptions **out, int *n, const ConfigSources *source
     return OK;
 }
 
+BatchShape setup_batch(const Config *config) {
+    if (config->preferences_per_batch == 0)
+        return (BatchShape){config->train_tokens_per_batch, (int)config->train_context};
+    int context = 2 * (int)config->train_context;
+    return (BatchShape){config->preferences_per_batch * context, context};
+}
+
+int setup_microbatch(const Config *config, int n_ranks) {
+    BatchShape shape = setup_batch(config);
+    return loader_largest_microbatch(shape.tokens_per_batch, (int)config->train_tokens_per_microbatch, shape.context,
+                                     n_ranks);
+}
+
 int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, const char *cache, int rank, int n_ranks) {
     enum { ON_ERROR_FAIL = 0 };
     SourceOptions *sources, *validation;
@@ -110,9 +123,11 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     options->add_eos = config->data_add_eos;
     options->packing = (Packing)config->data_packing;
     if (*config->template_name) options->packing = config->sft_packing ? PACKING_BEST_FIT : PACKING_ALONE;
+    if (config->preferences_per_batch > 0) options->packing = PACKING_ALONE;
     options->document_mask = config->data_document_mask;
-    options->context = (int)config->train_context;
-    options->tokens_per_batch = config->train_tokens_per_batch;
+    BatchShape shape = setup_batch(config);
+    options->context = shape.context;
+    options->tokens_per_batch = shape.tokens_per_batch;
     options->tokens_per_microbatch = (int)config->train_tokens_per_microbatch;
     options->seed = (uint64_t)config->seed;
     options->rank = rank;
@@ -145,6 +160,20 @@ enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_BF16 };
 
 void setup_resolve_precision(Config *config) {
     if (config->precision == PRECISION_AUTO) config->precision = kernels_have_bf16() ? PRECISION_BF16 : PRECISION_FP32;
+}
+
+Frozen setup_frozen(const Config *config) {
+    if (config->lora_rank == 0) return FROZEN_NONE;
+    if (config->lora_base > 0) return (Frozen)config->lora_base;
+    return setup_precision(config) == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
+}
+
+LlamaOptions setup_llama(const Config *config, int n_positions) {
+    return (LlamaOptions){.training = config->lora_rank == 0,
+                          .precision = setup_precision(config),
+                          .frozen = setup_frozen(config),
+                          .unpacked = !config->train_packed_weights,
+                          .n_positions = n_positions};
 }
 
 Dtype setup_precision(const Config *config) {
@@ -196,6 +225,8 @@ int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config 
 int64_t setup_steps(const Config *config, const Loader *loader) {
     if (config->train_steps > 0) return config->train_steps;
     double per_step = (double)config->train_tokens_per_batch, steps;
+    if (config->preferences_per_batch > 0)
+        per_step = (double)loader_tokens(loader, -1) / (double)loader_steps_per_epoch(loader);
     if (config->train_tokens > 0)
         steps = ceil((double)config->train_tokens / per_step);
     else
@@ -216,9 +247,7 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
                          .checkpoint_minutes = config->train_checkpoint_minutes,
                          .early_stopping = config->train_early_stopping,
                          .log_every = config->train_log_every,
-                         .tokens_per_microbatch = loader_largest_microbatch(config->train_tokens_per_batch,
-                                                                            (int)config->train_tokens_per_microbatch,
-                                                                            (int)config->train_context, n_ranks),
+                         .tokens_per_microbatch = setup_microbatch(config, n_ranks),
                          .recompute = (Recompute)config->train_recompute,
                          .precision = setup_precision(config),
                          .schedule = {.kind = (ScheduleKind)config->optim_schedule,
@@ -230,6 +259,10 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
 }
 
 /* ---- generation ---- */
+
+InferencePrecision setup_inference(const Config *config) {
+    return (InferencePrecision)(config->generate_precision + INFERENCE_AUTO);
+}
 
 SamplerOptions setup_sampler(const Config *config) {
     return (SamplerOptions){.temperature = config->generate_temperature,

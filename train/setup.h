@@ -9,11 +9,22 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
+#include "train/model_file.h"
 #include "train/trained.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
  * where the config has none. What was resolved is written back, so that the saved config says it. */
 int setup_shape(LlamaShape *shape, Config *config, const Tokenizer *tokenizer);
+
+/* What a step and a sequence hold in tokens, at most: train.*; with preferences.per_batch so many samples, each of up
+ * to two answers of train.context. */
+typedef struct {
+    int64_t tokens_per_batch;
+    int context;
+} BatchShape;
+BatchShape setup_batch(const Config *config);
+/* The most tokens that one rank computes at once. */
+int setup_microbatch(const Config *config, int n_ranks);
 
 /* n_sources is 0 where data.train is empty. With template.name, as `sft` sets it, the sources hold conversations: each
  * has an encoder that only serves to estimate sizes. Points into the config; `sources` and `validation` have room for
@@ -25,6 +36,11 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
 void setup_resolve_precision(Config *config);
 Dtype setup_precision(const Config *config); /* resolved; DTYPE_F32 or DTYPE_BF16 */
 
+/* How the model is kept under an adapter; FROZEN_NONE where there is none, or where it stays in fp32. */
+Frozen setup_frozen(const Config *config);
+/* Of the model that is trained, or that an adapter is trained on. */
+LlamaOptions setup_llama(const Config *config, int n_positions);
+
 Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);
@@ -34,6 +50,9 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config);
 
 /* An optimizer over what is trained; its list is made in the arena. */
 int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena);
+
+/* generate.precision */
+InferencePrecision setup_inference(const Config *config);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);

@@ -2,6 +2,7 @@
 #include "train/trained.h"
 
 #include "model/core/error.h"
+#include "model/lora_peft.h"
 #include "model/storage.h"
 
 static void add_all(Trained *trained, Weight *const *weights, int n) {
@@ -9,11 +10,26 @@ static void add_all(Trained *trained, Weight *const *weights, int n) {
         if (!weights[i]->tied && weights[i]->trainable) trained->weights[trained->n_weights++] = weights[i];
 }
 
+/* Beside an adapter a score head is stored by PEFT's name: another view of the same values and gradients. */
+static int rename_head(Trained *trained, Arena *arena) {
+    for (int i = 0; i < trained->n_weights; i++) {
+        if (trained->weights[i] != &trained->model->head) continue;
+        Weight *renamed;
+        ARENA_TRY(renamed, arena, 1);
+        *renamed = trained->model->head;
+        renamed->views[0].name = LORA_SCORE;
+        trained->weights[i] = renamed;
+    }
+    return OK;
+}
+
 int trained_list(Trained *trained, Llama *model, Lora *lora, Arena *arena) {
     *trained = (Trained){.model = model, .lora = lora};
     ARENA_TRY(trained->weights, arena, model->n_weights + (lora ? lora->n_weights : 0));
     add_all(trained, model->weights, model->n_weights);
-    if (lora) add_all(trained, lora->weights, lora->n_weights);
+    if (!lora) return OK;
+    TRY(rename_head(trained, arena));
+    add_all(trained, lora->weights, lora->n_weights);
     return OK;
 }
 

@@ -88,9 +88,8 @@ void chat_encoder_init(ChatEncoder *encoder, const ChatEncoderOptions *options) 
     enum { VERSION = 1 }; /* of the rules above: a cache made by others is made again */
     uint64_t numbers[] = {VERSION, chat_template_hash(options->chat), (uint64_t)options->train_on, options->context,
                           (uint64_t)options->overlong};
-    uint64_t key = hash_bytes(numbers, sizeof numbers, HASH_START);
-    for (size_t i = 0; options->columns && i < options->columns->n; i++)
-        for (int side = 0; side < 2; side++)
-            key = hash_bytes(options->columns->names[i][side], strlen(options->columns->names[i][side]) + 1, key);
-    *encoder = (ChatEncoder){.base = {.key = key, .encode = encode, .free_scratch = free_scratch}, .options = *options};
+    uint64_t key = chat_columns_hash(options->columns, hash_bytes(numbers, sizeof numbers, HASH_START));
+    *encoder =
+        (ChatEncoder){.base = {.samples = SAMPLE_DOCUMENT, .key = key, .encode = encode, .free_scratch = free_scratch},
+                      .options = *options};
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/chat/pairs.h"
 #include "data/source.h"
 #include "model/core/error.h"
 
@@ -48,14 +49,14 @@ static void find(Lint *lint, LintKind kind, const char *text) {
 /* ---- duplicates ---------------------------------------------------------------------------------------------------
  */
 
-static uint64_t hash_ids(const int32_t *ids, size_t n) {
-    uint64_t hash = 0x9e3779b97f4a7c15u ^ n;
+static uint64_t hash_ids(const int32_t *ids, size_t n, uint64_t hash) {
+    hash ^= n;
     for (size_t i = 0; i < n; i++) { /* the multiply and shift of MurmurHash2's 64-bit body */
         uint64_t k = (uint64_t)(uint32_t)ids[i] * 0xc6a4a7935bd1e995u;
         hash = (hash ^ k ^ (k >> 47)) * 0xc6a4a7935bd1e995u;
         hash ^= hash >> 32;
     }
-    return hash ? hash : 1;
+    return hash;
 }
 
 static Seen *find_slot(Seen *seen, size_t n_slots, uint64_t hash) {
@@ -82,9 +83,12 @@ static size_t path_index(const Lint *lint, const char *path) {
     return i;
 }
 
-static int check_duplicate(Lint *lint, const ChatTokens *tokens) {
+/* A record is its conversation, or its answers one after another. */
+static int check_duplicate(Lint *lint, const ChatTokens *tokens, size_t n) {
+    uint64_t hash = 0x9e3779b97f4a7c15u;
     if (2 * lint->n_seen >= lint->n_slots) TRY(grow_seen(lint));
-    uint64_t hash = hash_ids(tokens->ids, tokens->n);
+    for (size_t i = 0; i < n; i++) hash = hash_ids(tokens[i].ids, tokens[i].n, hash);
+    hash += hash == 0;
     Seen *slot = find_slot(lint->seen, lint->n_slots, hash);
     if (!slot->hash) {
         *slot = (Seen){hash, lint->record.line, path_index(lint, lint->record.path)};
@@ -166,15 +170,17 @@ static void note_length(Lint *lint, size_t n) {
     result->longest_line = lint->record.line;
 }
 
-/* Whether it is kept. */
-static bool fit(Lint *lint, ChatTokens *tokens) {
+/* Whether it is kept. A record of `n` tokens at most. */
+static bool fit(Lint *lint, PairTokens *record, size_t n) {
     char text[128];
-    size_t context = lint->options->context, n = tokens->n;
+    size_t context = lint->options->context;
     if (context == 0 || n <= context) return true;
-    bool kept = chat_fit(tokens, context, lint->options->overlong);
+    bool is_conversation = record->preference.kind == PREFERENCE_NONE;
+    bool kept = is_conversation ? chat_fit(&record->tokens[0], context, lint->options->overlong)
+                                : pair_fit(record, context, lint->options->overlong);
     snprintf(text, sizeof text, "%zu tokens, and the context is %zu%s", n, context,
              kept                                       ? "; truncated"
-             : lint->options->overlong == OVERLONG_DROP ? "; dropped"
+             : lint->options->overlong != OVERLONG_FAIL ? "; dropped"
                                                         : "");
     find(lint, LINT_overlong, text);
     lint->result->truncated += kept;
@@ -194,44 +200,93 @@ static void check_mask(Lint *lint, const Conversation *conversation, const ChatT
         find(lint, LINT_missing_stop, "its last answer's stop is cut off, or the tokenizer has none");
 }
 
-static int check_record(Lint *lint, Conversation *conversation, ChatTokens *tokens) {
-    LintResult *result = lint->result;
-    result->records++;
-    result->bytes += lint->record.size;
-    int rc = conversation_parse(conversation, lint->record.text, lint->record.size, lint->options->columns);
-    LintKind kind = LINT_malformed;
-    if (rc == OK) {
-        kind = LINT_role_order;
-        rc = conversation_check_roles(conversation);
-    }
-    if (rc == OK) {
-        kind = LINT_unshowable;
-        rc = chat_render(lint->chat, conversation, lint->options->train_on, tokens);
-    }
-    if (rc == ERR_REFUSED) {
-        find(lint, kind, error_text());
-        result->dropped++;
-        error_clear();
-        return OK;
-    }
-    TRY(rc);
+/* ---- records ------------------------------------------------------------------------------------------------------
+ */
+
+/* A refusal is a finding; anything else is passed on. */
+static int refused(Lint *lint, LintKind kind, int rc) {
+    if (rc != ERR_REFUSED) return rc;
+    find(lint, kind, error_text());
+    lint->result->dropped++;
+    error_clear();
+    return OK;
+}
+
+static void keep(Lint *lint, const ChatTokens *tokens) {
+    lint->result->tokens += tokens->n;
+    lint->result->learned += tokens->n_live;
+}
+
+static int check_conversation(Lint *lint, PairTokens *record) {
+    Conversation *conversation = &record->preference.all;
+    ChatTokens *tokens = &record->tokens[0];
+    int rc = conversation_read(conversation, lint->options->columns);
+    if (rc != OK) return refused(lint, LINT_malformed, rc);
+    rc = conversation_check_roles(conversation);
+    if (rc != OK) return refused(lint, LINT_role_order, rc);
+    rc = chat_render(lint->chat, conversation, lint->options->train_on, tokens);
+    if (rc != OK) return refused(lint, LINT_unshowable, rc);
     check_texts(lint, conversation);
     note_length(lint, tokens->n);
-    TRY(check_duplicate(lint, tokens));
-    if (!fit(lint, tokens)) return OK;
+    TRY(check_duplicate(lint, tokens, 1));
+    if (!fit(lint, record, tokens->n)) return OK;
     check_mask(lint, conversation, tokens);
-    result->kept++;
-    result->tokens += tokens->n;
-    result->learned += tokens->n_live;
+    lint->result->kept++;
+    keep(lint, tokens);
     return OK;
+}
+
+static int check_answers(Lint *lint, PairTokens *record) {
+    char text[128];
+    Preference *p = &record->preference;
+    for (size_t a = 0; a < p->n_answers; a++) {
+        const Conversation *conversation;
+        TRY(preference_conversation(p, a, &conversation));
+        check_mask(lint, conversation, &record->tokens[a]);
+        for (size_t b = a + 1; b < p->n_answers; b++) {
+            if (!chat_tokens_equal(&record->tokens[a], &record->tokens[b])) continue;
+            snprintf(text, sizeof text, "answers %zu and %zu are the same tokens", a + 1, b + 1);
+            find(lint, LINT_equal_answers, text);
+        }
+    }
+    return OK;
+}
+
+static int check_preference(Lint *lint, PairTokens *record) {
+    Preference *p = &record->preference;
+    for (size_t i = 0; i < p->n_answers; i++) {
+        const Conversation *conversation;
+        TRY(preference_conversation(p, i, &conversation));
+        int rc = conversation_check_roles(conversation);
+        if (rc != OK) return refused(lint, LINT_role_order, rc);
+    }
+    int rc = pair_render(record, lint->chat, false);
+    if (rc != OK) return refused(lint, LINT_unshowable, rc);
+    size_t longest = pair_longest(record);
+    check_texts(lint, &p->all);
+    note_length(lint, longest);
+    TRY(check_duplicate(lint, record->tokens, p->n_answers));
+    if (!fit(lint, record, longest)) return OK;
+    TRY(check_answers(lint, record));
+    lint->result->kept++;
+    for (size_t i = 0; i < p->n_answers; i++) keep(lint, &record->tokens[i]);
+    return OK;
+}
+
+static int check_record(Lint *lint, PairTokens *record) {
+    Preference *p = &record->preference;
+    lint->result->records++;
+    lint->result->bytes += lint->record.size;
+    int rc = preference_parse(p, lint->record.text, lint->record.size, lint->options->columns);
+    if (rc != OK) return refused(lint, p->different_prompts ? LINT_different_prompts : LINT_malformed, rc);
+    return p->kind == PREFERENCE_NONE ? check_conversation(lint, record) : check_preference(lint, record);
 }
 
 int data_lint(const ChatTemplate *chat, const LintOptions *options, LintResult *result) {
     int rc = OK;
     Lint lint = {.chat = chat, .options = options, .result = result};
     RecordReader *reader = NULL;
-    Conversation conversation = {0};
-    ChatTokens tokens = {0};
+    PairTokens tokens = {0};
     bool found = true;
     *result = (LintResult){0};
     TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = options->paths,
@@ -246,12 +301,11 @@ int data_lint(const ChatTemplate *chat, const LintOptions *options, LintResult *
             continue;
         }
         if (rc != OK || !found) break;
-        TRY_TO(done, check_record(&lint, &conversation, &tokens));
+        TRY_TO(done, check_record(&lint, &tokens));
     }
 done:
     records_close(reader);
-    conversation_free(&conversation);
-    chat_tokens_free(&tokens);
+    pair_tokens_free(&tokens);
     free(lint.seen);
     return rc;
 }

@@ -1,5 +1,6 @@
-/* A check of instruction files against a tokenizer and a template: everything that would be learned wrongly, or not at
- * all, with file and line. Streaming: of a record only a hash and its place stay (for duplicates). */
+/* A check of files of instructions and preferences against a tokenizer and a template: everything that would be learned
+ * wrongly, or not at all, with file and line. Streaming: of a record only a hash and its place stay (for duplicates).
+ */
 #ifndef CRIA_DATA_CHAT_LINT_H
 #define CRIA_DATA_CHAT_LINT_H
 
@@ -12,10 +13,12 @@
     LINT(malformed, ERROR, "malformed", "no JSON object, a field that is absent, or a role nobody knows")        \
     LINT(role_order, ERROR, "role order", "roles that do not take turns")                                        \
     LINT(unshowable, ERROR, "not in template", "a message that the template cannot show")                        \
+    LINT(different_prompts, ERROR, "different prompts", "answers that are not to the same prompt")               \
     LINT(overlong, ERROR, "overlong", "longer than the context (a warning where --overlong drops or truncates)") \
     LINT(all_masked, WARNING, "all masked", "no token of it is learned")                                         \
     LINT(missing_stop, WARNING, "missing stop", "what is learned does not end with the stop")                    \
     LINT(empty_answer, WARNING, "empty answer", "an answer that is learned and has no text")                     \
+    LINT(equal_answers, WARNING, "equal answers", "a pair whose answers are the same: it is left out")           \
     LINT(duplicate, WARNING, "duplicate", "the same tokens as an earlier record")                                \
     LINT(looks_like_template, WARNING, "looks like template", "text with the marks of a chat template in it")    \
     LINT(tools_ignored, WARNING, "tools ignored", "a list of tools, which no template here shows")
@@ -50,8 +53,8 @@ typedef struct {
     char *const *paths; /* JSONL files or JSON arrays; must outlive the result */
     size_t n_paths;
     const ChatColumns *columns; /* NULL: none */
-    TrainOn train_on;
-    size_t context; /* 0: any length */
+    TrainOn train_on;           /* of conversations; of preferences the answers are learned */
+    size_t context;             /* 0: any length */
     Overlong overlong;
     /* Called for every finding, in the order of the records; NULL: none. */
     void (*report)(void *context, LintKind kind, const char *path, int64_t line, const char *text);

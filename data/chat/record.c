@@ -7,12 +7,9 @@
 #include <string.h>
 
 #include "data/chat/json_text.h"
+#include "data/chat/record_parts.h"
 #include "model/core/error.h"
-
-typedef struct {
-    Conversation *conversation;
-    const ChatColumns *columns;
-} Parser;
+#include "model/core/philox.h"
 
 const char *chat_role_name(ChatRole role) {
     static const char *const names[N_CHAT_ROLES] = {"system", "user", "assistant", "tool"};
@@ -23,9 +20,10 @@ const char *chat_role_name(ChatRole role) {
  */
 
 int chat_columns_parse(ChatColumns *columns, const char *text) {
-    static const char *const known[] = {"messages", "role",       "content", "conversations", "from",  "value",
-                                        "prompt",   "completion", "text",    "instruction",   "input", "output",
-                                        "system",   "history",    "weight",  "train",         "tools"};
+    static const char *const known[] = {"messages",    "role",     "content", "conversations", "from",    "value",
+                                        "prompt",      "text",     "input",   "completion",    "output",  "system",
+                                        "instruction", "history",  "weight",  "train",         "tools",   "edited",
+                                        "chosen",      "rejected", "label",   "margin",        "strength"};
     *columns = (ChatColumns){.text = strdup(text)};
     if (!columns->text) FAIL(ERR_FAILED, "out of memory");
     char *rest = columns->text, *pair;
@@ -40,7 +38,8 @@ int chat_columns_parse(ChatColumns *columns, const char *text) {
         if (!is_known)
             FAIL(ERR_USAGE,
                  "columns: there is no column '%s' to rename; the names are messages, role, content, conversations, "
-                 "from, value, prompt, completion, text, instruction, input, output, system, history, weight, train",
+                 "from, value, prompt, completion, text, instruction, input, output, system, history, weight, train, "
+                 "chosen, rejected, edited, margin, strength, label",
                  pair);
         if (columns->n == sizeof columns->names / sizeof *columns->names) FAIL(ERR_USAGE, "columns: too many");
         columns->names[columns->n][0] = pair;
@@ -54,22 +53,29 @@ void chat_columns_free(ChatColumns *columns) {
     *columns = (ChatColumns){0};
 }
 
-static const char *column(const Parser *parser, const char *name) {
+uint64_t chat_columns_hash(const ChatColumns *columns, uint64_t hash) {
+    for (size_t i = 0; columns && i < columns->n; i++)
+        for (int side = 0; side < 2; side++)
+            hash = hash_bytes(columns->names[i][side], strlen(columns->names[i][side]) + 1, hash);
+    return hash;
+}
+
+const char *record_column(const RecordParser *parser, const char *name) {
     for (size_t i = 0; parser->columns && i < parser->columns->n; i++)
         if (strcmp(parser->columns->names[i][0], name) == 0) return parser->columns->names[i][1];
     return name;
 }
 
 /* NULL where it is absent or null. */
-static json_t *field(const Parser *parser, const json_t *object, const char *name) {
-    json_t *value = json_object_get(object, column(parser, name));
+json_t *record_field(const RecordParser *parser, const json_t *object, const char *name) {
+    json_t *value = json_object_get(object, record_column(parser, name));
     return json_is_null(value) ? NULL : value;
 }
 
 /* ---- texts --------------------------------------------------------------------------------------------------------
  */
 
-static const char *type_name(const json_t *value) {
+const char *record_type_name(const json_t *value) {
     return json_is_object(value)   ? "an object"
            : json_is_array(value)  ? "an array"
            : json_is_string(value) ? "a string"
@@ -83,7 +89,7 @@ static ChatText string_text(const json_t *string) {
 }
 
 /* Keeps the text with the conversation, and empties it. */
-static int keep_text(Parser *parser, Text *made, ChatText *out) {
+int record_keep_text(RecordParser *parser, Text *made, ChatText *out) {
     int rc = text_check(made);
     json_t *string = rc == OK ? json_stringn(made->bytes ? made->bytes : "", made->length) : NULL;
     text_free(made);
@@ -95,29 +101,30 @@ static int keep_text(Parser *parser, Text *made, ChatText *out) {
 }
 
 /* A string, or OpenAI's list of {"type": "text", "text": …}. */
-static int read_text(Parser *parser, const json_t *value, const char *name, ChatText *out) {
+int record_read_text(RecordParser *parser, const json_t *value, const char *name, ChatText *out) {
     if (json_is_string(value)) {
         *out = string_text(value);
         return OK;
     }
-    if (!json_is_array(value)) FAIL(ERR_REFUSED, "\"%s\" is %s, not a string", column(parser, name), type_name(value));
+    if (!json_is_array(value))
+        FAIL(ERR_REFUSED, "\"%s\" is %s, not a string", record_column(parser, name), record_type_name(value));
     Text joined = {0};
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *part = json_array_get(value, i), *text = json_object_get(part, "text");
         if (!json_is_string(text)) {
             text_free(&joined);
             FAIL(ERR_REFUSED, "part %zu of \"%s\" is no {\"type\": \"text\", \"text\": …}; only text can be learned",
-                 i + 1, column(parser, name));
+                 i + 1, record_column(parser, name));
         }
         text_append(&joined, json_string_value(text), json_string_length(text));
     }
-    return keep_text(parser, &joined, out);
+    return record_keep_text(parser, &joined, out);
 }
 
 /* ---- messages -----------------------------------------------------------------------------------------------------
  */
 
-static int add_message(Conversation *conversation, ChatMessage message) {
+int record_add_message(Conversation *conversation, ChatMessage message) {
     if (conversation->n == conversation->capacity) {
         size_t capacity = 2 * conversation->capacity + 8;
         ChatMessage *grown = realloc(conversation->messages, capacity * sizeof *grown);
@@ -130,7 +137,7 @@ static int add_message(Conversation *conversation, ChatMessage message) {
 }
 
 int conversation_add(Conversation *conversation, ChatRole role, const char *text) {
-    return add_message(conversation, (ChatMessage){.role = role, .text = {text, strlen(text)}});
+    return record_add_message(conversation, (ChatMessage){.role = role, .text = {text, strlen(text)}});
 }
 
 static int find_role(const char *name, ChatRole *role, bool *is_call) {
@@ -156,7 +163,7 @@ static int find_role(const char *name, ChatRole *role, bool *is_call) {
 }
 
 /* {"name": …, "arguments" | "parameters": {…}}; arguments may be that object as a string. */
-static int read_call(Parser *parser, const json_t *function, ChatMessage *message) {
+static int read_call(RecordParser *parser, const json_t *function, ChatMessage *message) {
     const json_t *name = json_object_get(function, "name"), *arguments = json_object_get(function, "arguments");
     if (!arguments) arguments = json_object_get(function, "parameters");
     if (!json_is_string(name)) FAIL(ERR_REFUSED, "a tool call has no \"name\"");
@@ -186,14 +193,14 @@ static int read_call(Parser *parser, const json_t *function, ChatMessage *messag
     text_puts(&call, ")");
     json_decref(parsed);
     message->call_name = string_text(name);
-    int rc = keep_text(parser, &made, &message->text);
-    if (rc == OK && strings) return keep_text(parser, &call, &message->call_text);
+    int rc = record_keep_text(parser, &made, &message->text);
+    if (rc == OK && strings) return record_keep_text(parser, &call, &message->call_text);
     text_free(&call);
     return rc;
 }
 
 /* ShareGPT's function_call: JSON in a string. */
-static int read_call_text(Parser *parser, ChatMessage *message) {
+static int read_call_text(RecordParser *parser, ChatMessage *message) {
     json_error_t where;
     json_t *function = json_loadb(message->text.bytes, message->text.size, JSON_REJECT_DUPLICATES, &where);
     if (!function) FAIL(ERR_REFUSED, "a function_call's text is no JSON: %s", where.text);
@@ -201,7 +208,7 @@ static int read_call_text(Parser *parser, ChatMessage *message) {
     return read_call(parser, function, message);
 }
 
-static int read_calls(Parser *parser, const json_t *calls, ChatMessage *message) {
+static int read_calls(RecordParser *parser, const json_t *calls, ChatMessage *message) {
     if (json_array_size(calls) != 1)
         FAIL(ERR_REFUSED, "\"tool_calls\" has %zu entries; Llama's templates show one call a message",
              json_array_size(calls));
@@ -209,8 +216,8 @@ static int read_calls(Parser *parser, const json_t *calls, ChatMessage *message)
     return read_call(parser, function ? function : call, message);
 }
 
-static int read_weight(const Parser *parser, const json_t *object, ChatMessage *message) {
-    const json_t *weight = field(parser, object, "weight"), *train = field(parser, object, "train");
+static int read_weight(const RecordParser *parser, const json_t *object, ChatMessage *message) {
+    const json_t *weight = record_field(parser, object, "weight"), *train = record_field(parser, object, "train");
     if (weight && train) FAIL(ERR_REFUSED, "a message has both \"weight\" and \"train\"; one is expected");
     if (!weight && !train) return OK;
     double value = weight ? json_number_value(weight) : json_is_true(train);
@@ -222,46 +229,49 @@ static int read_weight(const Parser *parser, const json_t *object, ChatMessage *
     return OK;
 }
 
-static int read_content(Parser *parser, const json_t *content, const char *key, bool is_call, ChatMessage *message) {
-    if (!content) FAIL(ERR_REFUSED, "no \"%s\"", column(parser, key));
+static int read_content(RecordParser *parser, const json_t *content, const char *key, bool is_call,
+                        ChatMessage *message) {
+    if (!content) FAIL(ERR_REFUSED, "no \"%s\"", record_column(parser, key));
     if (message->role == CHAT_TOOL) {
         Text json = {0};
         json_text_append(&json, content);
-        TRY(keep_text(parser, &json, &message->json));
+        TRY(record_keep_text(parser, &json, &message->json));
         if (!json_is_string(content)) {
             message->text = message->json;
             return OK;
         }
     }
-    TRY(read_text(parser, content, key, &message->text));
+    TRY(record_read_text(parser, content, key, &message->text));
     return is_call ? read_call_text(parser, message) : OK;
 }
 
-static int read_message(Parser *parser, const json_t *object, const char *role_key, const char *text_key) {
+int record_read_message(RecordParser *parser, const json_t *object, const char *role_key, const char *text_key) {
     ChatMessage message = {0};
     bool is_call = false;
-    if (!json_is_object(object)) FAIL(ERR_REFUSED, "%s was found where an object is expected", type_name(object));
-    const json_t *role = field(parser, object, role_key);
-    if (!json_is_string(role)) FAIL(ERR_REFUSED, "no \"%s\" that is a string", column(parser, role_key));
+    if (!json_is_object(object))
+        FAIL(ERR_REFUSED, "%s was found where an object is expected", record_type_name(object));
+    const json_t *role = record_field(parser, object, role_key);
+    if (!json_is_string(role)) FAIL(ERR_REFUSED, "no \"%s\" that is a string", record_column(parser, role_key));
     TRY(find_role(json_string_value(role), &message.role, &is_call));
     TRY(read_weight(parser, object, &message));
-    const json_t *content = field(parser, object, text_key), *calls = json_object_get(object, "tool_calls");
+    const json_t *content = record_field(parser, object, text_key), *calls = json_object_get(object, "tool_calls");
     if (json_array_size(calls) > 0 && json_string_length(content) > 0)
         FAIL(ERR_REFUSED, "a message has both text and \"tool_calls\"; Llama's templates show one or the other");
     if (json_array_size(calls) > 0)
         TRY(read_calls(parser, calls, &message));
     else
         TRY(read_content(parser, content, text_key, is_call, &message));
-    return add_message(parser->conversation, message);
+    return record_add_message(parser->conversation, message);
 }
 
-static int read_messages(Parser *parser, const json_t *list, const char *name, const char *role_key,
+int record_read_messages(RecordParser *parser, const json_t *list, const char *name, const char *role_key,
                          const char *text_key) {
-    if (!json_is_array(list)) FAIL(ERR_REFUSED, "\"%s\" is %s, not an array", column(parser, name), type_name(list));
-    if (json_array_size(list) == 0) FAIL(ERR_REFUSED, "\"%s\" is empty", column(parser, name));
+    if (!json_is_array(list))
+        FAIL(ERR_REFUSED, "\"%s\" is %s, not an array", record_column(parser, name), record_type_name(list));
+    if (json_array_size(list) == 0) FAIL(ERR_REFUSED, "\"%s\" is empty", record_column(parser, name));
     for (size_t i = 0; i < json_array_size(list); i++) {
-        int rc = read_message(parser, json_array_get(list, i), role_key, text_key);
-        if (rc != OK) return error_context(rc, "message %zu of \"%s\"", i + 1, column(parser, name));
+        int rc = record_read_message(parser, json_array_get(list, i), role_key, text_key);
+        if (rc != OK) return error_context(rc, "message %zu of \"%s\"", i + 1, record_column(parser, name));
     }
     return OK;
 }
@@ -270,59 +280,61 @@ static int read_messages(Parser *parser, const json_t *list, const char *name, c
  */
 
 /* A text by its key, where it is there and not empty. */
-static int read_optional(Parser *parser, const json_t *root, const char *name, ChatText *text) {
-    const json_t *value = field(parser, root, name);
+int record_read_optional(RecordParser *parser, const json_t *root, const char *name, ChatText *text) {
+    const json_t *value = record_field(parser, root, name);
     *text = (ChatText){0};
     if (!value) return OK;
-    TRY(read_text(parser, value, name, text));
+    TRY(record_read_text(parser, value, name, text));
     if (text->size == 0) *text = (ChatText){0};
     return OK;
 }
 
-static int read_system(Parser *parser, const json_t *root) {
+int record_read_system(RecordParser *parser, const json_t *root) {
     ChatMessage message = {.role = CHAT_SYSTEM};
-    TRY(read_optional(parser, root, "system", &message.text));
-    return message.text.bytes ? add_message(parser->conversation, message) : OK;
+    TRY(record_read_optional(parser, root, "system", &message.text));
+    return message.text.bytes ? record_add_message(parser->conversation, message) : OK;
 }
 
-static int read_alpaca(Parser *parser, const json_t *root) {
+static int read_alpaca(RecordParser *parser, const json_t *root) {
     ChatMessage user = {.role = CHAT_USER}, answer = {.role = CHAT_ASSISTANT};
-    TRY(read_system(parser, root));
-    const json_t *history = field(parser, root, "history");
-    if (history && !json_is_array(history)) FAIL(ERR_REFUSED, "\"%s\" is not an array", column(parser, "history"));
+    TRY(record_read_system(parser, root));
+    const json_t *history = record_field(parser, root, "history");
+    if (history && !json_is_array(history))
+        FAIL(ERR_REFUSED, "\"%s\" is not an array", record_column(parser, "history"));
     for (size_t i = 0; i < json_array_size(history); i++) {
         const json_t *turn = json_array_get(history, i);
         if (json_array_size(turn) != 2)
-            FAIL(ERR_REFUSED, "entry %zu of \"%s\" is not [instruction, answer]", i + 1, column(parser, "history"));
-        TRY(read_text(parser, json_array_get(turn, 0), "history", &user.text));
-        TRY(read_text(parser, json_array_get(turn, 1), "history", &answer.text));
-        TRY(add_message(parser->conversation, user));
-        TRY(add_message(parser->conversation, answer));
+            FAIL(ERR_REFUSED, "entry %zu of \"%s\" is not [instruction, answer]", i + 1,
+                 record_column(parser, "history"));
+        TRY(record_read_text(parser, json_array_get(turn, 0), "history", &user.text));
+        TRY(record_read_text(parser, json_array_get(turn, 1), "history", &answer.text));
+        TRY(record_add_message(parser->conversation, user));
+        TRY(record_add_message(parser->conversation, answer));
     }
-    TRY(read_text(parser, field(parser, root, "instruction"), "instruction", &user.text));
-    TRY(read_optional(parser, root, "input", &user.input));
-    TRY(read_text(parser, field(parser, root, "output"), "output", &answer.text));
+    TRY(record_read_text(parser, record_field(parser, root, "instruction"), "instruction", &user.text));
+    TRY(record_read_optional(parser, root, "input", &user.input));
+    TRY(record_read_text(parser, record_field(parser, root, "output"), "output", &answer.text));
     answer.in_completion = true;
     TRY(read_weight(parser, root, &answer));
-    TRY(add_message(parser->conversation, user));
-    return add_message(parser->conversation, answer);
+    TRY(record_add_message(parser->conversation, user));
+    return record_add_message(parser->conversation, answer);
 }
 
 /* One side of prompt, completion. */
-static int read_side(Parser *parser, const json_t *root, const char *name, ChatRole role) {
-    const json_t *value = field(parser, root, name);
-    if (json_is_array(value)) return read_messages(parser, value, name, "role", "content");
+int record_read_side(RecordParser *parser, const json_t *root, const char *name, ChatRole role) {
+    const json_t *value = record_field(parser, root, name);
+    if (json_is_array(value)) return record_read_messages(parser, value, name, "role", "content");
     ChatMessage message = {.role = role};
-    TRY(read_text(parser, value, name, &message.text));
+    TRY(record_read_text(parser, value, name, &message.text));
     if (role == CHAT_ASSISTANT) TRY(read_weight(parser, root, &message));
-    return add_message(parser->conversation, message);
+    return record_add_message(parser->conversation, message);
 }
 
-static int read_completion(Parser *parser, const json_t *root) {
-    TRY(read_system(parser, root));
-    TRY(read_side(parser, root, "prompt", CHAT_USER));
+static int read_completion(RecordParser *parser, const json_t *root) {
+    TRY(record_read_system(parser, root));
+    TRY(record_read_side(parser, root, "prompt", CHAT_USER));
     size_t first = parser->conversation->n;
-    TRY(read_side(parser, root, "completion", CHAT_ASSISTANT));
+    TRY(record_read_side(parser, root, "completion", CHAT_ASSISTANT));
     for (size_t i = first; i < parser->conversation->n; i++) parser->conversation->messages[i].in_completion = true;
     return OK;
 }
@@ -333,11 +345,11 @@ static void mark_completion(Conversation *conversation) {
         conversation->messages[i].in_completion = true;
 }
 
-static int read_text_record(Parser *parser, const json_t *root) {
+static int read_text_record(RecordParser *parser, const json_t *root) {
     ChatMessage message = {.role = CHAT_ASSISTANT, .in_completion = true};
-    TRY(read_text(parser, field(parser, root, "text"), "text", &message.text));
+    TRY(record_read_text(parser, record_field(parser, root, "text"), "text", &message.text));
     TRY(read_weight(parser, root, &message));
-    return add_message(parser->conversation, message);
+    return record_add_message(parser->conversation, message);
 }
 
 static int refuse_keys(const json_t *root) {
@@ -349,41 +361,42 @@ static int refuse_keys(const json_t *root) {
     }
     error_set(ERR_REFUSED, __FILE__, __LINE__,
               "not a known kind of record: its keys are %.200s; expected messages, conversations, instruction and "
-              "output, prompt and completion, or text (other names: --columns completion=answer,prompt=question)",
+              "output, prompt and completion, or text (other names: --columns completion=answer,prompt=question); "
+              "pairs, chosen and rejected, are for 'cria dpo' and 'cria reward'",
               keys.length > 0 ? keys.bytes : "none");
     text_free(&keys);
     return ERR_REFUSED;
 }
 
-static int read_kind(Parser *parser, const json_t *root) {
+static int read_kind(RecordParser *parser, const json_t *root) {
     Conversation *conversation = parser->conversation;
     const json_t *list;
-    if ((list = field(parser, root, "messages")) != NULL) {
+    if ((list = record_field(parser, root, "messages")) != NULL) {
         conversation->kind = RECORD_MESSAGES;
-        TRY(read_messages(parser, list, "messages", "role", "content"));
+        TRY(record_read_messages(parser, list, "messages", "role", "content"));
         mark_completion(conversation);
         return OK;
     }
-    if ((list = field(parser, root, "conversations")) != NULL) {
+    if ((list = record_field(parser, root, "conversations")) != NULL) {
         conversation->kind = RECORD_CONVERSATIONS;
-        TRY(read_system(parser, root));
-        TRY(read_messages(parser, list, "conversations", "from", "value"));
+        TRY(record_read_system(parser, root));
+        TRY(record_read_messages(parser, list, "conversations", "from", "value"));
         mark_completion(conversation);
         return OK;
     }
-    if (field(parser, root, "instruction") && field(parser, root, "output")) {
+    if (record_field(parser, root, "instruction") && record_field(parser, root, "output")) {
         conversation->kind = RECORD_ALPACA;
         return read_alpaca(parser, root);
     }
-    if (field(parser, root, "prompt") && field(parser, root, "completion")) {
+    if (record_field(parser, root, "prompt") && record_field(parser, root, "completion")) {
         conversation->kind = RECORD_COMPLETION;
         return read_completion(parser, root);
     }
     conversation->kind = RECORD_TEXT;
-    return field(parser, root, "text") ? read_text_record(parser, root) : refuse_keys(root);
+    return record_field(parser, root, "text") ? read_text_record(parser, root) : refuse_keys(root);
 }
 
-int conversation_parse(Conversation *conversation, const char *json, size_t size, const ChatColumns *columns) {
+int conversation_load(Conversation *conversation, const char *json, size_t size) {
     json_error_t where;
     json_decref(conversation->root);
     json_decref(conversation->generated);
@@ -398,12 +411,22 @@ int conversation_parse(Conversation *conversation, const char *json, size_t size
     if (!conversation->root)
         FAIL(ERR_REFUSED, "not a JSON object: %s (byte %d of the record)", where.text, where.position);
     if (!json_is_object(conversation->root))
-        FAIL(ERR_REFUSED, "%s was found where each record must be one JSON object", type_name(conversation->root));
-    Parser parser = {conversation, columns};
-    const json_t *tools = field(&parser, conversation->root, "tools");
+        FAIL(ERR_REFUSED, "%s was found where each record must be one JSON object",
+             record_type_name(conversation->root));
+    return OK;
+}
+
+int conversation_read(Conversation *conversation, const ChatColumns *columns) {
+    RecordParser parser = {conversation, columns};
+    const json_t *tools = record_field(&parser, conversation->root, "tools");
     conversation->has_tools =
         json_array_size(tools) > 0 || (json_string_length(tools) > 0 && strcmp(json_string_value(tools), "[]") != 0);
     return read_kind(&parser, conversation->root);
+}
+
+int conversation_parse(Conversation *conversation, const char *json, size_t size, const ChatColumns *columns) {
+    TRY(conversation_load(conversation, json, size));
+    return conversation_read(conversation, columns);
 }
 
 void conversation_free(Conversation *conversation) {

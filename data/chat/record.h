@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include <jansson.h>
 
@@ -49,15 +50,19 @@ typedef struct {
 
 /* Renamed columns: "completion=answer,prompt=question". Any of the names above may be on the left. */
 typedef struct {
-    char *text; /* the copy that `names` points into */
-    const char *names[16][2];
+    char *text;               /* the copy that `names` points into */
+    const char *names[16][2]; /* the name here, the column's */
     size_t n;
 } ChatColumns; /* {0}: none */
 int chat_columns_parse(ChatColumns *columns, const char *text);
 void chat_columns_free(ChatColumns *columns);
+uint64_t chat_columns_hash(const ChatColumns *columns, uint64_t hash); /* columns may be NULL */
 
 /* Reads one JSON object. ERR_REFUSED says what is wrong with it; the caller adds the file and line. */
 int conversation_parse(Conversation *conversation, const char *json, size_t size, const ChatColumns *columns);
+/* The same in two: the JSON, and what it means. */
+int conversation_load(Conversation *conversation, const char *json, size_t size);
+int conversation_read(Conversation *conversation, const ChatColumns *columns);
 void conversation_free(Conversation *conversation);
 
 /* For those who make conversations themselves: the text is the caller's. */

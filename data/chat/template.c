@@ -260,14 +260,14 @@ void chat_template_free(ChatTemplate *chat) {
 }
 
 static uint64_t hash_text(const char *text, uint64_t hash) {
-    char there = text != NULL;
+    bool there = text != NULL;
     hash = hash_bytes(&there, 1, hash);
     return text ? hash_bytes(text, strlen(text) + 1, hash) : hash;
 }
 
 uint64_t chat_template_hash(const ChatTemplate *chat) {
     const ChatTemplateSpec *spec = chat->spec;
-    const char flags[] = {spec->trim, spec->system_in_user, spec->always_system, spec->tool_json, spec->tool_calls};
+    const bool flags[] = {spec->trim, spec->system_in_user, spec->always_system, spec->tool_json, spec->tool_calls};
     const char *texts[] = {spec->begin,        spec->default_system, spec->default_system_input,
                            spec->input_before, spec->call_tag,       spec->call_stop,
                            chat->date,         chat->builtin_tools};

@@ -1,10 +1,10 @@
 /* A parameter matrix: storage plus a view. The storage is one row-major fp32 array, and for bf16 products the two
  * packings of model/kernels/bf16.h beside it; or, of a frozen weight, row-major values in 16 bits where they are (a
- * mapped file), packed as they are used. The views name the row ranges that
- * Hugging Face keeps as matrices of their own (a fused QKV has three), so that files and initialisation never see the
- * fusion. A tied weight shares its values with another. What comes from its two uses is summed apart and added once, at
- * the end of a step, so a pipeline that keeps embedding and head on different ranks computes the same bits: the head
- * adds to `grad`, the embedding to `row_grad`, of which few rows are ever touched. */
+ * mapped file) or quantised, packed as they are used. The views name the row ranges that Hugging Face keeps as matrices
+ * of their own (a fused QKV has three), so that files and initialisation never see the fusion. A tied weight shares its
+ * values with another. What comes from its two uses is summed apart and added once, at the end of a step, so a pipeline
+ * that keeps embedding and head on different ranks computes the same bits: the head adds to `grad`, the embedding to
+ * `row_grad`, of which few rows are ever touched. */
 #ifndef CRIA_AUTODIFF_WEIGHT_H
 #define CRIA_AUTODIFF_WEIGHT_H
 
@@ -32,6 +32,7 @@ typedef struct Weight {
     float *grad;         /* the same shape, added to by backward passes; NULL when frozen */
     float *row_grad;     /* a tied embedding: what op_embedding adds to instead, zero but for rows that are touched */
     uint8_t *touched;    /* [rows] 1 where row_grad was added to; NULL where there is none */
+    bool narrow;         /* only `stored` has the values, in fewer than 32 bits */
     bool trainable;      /* false: frozen, no gradient work is done */
     bool decay;          /* weight decay applies (not on norms) */
     struct Weight *tied; /* the weight whose values this one shares, or NULL */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 struct ArenaBlock {
     ArenaBlock *next;
@@ -60,4 +61,15 @@ void *pages_alloc(size_t bytes) {
 
 void pages_free(void *pages, size_t bytes) {
     if (pages) munmap(pages, bytes ? bytes : 1);
+}
+
+void pages_discard(void *first, size_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)first + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)first + bytes) / page * page;
+    if (begin < end) madvise((char *)first + (begin - (uintptr_t)first), end - begin, MADV_DONTNEED);
+}
+
+void pages_large(void *pages, size_t bytes) {
+    enum { WORTH = 4 << 20 };
+    if (pages && bytes >= WORTH) madvise(pages, bytes, MADV_HUGEPAGE);
 }

@@ -33,5 +33,9 @@ void arena_free(Arena *arena);
 /* Large, page-aligned, zeroed memory of its own (mmap): returned to the system by pages_free. NULL when out. */
 void *pages_alloc(size_t bytes);
 void pages_free(void *pages, size_t bytes);
+/* Asks for large pages, for memory that is read from end to end again and again. */
+void pages_large(void *pages, size_t bytes);
+/* Gives the memory of the whole pages within back to the system; they read as zeros then. */
+void pages_discard(void *first, size_t bytes);
 
 #endif

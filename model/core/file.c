@@ -75,6 +75,12 @@ void file_unmap(FileMap *map) {
     *map = (FileMap){NULL, 0};
 }
 
+void file_forget(const void *bytes, size_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)bytes + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)bytes + size) / page * page;
+    if (begin < end) (void)madvise((void *)begin, end - begin, MADV_DONTNEED); /* refused: they stay for a while */
+}
+
 int file_sync_and_close(int fd, const char *path) {
     if (fsync(fd) != 0 && errno != EINVAL) { /* EINVAL: a file system without fsync */
         int code = errno;

@@ -17,6 +17,9 @@ typedef struct {
 } FileMap; /* read-only, private; an empty file maps to size 0 */
 int file_map(FileMap *map, const char *path);
 void file_unmap(FileMap *map);
+/* The pages of a mapping that lie within these bytes count no longer as this process's memory; they can still be read.
+ */
+void file_forget(const void *bytes, size_t size);
 
 /* Writes path.tmp, fsyncs and closes it, renames it to path and fsyncs the directory: after any crash `path` holds
  * either what it held before or all of the new bytes. */

@@ -15,7 +15,8 @@ typedef enum {
     PHILOX_SAMPLE,  /* generation */
     PHILOX_DROPOUT,
     PHILOX_TEST,
-    PHILOX_ROUNDING, /* of bf16 moments: layer = hash of the parameter's name, counter = update, row, column */
+    PHILOX_ROUNDING,  /* of bf16 moments: layer = hash of the parameter's name, counter = update, row, column */
+    PHILOX_MINIBATCH, /* order of a rollout's prompts: layer = rollout, module = epoch */
 } PhiloxPurpose;
 
 typedef struct {

@@ -33,6 +33,7 @@ HfConfig hf_config_default(void) {
         .n_eos = 1,
         .dtype = DTYPE_F32,
         .initializer_range = 0.02,
+        .pad_token_id = -1,
     };
 }
 
@@ -101,6 +102,21 @@ static int refuse_other_models(const json_t *root, const char *name) {
     return OK;
 }
 
+/* What the model is for: its head. A config without architectures is a language model's. */
+static int read_head(bool *score_head, const json_t *root, const char *name) {
+    static const char scores[] = "LlamaForSequenceClassification";
+    const json_t *first = json_array_get(json_object_get(root, "architectures"), 0);
+    const char *architecture = json_string_value(first);
+    *score_head = architecture && strcmp(architecture, scores) == 0;
+    if (!*score_head) return OK;
+    const json_t *labels = json_object_get(root, "id2label"); /* absent: transformers takes two */
+    int n_labels = json_is_object(labels) ? (int)json_object_size(labels) : 2;
+    TRY(json_read_int32(&n_labels, root, "num_labels", 1, INT_MAX, name));
+    if (n_labels != 1)
+        FAIL(ERR_REFUSED, "%s: a %s with %d labels; a reward model has one ('id2label')", name, scores, n_labels);
+    return OK;
+}
+
 /* rope_scaling, or transformers 5's rope_parameters. */
 static int read_rope(HfConfig *config, const json_t *root, const char *name) {
     double partial = 1;
@@ -152,10 +168,10 @@ static int read_eos(int32_t ids[HF_MAX_EOS], int *n, const json_t *root, const c
     return OK;
 }
 
-static int read_bos(int32_t *id, const json_t *root, const char *name) {
-    const json_t *bos = json_object_get(root, "bos_token_id");
-    if (json_is_null(bos)) *id = -1;
-    TRY(json_read_int32(id, root, "bos_token_id", 0, INT32_MAX, name));
+/* An id, at least `least`, or null. */
+static int read_token(int32_t *id, const json_t *root, const char *key, int least, const char *name) {
+    if (json_is_null(json_object_get(root, key))) *id = -1;
+    TRY(json_read_int32(id, root, key, least, INT32_MAX, name));
     return OK;
 }
 
@@ -200,7 +216,9 @@ static int read_fields(HfConfig *config, const json_t *root, const char *name) {
     TRY(json_read_number(&config->rms_norm_eps, root, "rms_norm_eps", name));
     TRY(json_read_number(&config->initializer_range, root, "initializer_range", name));
     TRY(json_read_bool(&config->tie_word_embeddings, root, "tie_word_embeddings", name));
-    TRY(read_bos(&config->bos_token_id, root, name));
+    TRY(read_head(&config->score_head, root, name));
+    TRY(read_token(&config->bos_token_id, root, "bos_token_id", 0, name));
+    TRY(read_token(&config->pad_token_id, root, "pad_token_id", -1, name)); /* older directories have -1 for none */
     TRY(read_eos(config->eos_token_ids, &config->n_eos, root, name));
     TRY(read_dtype(&config->dtype, root, name));
     TRY(read_rope(config, root, name));
@@ -249,8 +267,15 @@ static json_t *eos_json(const int32_t *ids, int n) {
     return list;
 }
 
-static json_t *bos_json(int32_t id) {
+static json_t *token_json(int32_t id) {
     return id < 0 ? json_null() : json_integer(id);
+}
+
+/* What only a model with a score head has; false when memory is out. */
+static bool add_score_head(json_t *root, const HfConfig *c) {
+    return json_object_set_new(root, "id2label", json_pack("{s:s}", "0", "LABEL_0")) == 0 &&
+           json_object_set_new(root, "label2id", json_pack("{s:i}", "LABEL_0", 0)) == 0 &&
+           json_object_set_new(root, "pad_token_id", token_json(c->pad_token_id)) == 0;
 }
 
 static json_t *rope_json(const HfConfig *c) {
@@ -269,17 +294,18 @@ int hf_config_format(const HfConfig *c, char **json) {
         if (torch_dtypes[i].dtype == c->dtype) dtype = torch_dtypes[i].name;
     json_t *root = json_pack(
         "{s:[s], s:s, s:s, s:b, s:f, s:b, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:b, s:i, s:s}",
-        "architectures", "LlamaForCausalLM", "model_type", "llama", "hidden_act", "silu", "attention_bias", 0,
-        "attention_dropout", 0.0, "mlp_bias", 0, "use_cache", 1, "hidden_size", c->dim, "num_hidden_layers",
-        c->n_layers, "num_attention_heads", c->n_heads, "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim,
-        "intermediate_size", c->ffn_dim, "vocab_size", c->vocab_size, "max_position_embeddings",
-        c->max_position_embeddings, "rms_norm_eps", c->rms_norm_eps, "rope_theta", c->rope_theta, "initializer_range",
-        c->initializer_range, "tie_word_embeddings", (int)c->tie_word_embeddings, "pretraining_tp", 1, "torch_dtype",
-        dtype);
+        "architectures", c->score_head ? "LlamaForSequenceClassification" : "LlamaForCausalLM", "model_type", "llama",
+        "hidden_act", "silu", "attention_bias", 0, "attention_dropout", 0.0, "mlp_bias", 0, "use_cache", 1,
+        "hidden_size", c->dim, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
+        "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "intermediate_size", c->ffn_dim, "vocab_size",
+        c->vocab_size, "max_position_embeddings", c->max_position_embeddings, "rms_norm_eps", c->rms_norm_eps,
+        "rope_theta", c->rope_theta, "initializer_range", c->initializer_range, "tie_word_embeddings",
+        (int)c->tie_word_embeddings, "pretraining_tp", 1, "torch_dtype", dtype);
     int rc = OK;
     if (!root || json_object_set_new(root, "rope_scaling", rope_json(c)) != 0 ||
-        json_object_set_new(root, "bos_token_id", bos_json(c->bos_token_id)) != 0 ||
-        json_object_set_new(root, "eos_token_id", eos_json(c->eos_token_ids, c->n_eos)) != 0)
+        json_object_set_new(root, "bos_token_id", token_json(c->bos_token_id)) != 0 ||
+        json_object_set_new(root, "eos_token_id", eos_json(c->eos_token_ids, c->n_eos)) != 0 ||
+        (c->score_head && !add_score_head(root, c)))
         FAIL_TO(done, ERR_FAILED, "out of memory");
     TRY_TO(done, json_write_text(json, root));
 done:
@@ -315,7 +341,7 @@ int hf_generation_parse(HfGeneration *generation, const char *json, size_t size,
     json_t *root;
     *generation = hf_generation_default();
     TRY(json_read_object(&root, json, size, name));
-    TRY_TO(done, read_bos(&generation->bos_token_id, root, name));
+    TRY_TO(done, read_token(&generation->bos_token_id, root, "bos_token_id", 0, name));
     TRY_TO(done, read_eos(generation->eos_token_ids, &generation->n_eos, root, name));
     TRY_TO(done, json_read_bool(&generation->do_sample, root, "do_sample", name));
     TRY_TO(done, json_read_number(&generation->temperature, root, "temperature", name));
@@ -344,7 +370,7 @@ int hf_generation_read(HfGeneration *generation, const char *path) {
 
 int hf_generation_format(const HfGeneration *generation, char **json) {
     json_t *root =
-        json_pack("{s:o, s:o, s:b}", "bos_token_id", bos_json(generation->bos_token_id), "eos_token_id",
+        json_pack("{s:o, s:o, s:b}", "bos_token_id", token_json(generation->bos_token_id), "eos_token_id",
                   eos_json(generation->eos_token_ids, generation->n_eos), "do_sample", (int)generation->do_sample);
     if (!root) FAIL(ERR_FAILED, "out of memory");
     if (generation->do_sample) { /* transformers warns about these where nothing is sampled */

@@ -34,6 +34,8 @@ typedef struct {
     int n_eos;
     Dtype dtype; /* torch_dtype; fp32 where absent */
     double initializer_range;
+    bool score_head;      /* LlamaForSequenceClassification with one label, not LlamaForCausalLM */
+    int32_t pad_token_id; /* -1: none. What transformers looks for to find a padded text's last token */
 } HfConfig;
 
 /* LlamaConfig(): Llama 1's 7B. */

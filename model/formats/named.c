@@ -131,6 +131,10 @@ void named_close(NamedFile *file) {
 
 /* ---- reading ---- */
 
+void named_forget(const NamedArray *array) {
+    if (array->data) file_forget(array->data, named_bytes(array));
+}
+
 const NamedArray *named_find(const NamedFile *file, const char *name) {
     if (!file->slots) return NULL;
     size_t index = file->slots[slot_of(file, name)];

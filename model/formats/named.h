@@ -49,6 +49,8 @@ const char *named_path(const NamedFile *file);
 
 /* Reads elements as fp32 (converting bf16, fp16, fp64): `first` and `n` in elements. */
 int named_read_f32(const NamedFile *file, const NamedArray *array, size_t first, size_t n, float *out);
+/* What was read of a mapped array leaves this process's memory; it can be read again. */
+void named_forget(const NamedArray *array);
 /* Reads elements as they are stored. */
 int named_read(const NamedFile *file, const NamedArray *array, size_t first, size_t n, void *out);
 

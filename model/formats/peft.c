@@ -28,7 +28,6 @@ static int refuse_features(const json_t *root, const char *name) {
     } features[] = {
         {"rank_pattern", "one rank for all matrices is implemented"},
         {"alpha_pattern", "one alpha for all matrices is implemented"},
-        {"modules_to_save", "only adapted matrices are, not whole ones that were trained"},
         {"trainable_token_indices", "only adapted matrices are read"},
         {"target_parameters", "only adapted matrices are read"},
         {"fan_in_fan_out", "a Llama's matrices are [out, in]"},
@@ -62,14 +61,32 @@ static int check_start(const json_t *root, const char *name) {
          text);
 }
 
-static int check_kind(const json_t *root, const char *name) {
+/* Matrices that are saved whole: a score head alone. PEFT names it `classifier` too, which a Llama has not. */
+static int check_saved(const json_t *root, bool score, const char *name) {
+    const json_t *saved = json_object_get(root, "modules_to_save"), *each;
+    size_t i;
+    if (is_unused(saved)) return OK;
+    bool known = score && json_is_array(saved);
+    json_array_foreach(saved, i, each) {
+        const char *module = json_string_value(each);
+        known = known && module && (strcmp(module, "score") == 0 || strcmp(module, "classifier") == 0);
+    }
+    if (!known)
+        FAIL(ERR_REFUSED,
+             "%s: 'modules_to_save' is set; only adapted matrices are read, and the score head of a reward model",
+             name);
+    return OK;
+}
+
+static int check_kind(const json_t *root, bool *score, const char *name) {
     const char *type = "", *task = "CAUSAL_LM", *bias = "none";
     TRY(json_read_text(&type, root, "peft_type", name));
     TRY(json_read_text(&task, root, "task_type", name));
     TRY(json_read_text(&bias, root, "bias", name));
     if (strcmp(type, "LORA") != 0) FAIL(ERR_REFUSED, "%s: 'peft_type' is '%s'; only LORA is implemented", name, type);
-    if (strcmp(task, "CAUSAL_LM") != 0)
-        FAIL(ERR_REFUSED, "%s: 'task_type' is '%s'; only CAUSAL_LM is implemented", name, task);
+    *score = strcmp(task, "SEQ_CLS") == 0;
+    if (!*score && strcmp(task, "CAUSAL_LM") != 0)
+        FAIL(ERR_REFUSED, "%s: 'task_type' is '%s'; CAUSAL_LM and SEQ_CLS are implemented", name, task);
     if (strcmp(bias, "none") != 0)
         FAIL(ERR_REFUSED, "%s: 'bias' is '%s'; a Llama has none, so 'none' is expected", name, bias);
     return OK;
@@ -94,7 +111,8 @@ int peft_config_parse(PeftConfig *config, const char *json, size_t size, const c
     const char *base = "";
     *config = (PeftConfig){.rank = 8, .alpha = 8}; /* LoraConfig() */
     TRY(json_read_object(&root, json, size, name));
-    TRY_TO(done, check_kind(root, name));
+    TRY_TO(done, check_kind(root, &config->score, name));
+    TRY_TO(done, check_saved(root, config->score, name));
     TRY_TO(done, refuse_features(root, name));
     TRY_TO(done, check_start(root, name));
     TRY_TO(done, read_numbers(config, root, name));
@@ -158,14 +176,16 @@ static json_t *names_json(const char *const *names, int n) {
 int peft_config_format(const PeftConfig *config, char **json) {
     *json = NULL;
     json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:b, s:b, s:b, s:i, s:o, s:f, s:b, s:b, s:o, s:{}, s:{}, s:{}, s:n, s:n, s:n, s:n, s:n}",
-        "peft_type", "LORA", "task_type", "CAUSAL_LM", "bias", "none", "fan_in_fan_out", 0, "inference_mode", 1,
-        "init_lora_weights", 1, "r", config->rank, "lora_alpha", number_json(config->alpha), "lora_dropout",
-        config->dropout, "use_rslora", (int)config->rslora, "use_dora", (int)config->dora, "target_modules",
-        names_json(config->targets, config->n_targets), "rank_pattern", "alpha_pattern", "loftq_config",
-        "modules_to_save", "layers_to_transform", "layers_pattern", "auto_mapping", "revision");
+        "{s:s, s:s, s:s, s:b, s:b, s:b, s:i, s:o, s:f, s:b, s:b, s:o, s:{}, s:{}, s:{}, s:n, s:n, s:n, s:n}",
+        "peft_type", "LORA", "task_type", config->score ? "SEQ_CLS" : "CAUSAL_LM", "bias", "none", "fan_in_fan_out", 0,
+        "inference_mode", 1, "init_lora_weights", 1, "r", config->rank, "lora_alpha", number_json(config->alpha),
+        "lora_dropout", config->dropout, "use_rslora", (int)config->rslora, "use_dora", (int)config->dora,
+        "target_modules", names_json(config->targets, config->n_targets), "rank_pattern", "alpha_pattern",
+        "loftq_config", "layers_to_transform", "layers_pattern", "auto_mapping", "revision");
     if (!root) FAIL(ERR_FAILED, "out of memory");
     int rc = OK;
+    json_t *saved = config->score ? json_pack("[s]", "score") : json_null();
+    if (json_object_set_new(root, "modules_to_save", saved) != 0) FAIL_TO(done, ERR_FAILED, "out of memory");
     if (json_object_set_new(root, "base_model_name_or_path", json_string(config->base)) != 0)
         FAIL_TO(done, ERR_FAILED, "the base's name '%s' cannot be written as JSON", config->base);
     TRY_TO(done, json_write_text(json, root));

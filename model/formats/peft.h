@@ -21,6 +21,7 @@ typedef struct {
     double alpha; /* lora_alpha */
     double dropout;
     bool rslora, dora;
+    bool score; /* of a LlamaForSequenceClassification (task_type SEQ_CLS), whose head `score` is among the arrays */
     const char *base;           /* base_model_name_or_path; "" where it says none */
     const char *const *targets; /* target_modules, for writing: "q_proj", … (what was read is in the arrays' names) */
     int n_targets;

@@ -28,17 +28,29 @@
 struct HeadResults;
 struct Segments;
 struct AdamwStep;
+struct CachedAttention;
 
 enum { PANEL_LANES = 16, PANEL_DEPTH = 32, PANEL_MAX_VIEWS = 3 };
 
 /* A weight W[rows, cols] where it is kept row-major: up to three ranges of rows, each contiguous somewhere (the three
- * matrices that make one QKV lie apart in a file). Any alignment. */
+ * matrices that make one QKV lie apart in a file). Any alignment. What is quantised is rounded to bf16 when a product
+ * reads it. */
 typedef struct {
     Dtype dtype; /* DTYPE_F32, DTYPE_BF16 or DTYPE_F16 */
     int n_views, cols;
     const void *view[PANEL_MAX_VIEWS];  /* [view_rows, cols] each */
     int first_row[PANEL_MAX_VIEWS + 1]; /* of each view; the last entry is the number of rows */
+    struct Quantised *quantised;        /* [n_views] in place of dtype and view, or NULL */
 } RowMajor;
+
+/* Which view has row `row`. */
+static inline int row_major_view(const RowMajor *w, int row) {
+    int v = 0;
+    while (v + 1 < w->n_views && row >= w->first_row[v + 1]) v++;
+    return v;
+}
+/* Elements [first, first + n) of a row, as fp32. */
+void row_major_read(const RowMajor *w, int row, size_t first, size_t n, float *out);
 
 /* One of a weight's two uses: packed beforehand, or packed from `rows` a few panels at a time in cache as they are
  * used (frozen weights). */
@@ -147,6 +159,10 @@ typedef struct {
     void (*attention_backward)(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
                                const float *lse, const AttentionInputsBf16 *in, struct Segments segments,
                                float *scratch);
+    /* The cache is bf16. */
+    void (*cache_store)(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const struct CachedAttention *c);
+    void (*attention_cached)(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
+                             const struct CachedAttention *c);
 
     /* The head, as kernels.h: forward has lanes = vocab, depth = width; backward lanes = width, depth = vocab. The
      * results are computed from fp32 logits. `scratch` has head_scratch_bf16() floats. */

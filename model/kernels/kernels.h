@@ -37,6 +37,23 @@ typedef struct {
     size_t q_stride, kv_stride;
 } AttentionInputs;
 
+/* Attention over a cache, for generation. Keys and values are in pages of CACHE_PAGE positions, KV·CACHE_PAGE·HD
+ * elements each, which only a table's own cache_store writes and attention_cached reads: how they lie in a page is its
+ * own business. Position p of sequence s is in page pages[s·page_stride + p / CACHE_PAGE] (Kwon et al. 2023, section
+ * 4.1). Row t is at positions[t] of sequence slots[t]. Rows of one sequence that follow one another are computed
+ * together. What a row gets depends on its sequence, on its position and on the rows of its own sequence that come with
+ * it, never on others. */
+enum { CACHE_PAGE = 64 };
+typedef struct CachedAttention {
+    int n_tokens, n_heads, n_kv_heads, head_dim;
+    float scale;
+    size_t stride;                    /* elements between rows of q, of k and of v */
+    const int32_t *positions, *slots; /* [T] */
+    const int32_t *pages;             /* [sequences, page_stride] */
+    size_t page_stride;
+    size_t page_size; /* elements from a page's keys to the next one's, and of values: at least KV·CACHE_PAGE·HD */
+} CachedAttention;
+
 /* One AdamW step (Loshchilov and Hutter 2019, algorithm 2, as in PyTorch: decay multiplies the weight by 1 - lr·wd
  * before the update; update = m̂ / (sqrt(v̂) + eps)). grad_scale multiplies the gradient first (clipping). */
 typedef struct AdamwStep {
@@ -76,11 +93,12 @@ typedef struct {
     /* dq, dk, dv have the strides of q, k, v. `scratch` has attention_backward_scratch() floats. */
     void (*attention_backward)(float *dq, float *dk, float *dv, bool accumulate, const float *dout, const float *out,
                                const float *lse, const AttentionInputs *in, Segments segments, float *scratch);
-    /* Cached attention, for generation: row t of q is at positions[t] of sequence slot[t], whose keys and values
-     * (rows 0…positions[t] are already stored) start at cache + slot·slot_stride, one row of KV*HD per position. */
-    void (*attention_cached)(float *out, const float *q, size_t q_stride, int n_tokens, int n_heads, int n_kv_heads,
-                             int head_dim, float scale, const int32_t *positions, const int32_t *slot,
-                             const float *k_cache, const float *v_cache, size_t slot_stride);
+    /* Keys and values k, v[T, KV*HD] of rows go to their places in the cache. Positions of a sequence are stored in
+     * order. */
+    void (*cache_store)(float *keys, float *values, const float *k, const float *v, const CachedAttention *c);
+    /* out[T, H*HD], of q[T, H*HD] whose sequences' positions 0…positions[t] are stored. */
+    void (*attention_cached)(float *out, const float *q, const float *keys, const float *values,
+                             const CachedAttention *c);
 
     /* y[T,F] = silu(gate)·up, gate_up[T,2F] = gate | up (Shazeer 2020). dgate_up may alias nothing. */
     void (*swiglu_forward)(float *y, const float *gate_up, int n_tokens, int width);
@@ -101,6 +119,10 @@ typedef struct {
     void (*head_forward_backward)(HeadResults out, float *dx, float *dw, const float *dlogprob, const float *x,
                                   const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
                                   float logit_scale, float *scratch);
+
+    /* What a sampler draws from: weights[i] = e^(scale·(x[i] − top)), top = max x; returns their sum. NaN where x has a
+     * NaN or +infinity, or nothing finite. */
+    double (*softmax_weights)(float *weights, float *top, const float *x, size_t n, float scale);
 
     void (*adamw)(float *param, float *m, float *v, const float *grad, size_t n, AdamwStep step);
     /* Sum of squares in fp64: fixed chunks of 65,536 elements, each summed alone, chunk sums added in index order: the

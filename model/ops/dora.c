@@ -22,15 +22,6 @@ void adapter_changed(Weight *weight) {
 
 /* ---- norms ---- */
 
-/* Elements of row `row` of the weight from column `first` on, as fp32. */
-static void read_row(float *out, const Weight *weight, int row, size_t first, size_t n) {
-    const RowMajor *stored = &weight->stored;
-    int v = 0;
-    while (v + 1 < stored->n_views && row >= stored->first_row[v + 1]) v++;
-    size_t at = (size_t)(row - stored->first_row[v]) * (size_t)weight->cols + first;
-    dtype_read_f32(out, (const char *)stored->view[v] + at * dtype_size(stored->dtype), stored->dtype, n);
-}
-
 typedef struct {
     const Weight *weight;
     const float *delta; /* scale·B·A of the rows from first_row on */
@@ -47,7 +38,7 @@ static void norm_range(void *context, size_t begin, size_t end, int thread) {
         double sum = 0;
         for (size_t first = 0; first < cols; first += SLICE) {
             size_t n = cols - first < SLICE ? cols - first : SLICE;
-            read_row(slice, norms->weight, row, first, n);
+            row_major_read(&norms->weight->stored, row, first, n, slice);
             for (size_t i = 0; i < n; i++) {
                 double element = (double)slice[i] + (double)norms->delta[r * cols + first + i];
                 sum += element * element;

@@ -18,13 +18,11 @@ void op_embedding_forward(OpCall *call) {
     size_t width = (size_t)weight->cols;
     float *y = call->out[0];
     for (int t = 0; t < call->batch->n_tokens; t++, y += width) {
-        size_t row = (size_t)call->batch->tokens[t];
+        int32_t row = call->batch->tokens[t];
         if (weight->value)
-            memcpy(y, weight->value + row * width, width * sizeof *y);
-        else /* frozen, one view; of a dtype that can be read */
-            (void)dtype_read_f32(y,
-                                 (const char *)weight->stored.view[0] + row * width * dtype_size(weight->stored.dtype),
-                                 weight->stored.dtype, width);
+            memcpy(y, weight->value + (size_t)row * width, width * sizeof *y);
+        else
+            row_major_read(&weight->stored, row, 0, width, y);
     }
 }
 

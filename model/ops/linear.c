@@ -1,5 +1,7 @@
 /* y = x·Wᵀ, W[N, K] as Hugging Face stores it; dx = dy·W, dW += dyᵀ·x. In bf16 the operands are bf16 (the weight
- * through its packings) and sums are fp32; dW is fp32. */
+ * through its packings) and sums are fp32; dW is fp32. In fp32, a weight that is kept in fewer bits is read into the
+ * scratch as it is used, some rows at a time. */
+#include "model/core/threads.h"
 #include "model/ops/linear.h"
 
 bool linear_fits(Tape *tape, const char *op, const Tensor *x, const Weight *weight) {
@@ -30,7 +32,63 @@ Tensor *linear_output(Tape *tape, Node *node, const Weight *weight) {
     return y;
 }
 
-void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows,
+/* ---- fp32 from fewer bits ---- */
+
+/* Rows of W that are read at a time: 4 MiB of them, which products with hundreds of rows of x pay for. */
+static int widened_rows(const Weight *weight) {
+    enum { FLOATS = 1 << 20 };
+    int rows = FLOATS / weight->cols;
+    return rows < 1 ? 1 : rows < weight->rows ? rows : weight->rows;
+}
+
+size_t linear_scratch(const Weight *weight, Dtype dtype) {
+    return weight->narrow && dtype == DTYPE_F32 ? (size_t)widened_rows(weight) * (size_t)weight->cols : 0;
+}
+
+typedef struct {
+    const Weight *weight;
+    int first;
+    float *to;
+} Widened;
+
+static void widen_range(void *context, size_t begin, size_t end, int thread) {
+    const Widened *w = context;
+    size_t cols = (size_t)w->weight->cols;
+    (void)thread;
+    for (size_t r = begin; r < end; r++)
+        row_major_read(&w->weight->stored, w->first + (int)r, 0, cols, w->to + r * cols);
+}
+
+/* Rows from `first` on; returns how many. */
+static int widen(const Weight *weight, int first, float *scratch) {
+    Widened widened = {weight, first, scratch};
+    int step = widened_rows(weight), n = weight->rows - first < step ? weight->rows - first : step;
+    parallel_for((size_t)n, 1, widen_range, &widened);
+    return n;
+}
+
+static void wide_product(float *y, const float *x, const Weight *weight, int rows, float *scratch) {
+    size_t k = (size_t)weight->cols;
+    for (int first = 0, n; first < weight->rows; first += n) {
+        n = widen(weight, first, scratch);
+        kernels()->gemm(false, true, rows, n, weight->cols, 1.0f, x, k, scratch, k, 0.0f, y + first,
+                        (size_t)weight->rows);
+    }
+}
+
+static void wide_product_inputs(float *dx, bool accumulate, const float *dy, const Weight *weight, int rows,
+                                float *scratch) {
+    size_t k = (size_t)weight->cols;
+    for (int first = 0, n; first < weight->rows; first += n) {
+        n = widen(weight, first, scratch);
+        kernels()->gemm(false, false, rows, weight->cols, n, 1.0f, dy + first, (size_t)weight->rows, scratch, k,
+                        accumulate || first > 0 ? 1.0f : 0.0f, dx, k);
+    }
+}
+
+/* ---- the three products ---- */
+
+void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows, float *scratch,
                     LinearFinish finish, void *context) {
     size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
     if (dtype == DTYPE_BF16) {
@@ -45,11 +103,15 @@ void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight,
                                            .context = context});
         return;
     }
-    kernels()->gemm(false, true, rows, weight->rows, weight->cols, 1.0f, x, k, weight->value, k, 0.0f, y, n);
+    if (weight->narrow)
+        wide_product(y, x, weight, rows, scratch);
+    else
+        kernels()->gemm(false, true, rows, weight->rows, weight->cols, 1.0f, x, k, weight->value, k, 0.0f, y, n);
     if (finish) finish(context, 0, rows);
 }
 
-void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows) {
+void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows,
+                           float *scratch) {
     size_t n = (size_t)weight->rows, k = (size_t)weight->cols;
     if (dtype == DTYPE_BF16)
         kernels()->bf16.product(&(Product){.m = rows,
@@ -60,6 +122,8 @@ void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weig
                                            .c_stride = k,
                                            .c_dtype = DTYPE_BF16,
                                            .accumulate = accumulate});
+    else if (weight->narrow)
+        wide_product_inputs(dx, accumulate, dy, weight, rows, scratch);
     else
         kernels()->gemm(false, false, rows, weight->cols, weight->rows, 1.0f, dy, n, weight->value, k,
                         accumulate ? 1.0f : 0.0f, dx, k);
@@ -82,7 +146,7 @@ void linear_forward(OpCall *call, int rows) {
     Dtype dtype = call->node->inputs[0]->dtype;
     bool magnitudes = has_magnitudes(w);
     void *sum = magnitudes ? call->out[2] : call->out[0];
-    linear_product(sum, dtype, call->in[0], w, dtype, rows, NULL, NULL);
+    linear_product(sum, dtype, call->in[0], w, dtype, rows, call->scratch, NULL, NULL);
     if (!w->adapter) return;
     adapter_forward(call, sum, rows);
     if (!magnitudes) return;
@@ -105,7 +169,7 @@ void linear_backward(OpCall *call, const void *dz, bool inputs, bool weights, fl
         scratch += dora_scratch(w, dtype, rows);
     }
     if (weights && w->trainable) linear_product_weights(w, dz, call->in[0], dtype, rows);
-    if (dx) linear_product_inputs(dx, call->accumulate[0], dz, w, dtype, rows);
+    if (dx) linear_product_inputs(dx, call->accumulate[0], dz, w, dtype, rows, scratch);
     if (w->adapter) adapter_backward(call, dx, dz, weights, rows, scratch);
 }
 
@@ -121,7 +185,7 @@ void op_linear_backward_weights(OpCall *call) {
 }
 
 size_t op_linear_scratch(const Node *node, int capacity) {
-    return adapter_scratch(node, capacity);
+    return adapter_scratch(node, capacity) + linear_scratch(node->weight, node->inputs[0]->dtype);
 }
 
 /* An adapter's are counted as what it does: its rank is small beside either width. */

@@ -11,9 +11,12 @@
 /* Runs when rows of y are complete and still in cache, from several threads at once (bf16), or once (fp32). */
 typedef void (*LinearFinish)(void *context, int first_row, int n_rows);
 
-void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows,
+/* `scratch`: linear_scratch floats (NULL where that is 0). */
+void linear_product(void *y, Dtype y_dtype, const void *x, const Weight *weight, Dtype dtype, int rows, float *scratch,
                     LinearFinish finish, void *context);
-void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows);
+void linear_product_inputs(void *dx, bool accumulate, const void *dy, const Weight *weight, Dtype dtype, int rows,
+                           float *scratch);
+size_t linear_scratch(const Weight *weight, Dtype dtype);
 void linear_product_weights(const Weight *weight, const void *dy, const void *x, Dtype dtype, int rows);
 
 /* The outputs of a node that multiplies by `weight`: y, and where it has an adapter its inner rows, and with magnitudes

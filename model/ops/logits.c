@@ -11,7 +11,12 @@ Tensor *op_logits(Tape *tape, Tensor *hidden, Weight *weight) {
 void op_logits_forward(OpCall *call) {
     const Tensor *hidden = call->node->inputs[0];
     linear_product(call->out[0], DTYPE_F32, call->in[0], call->node->weight, hidden->dtype,
-                   batch_rows(call->batch, hidden->rows), NULL, NULL);
+                   batch_rows(call->batch, hidden->rows), call->scratch, NULL, NULL);
+}
+
+size_t op_logits_scratch(const Node *node, int capacity) {
+    (void)capacity;
+    return linear_scratch(node->weight, node->inputs[0]->dtype);
 }
 
 double op_logits_flops(const Node *node, const TapeBatch *batch) {

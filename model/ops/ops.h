@@ -18,6 +18,10 @@ Tensor *op_linear(Tape *tape, Tensor *x, Weight *weight);
 /* The same with an fp32 output, for sampling: inference only. */
 Tensor *op_logits(Tape *tape, Tensor *hidden, Weight *weight);
 
+/* x[rows, K] · weight[1, K] -> fp32 [rows, 1]: a reward's or a value's head. The weight stays fp32 where activations
+ * are not, so that a score has more digits than an activation. */
+Tensor *op_score(Tape *tape, Tensor *x, Weight *weight);
+
 /* x / sqrt(mean(x²) + epsilon) · gain (Zhang and Sennrich 2019): fp32 in, an activation out. */
 Tensor *op_rmsnorm(Tape *tape, Tensor *x, Weight *gain, float epsilon);
 
@@ -47,13 +51,17 @@ typedef struct {
 /* Causal grouped-query attention inside each segment: qkv [T, (H + 2·KV)·HD] -> [T, H·HD]. */
 Tensor *op_attention(Tape *tape, Tensor *qkv, AttentionShape shape);
 
-/* One layer's keys and values of n_slots sequences: [n_slots, max_sequence, KV·HD] each; not owned. */
+/* One layer's keys and values of n_slots sequences, in the pages of model/kernels/kernels.h (CachedAttention): those of
+ * a slot are slot_pages entries of `pages`. Not owned. */
 typedef struct {
-    float *keys, *values;
-    int n_slots, max_sequence;
+    void *keys, *values; /* of page 0 */
+    const int32_t *pages;
+    int slot_pages, n_slots, max_sequence;
+    size_t page_size; /* elements between pages */
+    Dtype dtype;      /* that of the rows */
 } KvLayer;
-/* For generation: stores the rows' keys and values at (slots[t], positions[t]) and attends over that slot's positions
- * 0 … positions[t]. The rows of one slot come in order of position. */
+/* For generation: stores the rows' keys and values at (slots[t], positions[t]), for which the slot must have pages, and
+ * attends over that slot's positions 0 … positions[t]. The rows of one slot come in order of position. */
 Tensor *op_attention_cached(Tape *tape, Tensor *qkv, AttentionShape shape, const KvLayer *cache);
 
 /* silu(gate)·up: [rows, 2F] = gate | up -> [rows, F] (Shazeer 2020). */

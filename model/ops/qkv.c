@@ -50,7 +50,7 @@ void op_qkv_forward(OpCall *call) {
     Dtype dtype = call->node->inputs[0]->dtype;
     int rows = call->batch->n_tokens;
     if (!w->adapter) {
-        linear_product(call->out[0], dtype, call->in[0], w, dtype, rows, rotate_rows, call);
+        linear_product(call->out[0], dtype, call->in[0], w, dtype, rows, call->scratch, rotate_rows, call);
         return;
     }
     linear_forward(call, rows);
@@ -96,7 +96,8 @@ void op_qkv_backward_weights(OpCall *call) {
 }
 
 size_t op_qkv_scratch(const Node *node, int capacity) {
-    return turned_floats(node, capacity) + adapter_scratch(node, capacity);
+    return turned_floats(node, capacity) + adapter_scratch(node, capacity) +
+           linear_scratch(node->weight, node->inputs[0]->dtype);
 }
 
 double op_qkv_flops(const Node *node, const TapeBatch *batch) {

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Writes tokenizer_chat.json (tokenizer_llama3.json and chat tokens) and chat_expected.jsonl: conversations with, per template, the ids and the learned ranges that cria must give.
 
-Independent of cria: ids come from tokenizers and sentencepiece, special tokens by their ids, everything else piece by
+Independent of cria: ids come from transformers (split_special_tokens), tokenizers and sentencepiece, special tokens by their ids, everything else piece by
 piece and never searched for special tokens. Run in tests/golden with transformers 4.57.6, tokenizers 0.22.2,
 sentencepiece 0.2.1. Each line: {"messages": [...], "llama3": {"ids": [...], "learned": [[begin, end], ...]}, ...}."""
 import json, random
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 import sentencepiece
 
 random.seed(11)
@@ -90,8 +91,102 @@ def llama2(messages):
     return {"ids": run.ids, "learned": run.learned}
 
 
+class Pieces:
+    """Text collects up to a seam (a special token, an end of an answer, a change of the mask) and is encoded there."""
+
+    def __init__(self, encode):
+        self.run, self.encode, self.text, self.mask = Run(), encode, "", False
+
+    def seam(self):
+        self.run.add(self.encode(self.text), self.mask)
+        self.text = ""
+
+    def put(self, text, learned=False):
+        if text and learned != self.mask:
+            self.seam()
+        if text:
+            self.mask = learned
+        self.text += text
+
+    def special(self, name, learned=False):
+        self.seam()
+        self.run.special(fast.convert_tokens_to_ids(name), learned)
+
+    def done(self):
+        self.seam()
+        return {"ids": self.run.ids, "learned": self.run.learned}
+
+
+def split(s):
+    return fast(s, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def system_of(messages, default):
+    has = messages[0]["role"] == "system"
+    return (messages[0]["content"] if has else default), messages[has:]
+
+
+def alpaca(messages):
+    p = Pieces(split)
+    system, turns = system_of(messages, "Below is an instruction that describes a task. Write a response that appropriately completes the request.")
+    p.special("<|begin_of_text|>")
+    p.put(system.strip() + "\n\n")
+    for m in turns:
+        if m["role"] == "user":
+            p.put("### Instruction:\n" + m["content"].strip() + "\n\n")
+            continue
+        p.put("### Response:\n")
+        p.seam()
+        p.put(m["content"].strip(), True)
+        p.special("<|end_of_text|>", True)
+    return p.done()
+
+
+def chatml(messages):
+    p = Pieces(split)
+    for m in messages:
+        learned = m["role"] == "assistant"
+        p.special("<|im_start|>")
+        p.put(m["role"] + "\n")
+        p.put(m["content"].strip(), learned)
+        p.special("<|im_end|>", learned)
+        p.put("\n")
+    return p.done()
+
+
+def plain(messages):
+    p = Pieces(split)
+    p.special("<|begin_of_text|>")
+    for m in messages:
+        learned = m["role"] == "assistant"
+        p.put(m["content"], learned)
+        if learned:
+            p.special("<|end_of_text|>", True)
+    return p.done()
+
+
+def own(messages):
+    """The template that tests/test_chat.c writes: "Q: …\\n", "A:  … .<|eot_id|>\\n"; the spaces after A: are the answer's."""
+    p = Pieces(split)
+    system, turns = system_of(messages, "quiet")
+    p.special("<|begin_of_text|>")
+    p.put("# " + system + " #\n")
+    for m in turns:
+        if m["role"] == "user":
+            p.put("Q: " + m["content"] + "\n")
+            continue
+        p.put("A:")
+        p.put("  " + m["content"] + " .", True)
+        p.special("<|eot_id|>", True)
+        p.put("\n")
+    return p.done()
+
+
+fast = PreTrainedTokenizerFast(tokenizer_file="tokenizer_chat.json")
 with open("chat_expected.jsonl", "w") as out:
-    for _ in range(100):
+    for i in range(100):
         m = conversation()
         row = {"messages": m, "llama3": llama3(m, False), "llama3.1": llama3(m, True), "llama2": llama2(m)}
+        if i < 25:
+            row |= {"llama3.2": llama3(m, True), "alpaca": alpaca(m), "chatml": chatml(m), "plain": plain(m), "own": own(m)}
         out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")

@@ -88,6 +88,20 @@ static double row_exp_sum(float *z, size_t n, float top, bool keep) {
     return vd_sum(total);
 }
 
+static double fast_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale) {
+    *top = row_top(x, n);
+    if (!isfinite(*top)) return (double)NAN;
+    vf factor = vf_set1(scale), shift = vf_set1(*top);
+    vd total = vd_zero();
+    for (size_t i = 0; i < n; i += VF) {
+        vf e = vf_exp((vf_get(x + i, n - i) - shift) * factor);
+        if (n - i < VF) e = vf_to_lane(e, (int)(n - i), vf_zero());
+        vf_put(weights + i, n - i, e);
+        total = vd_add(total, e);
+    }
+    return vd_sum(total);
+}
+
 /* Σ exp(z − top)·(z − top), for the entropy */
 static double row_exp_moment(const float *z, size_t n, float top) {
     vf shift = vf_set1(top);

@@ -37,6 +37,7 @@ typedef struct {
     size_t q_stride, kv_stride, out_stride, lse_stride;
     int head_dim, pairs, padded; /* padded: head_dim up to a multiple of 16 */
     int n, group;
+    int offset; /* position of the first query; 0 unless keys come from a cache */
     float scale;
 } PairRun;
 
@@ -129,8 +130,8 @@ static int padded_keys(int n) {
 }
 
 /* A tile whose rows are padded is treated as one on the diagonal: no query sees the padding. */
-static KeyTile pair_tile(const QueryBlock *b, int begin, int end) {
-    KeyTile tile = key_tile(b, 0, begin, end);
+static KeyTile pair_tile(const QueryBlock *b, int offset, int begin, int end) {
+    KeyTile tile = key_tile(b, offset, begin, end);
     if (tile.n % KEY_ROWS != 0) tile.diagonal = true;
     return tile;
 }
@@ -264,7 +265,7 @@ static ALWAYS_INLINE void forward_tile_pairs(const int pairs, PairForward *w, co
         return;
     }
     for (int v = 0; v < vectors; v++, gather.b += PAIR_VF, gather.c += PAIR_VF) {
-        int position = vector_position(tile, b, 0, v), seen = padded_keys(visible_keys(tile, position));
+        int position = vector_position(tile, b, r->offset, v), seen = padded_keys(visible_keys(tile, position));
         if (seen == 0) continue;
         score_masked(w, keys.k, v, seen, pairs, position);
         exponentials(w, v, seen, r->scale * log2_e, r->head_dim);
@@ -296,17 +297,21 @@ static void forward_store(const PairForward *w, const PairRun *r, const QueryBlo
     }
 }
 
-/* One block of queries against all keys it sees. `packed`: keys from 0 on; NULL: they are packed here. */
-static void forward_block(PairForward *w, const PairRun *r, const QueryBlock *b, const PairKeys *packed) {
+static void pair_forward_begin(PairForward *w, const PairRun *r, const QueryBlock *b) {
     pair_block_lanes(w->q, b, r->q, r->q_stride, r->head_dim);
     for (int i = 0; i < LANES; i++) {
         w->top[i] = never;
         w->sum[i] = 0;
     }
     memset(w->o, 0, (size_t)r->head_dim * LANES * sizeof *w->o);
+}
+
+/* One block of queries against all keys it sees. `packed`: keys from 0 on; NULL: they are packed here. */
+static void forward_block(PairForward *w, const PairRun *r, const QueryBlock *b, const PairKeys *packed) {
+    pair_forward_begin(w, r, b);
     int end = b->first + b->n;
     for (int j = 0; j < end; j += TILE_KEYS) {
-        KeyTile tile = pair_tile(b, j, end);
+        KeyTile tile = pair_tile(b, 0, j, end);
         PairKeys keys;
         if (packed)
             keys = (PairKeys){packed->k + j * r->pairs, packed->v + j / 2 * r->padded};

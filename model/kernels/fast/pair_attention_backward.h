@@ -235,7 +235,7 @@ static void backward_block(PairBackward *w, const PairGradients *g, const QueryB
     int last = b->first + b->n, end = slot->end < last ? slot->end : last;
     pack_block(w, g, b);
     for (int j = slot->begin; j < end; j += TILE_KEYS) {
-        KeyTile tile = pair_tile(b, j, end);
+        KeyTile tile = pair_tile(b, 0, j, end);
         int at = j - slot->begin;
         gradient_tile(w, r, b, &tile, slot->k + at * r->pairs, slot->v + at * r->pairs);
         if (g->dq) gather(w, r, b, &tile, slot->k_pairs + at / 2 * r->padded);

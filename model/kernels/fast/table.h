@@ -10,6 +10,7 @@ static void fast_table(Kernels *table) {
     table->head_forward = fast_head_forward;
     table->head_backward = fast_head_backward;
     table->head_forward_backward = fast_head_forward_backward;
+    table->softmax_weights = fast_softmax_weights;
     table->adamw = fast_adamw;
     table->sum_of_squares = fast_sum_of_squares;
     table->add = fast_add;
@@ -17,6 +18,7 @@ static void fast_table(Kernels *table) {
     table->add_rmsnorm_backward = fast_add_rmsnorm_backward;
     fast_bf16_rows(&table->bf16);
     fast_bf16_attention(&table->bf16);
+    table->bf16.attention_cached = fast_bf16_attention_cached;
     fast_bf16_head(&table->bf16);
     fast_bf16_adamw(&table->bf16);
 }

@@ -105,10 +105,9 @@ static inline void ahead_prefetch(const Ahead *next, int i, int n) {
         for (int p = 0; p < next->panels; p++, panel += next->panel_stride)
             prefetch_to_l2((const char *)(panel + begin), (const char *)(panel + end));
     } else if (next->rows) {
-        const size_t size = dtype_size(next->rows->dtype);
         for (int r = begin; r < end; r++) {
-            const char *row = row_major_row(next->rows, next->first_row + r) + (size_t)next->first_col * size;
-            prefetch_to_l2((const char *)((uintptr_t)row / CACHE_LINE * CACHE_LINE), row + (size_t)next->n_cols * size);
+            const Span row = row_major_span(next->rows, next->first_row + r, next->first_col, next->n_cols);
+            prefetch_to_l2((const char *)((uintptr_t)row.begin / CACHE_LINE * CACHE_LINE), row.end);
         }
     }
 }

@@ -123,7 +123,7 @@ bool onednn_product(const Product *p) {
         s.packed = 1;
     } else {
         const RowMajor *rows = p->b.rows;
-        if (rows->dtype != DTYPE_BF16 || rows->n_views != 1) return false;
+        if (rows->quantised || rows->dtype != DTYPE_BF16 || rows->n_views != 1) return false;
         b = rows->view[0];
         s.b_stride[0] = p->b.transposed ? rows->cols : 1;
         s.b_stride[1] = p->b.transposed ? 1 : rows->cols;

@@ -1,6 +1,6 @@
 /* Packing of the products' operands, with vectors where the set has them.
  *
- *   panels_pack   B from a row-major weight (bf16.h: PANELS): pairs of the reduction side by side
+ *   panels_pack   B from a row-major weight (bf16.h: PANELS), quantised or not: pairs of the reduction side by side
  *   tokens_pack   the right operand of a weight's gradient, x[tokens, cols], as panels: lanes are columns, the
  *                 reduction runs over tokens
  *   slots_pack    its left operand, dy[tokens, rows], as slots of SLOT rows: slot[s][token / 2][row % SLOT][token % 2],
@@ -10,16 +10,42 @@
 #ifndef CRIA_KERNELS_PRODUCTS_PACK_H
 #define CRIA_KERNELS_PRODUCTS_PACK_H
 
+#include "model/kernels/products/dequantise.h"
 #include "model/kernels/products/tile.h"
 
 enum { PAIR = 2 * PANEL_LANES }; /* elements of one pair of depths in a panel: 64 bytes */
 
-/* Row `row` of the weight, wherever it lies. */
+/* Row `row` of a weight that is not quantised, wherever it lies. */
 static inline const char *row_major_row(const RowMajor *w, int row) {
-    int v = 0;
-    while (v + 1 < w->n_views && row >= w->first_row[v + 1]) v++;
+    int v = row_major_view(w, row);
     size_t bytes = (size_t)w->cols * dtype_size(w->dtype);
     return (const char *)w->view[v] + (size_t)(row - w->first_row[v]) * bytes;
+}
+
+/* Row `row` of a quantised one: its matrix and where in it the row begins. */
+typedef struct {
+    const Quantised *q; /* NULL: no row, zeros */
+    size_t first;
+} QuantisedRow;
+static inline QuantisedRow quantised_row(const RowMajor *w, int row) {
+    int v = row_major_view(w, row);
+    return (QuantisedRow){&w->quantised[v], (size_t)(row - w->first_row[v]) * (size_t)w->cols};
+}
+
+/* The bytes of columns [col, col + n) of a row. */
+typedef struct {
+    const char *begin, *end;
+} Span;
+static inline Span row_major_span(const RowMajor *w, int row, int col, int n) {
+    if (w->quantised) {
+        const QuantisedRow r = quantised_row(w, row);
+        const int per_byte = r.q->kind == QUANTISED_NF4 ? 2 : 1;
+        const char *begin = (const char *)r.q->codes + (r.first + (size_t)col) / (size_t)per_byte;
+        return (Span){begin, begin + n / per_byte};
+    }
+    const size_t size = dtype_size(w->dtype);
+    const char *begin = row_major_row(w, row) + (size_t)col * size;
+    return (Span){begin, begin + (size_t)n * size};
 }
 
 #if defined(__AVX512F__)
@@ -79,6 +105,31 @@ static TILE_INLINE void transpose16(__m512i r[16]) {
     }
 }
 
+/* The same of a quantised row. */
+static TILE_INLINE __m512i dequantise_depths(QuantisedRow row, const bool is_nf4, Nf4Block *nf4, size_t first, int n) {
+    const size_t at = row.first + first;
+    if (!row.q) return _mm512_setzero_si512();
+    if (is_nf4 && n >= 2 * UNIT && at % (2 * UNIT) == 0) {
+        if (nf4->block != at / QUANTISED_BLOCK) *nf4 = nf4_block(row.q, at / QUANTISED_BLOCK);
+        return nf4_two_units(nf4, row.q->codes + at / 2);
+    }
+    __m256i low = unit_first(dequantise_unit(row.q, is_nf4, nf4, at), n), high = _mm256_setzero_si256();
+    if (n > UNIT) high = unit_first(dequantise_unit(row.q, is_nf4, nf4, at + UNIT), n - UNIT);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+static TILE_INLINE void pack_quantised_square(bf16 *to, const QuantisedRow lane[16], const bool is_nf4,
+                                              Nf4Block nf4[16], size_t first, int n) {
+    __m512i r[16];
+    for (int i = 0; i < 16; i++) r[i] = dequantise_depths(lane[i], is_nf4, &nf4[i], first, n);
+    transpose16(r);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * PAIR, r[i]);
+}
+
+static TILE_INLINE void pack_units(bf16 *to, __m256i even, __m256i odd) {
+    _mm512_storeu_si512(to, join_pairs(_mm512_cvtepu16_epi32(even), _mm512_cvtepu16_epi32(odd)));
+}
+
 static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype dtype, size_t first, int n) {
     __m512i r[16];
     for (int i = 0; i < 16; i++) r[i] = load_depths(lane[i], dtype, first, n);
@@ -110,6 +161,24 @@ static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype 
     for (int i = 0; i < PANEL_LANES; i++)
         for (int d = 0; d < PANEL_DEPTH; d++)
             to[d / 2 * PAIR + 2 * i + d % 2] = lane[i] && d < n ? load_element(lane[i], dtype, first + (size_t)d) : 0;
+}
+
+static TILE_INLINE void pack_quantised_square(bf16 *to, const QuantisedRow lane[16], const bool is_nf4,
+                                              Nf4Block nf4[16], size_t first, int n) {
+    for (int i = 0; i < PANEL_LANES; i++) {
+        bf16 row[PANEL_DEPTH] = {0};
+        for (int d = 0; d < PANEL_DEPTH && d < n && lane[i].q; d += UNIT) {
+            __m256i unit = dequantise_unit(lane[i].q, is_nf4, &nf4[i], lane[i].first + first + (size_t)d);
+            _mm256_storeu_si256((__m256i *)(row + d), unit_first(unit, n - d));
+        }
+        for (int d = 0; d < PANEL_DEPTH; d += 2) memcpy(to + d / 2 * PAIR + 2 * i, row + d, 2 * sizeof *row);
+    }
+}
+
+static TILE_INLINE void pack_units(bf16 *to, __m256i even, __m256i odd) {
+    __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)(to + PAIR / 2), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 #endif
@@ -151,9 +220,59 @@ static inline void panels_pack_columns(bf16 *to, size_t panel_stride, const Pane
     }
 }
 
+static TILE_INLINE void panel_pack_quantised_rows(bf16 *to, const Panels *b, const bool is_nf4, int lane,
+                                                  int first_depth, int end_depth) {
+    QuantisedRow row[PANEL_LANES] = {{NULL, 0}};
+    Nf4Block nf4[PANEL_LANES];
+    for (int i = 0; i < PANEL_LANES; i++) {
+        nf4[i].block = SIZE_MAX;
+        if (lane + i < b->lanes) row[i] = quantised_row(b->rows, lane + i);
+    }
+    for (int d = first_depth; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES)
+        pack_quantised_square(to, row, is_nf4, nf4, (size_t)d, end_depth - d);
+}
+
+static TILE_INLINE void panels_pack_quantised_columns(bf16 *to, size_t panel_stride, const Panels *b, const bool is_nf4,
+                                                      int first_lane, int end_lane, int first_depth, int end_depth) {
+    const int padded = first_depth + (end_depth - first_depth + PANEL_DEPTH - 1) / PANEL_DEPTH * PANEL_DEPTH;
+    for (int d = first_depth; d < padded; d += 2, to += PAIR) {
+        bf16 *panel = to;
+        QuantisedRow row[2] = {{NULL, 0}};
+        Nf4Block nf4[2];
+        for (int i = 0; i < 2; i++) {
+            nf4[i].block = SIZE_MAX;
+            if (d + i < end_depth) row[i] = quantised_row(b->rows, d + i);
+        }
+        for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, panel += panel_stride) {
+            __m256i pair[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            for (int i = 0; i < 2 && row[i].q; i++)
+                pair[i] = unit_first(dequantise_unit(row[i].q, is_nf4, &nf4[i], row[i].first + (size_t)lane),
+                                     end_lane - lane);
+            pack_units(panel, pair[0], pair[1]);
+        }
+    }
+}
+
+static TILE_INLINE void panels_pack_quantised(bf16 *to, size_t panel_stride, const Panels *b, const bool is_nf4,
+                                              int first_lane, int end_lane, int first_depth, int end_depth) {
+    if (b->transposed) {
+        panels_pack_quantised_columns(to, panel_stride, b, is_nf4, first_lane, end_lane, first_depth, end_depth);
+        return;
+    }
+    for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, to += panel_stride)
+        panel_pack_quantised_rows(to, b, is_nf4, lane, first_depth, end_depth);
+}
+
 /* The row `pack` of the table. */
 static void panels_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane, int first_depth,
                         int end_depth) {
+    if (b->rows->quantised) { /* all of its views alike */
+        if (b->rows->quantised->kind == QUANTISED_NF4)
+            panels_pack_quantised(to, panel_stride, b, true, first_lane, end_lane, first_depth, end_depth);
+        else
+            panels_pack_quantised(to, panel_stride, b, false, first_lane, end_lane, first_depth, end_depth);
+        return;
+    }
     if (b->transposed) {
         panels_pack_columns(to, panel_stride, b, first_lane, end_lane, first_depth, end_depth);
         return;

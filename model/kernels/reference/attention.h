@@ -19,6 +19,7 @@
 #define CRIA_KERNELS_REFERENCE_ATTENTION_H
 
 #include <math.h>
+#include <string.h>
 
 #include "model/core/threads.h"
 #include "model/kernels/reference/reference.h"
@@ -36,24 +37,36 @@ static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
+/* Where row j of keys or values is: at j·stride, or in a cache's pages. */
+typedef struct {
+    size_t stride;
+    const int32_t *pages; /* of one sequence; NULL: no pages */
+    size_t page_size;     /* elements of a page */
+} Rows;
+
+static size_t row_at(const Rows *rows, int j) {
+    if (!rows->pages) return (size_t)j * rows->stride;
+    return (size_t)rows->pages[j / CACHE_PAGE] * rows->page_size + (size_t)(j % CACHE_PAGE) * rows->stride;
+}
+
 /* log-sum-exp of the scores of `q` with the first n rows of `keys` */
-static double score_lse(const Element *q, const Element *keys, size_t stride, int n, int head_dim, float scale) {
+static double score_lse(const Element *q, const Element *keys, const Rows *rows, int n, int head_dim, float scale) {
     double top = -INFINITY, sum = 0;
-    for (int j = 0; j < n; j++) top = fmax(top, scale * dot(q, keys + (size_t)j * stride, head_dim));
-    for (int j = 0; j < n; j++) sum += exp(scale * dot(q, keys + (size_t)j * stride, head_dim) - top);
+    for (int j = 0; j < n; j++) top = fmax(top, scale * dot(q, keys + row_at(rows, j), head_dim));
+    for (int j = 0; j < n; j++) sum += exp(scale * dot(q, keys + row_at(rows, j), head_dim) - top);
     return top + log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
 }
 
 /* One query against the n keys and values it may see. Returns log-sum-exp. */
-static double attend(Element *out, const Element *q, const Element *keys, const Element *values, size_t stride, int n,
-                     int head_dim, float scale) {
-    double lse = score_lse(q, keys, stride, n, head_dim, scale);
+static double attend(Element *out, const Element *q, const Element *keys, const Element *values, const Rows *rows,
+                     int n, int head_dim, float scale) {
+    double lse = score_lse(q, keys, rows, n, head_dim, scale);
     for (int i0 = 0; i0 < head_dim; i0 += SLICE) {
         int width = smaller(SLICE, head_dim - i0);
         double sum[SLICE] = {0};
         for (int j = 0; j < n; j++) {
-            double p = exp(scale * dot(q, keys + (size_t)j * stride, head_dim) - lse);
-            for (int i = 0; i < width; i++) sum[i] += p * read(values[(size_t)j * stride + (size_t)(i0 + i)]);
+            double p = exp(scale * dot(q, keys + row_at(rows, j), head_dim) - lse);
+            for (int i = 0; i < width; i++) sum[i] += p * read(values[row_at(rows, j) + (size_t)(i0 + i)]);
         }
         for (int i = 0; i < width; i++) out[i0 + i] = rounded(sum[i]);
     }
@@ -71,11 +84,39 @@ static void attention_forward(Element *out, float *lse, const Inputs *in, Segmen
                 size_t kv = (size_t)first * in->kv_stride + (size_t)(h / group) * (size_t)head_dim;
                 size_t head = (size_t)t * (size_t)n_heads + (size_t)h;
                 const Element *q = in->q + (size_t)t * in->q_stride + (size_t)h * (size_t)head_dim;
-                double l = attend(out + head * (size_t)head_dim, q, in->k + kv, in->v + kv, in->kv_stride,
-                                  t - first + 1, head_dim, in->scale);
+                double l = attend(out + head * (size_t)head_dim, q, in->k + kv, in->v + kv,
+                                  &(Rows){.stride = in->kv_stride}, t - first + 1, head_dim, in->scale);
                 if (lse) lse[head] = (float)l;
             }
     }
+}
+
+/* A page is [KV, CACHE_PAGE, HD]. */
+static void cache_store(Element *keys, Element *values, const Element *k, const Element *v, const CachedAttention *c) {
+    size_t HD = (size_t)c->head_dim, KV = (size_t)c->n_kv_heads;
+#pragma omp parallel for num_threads(threads_count()) schedule(static) if (c->n_tokens > SLICE)
+    for (int t = 0; t < c->n_tokens; t++) {
+        int32_t page = c->pages[(size_t)c->slots[t] * c->page_stride + (size_t)(c->positions[t] / CACHE_PAGE)];
+        size_t to = (size_t)page * c->page_size + (size_t)(c->positions[t] % CACHE_PAGE) * HD;
+        for (size_t kv = 0; kv < KV; kv++, to += CACHE_PAGE * HD) {
+            memcpy(keys + to, k + (size_t)t * c->stride + kv * HD, HD * sizeof *keys);
+            memcpy(values + to, v + (size_t)t * c->stride + kv * HD, HD * sizeof *values);
+        }
+    }
+}
+
+static void attention_cached(Element *out, const Element *q, const Element *keys, const Element *values,
+                             const CachedAttention *c) {
+    size_t HD = (size_t)c->head_dim, H = (size_t)c->n_heads;
+    int group = c->n_heads / c->n_kv_heads;
+#pragma omp parallel for num_threads(threads_count()) schedule(static) collapse(2)
+    for (int t = 0; t < c->n_tokens; t++)
+        for (int h = 0; h < c->n_heads; h++) {
+            Rows rows = {HD, c->pages + (size_t)c->slots[t] * c->page_stride, c->page_size};
+            size_t head = (size_t)(h / group) * CACHE_PAGE * HD;
+            attend(out + ((size_t)t * H + (size_t)h) * HD, q + (size_t)t * c->stride + (size_t)h * HD, keys + head,
+                   values + head, &rows, c->positions[t] + 1, c->head_dim, c->scale);
+        }
 }
 
 /* What the backward pass reads; the gradients it writes follow as arguments. */

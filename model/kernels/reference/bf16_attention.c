@@ -25,7 +25,18 @@ void reference_bf16_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumu
     attention_backward(dq, dk, dv, accumulate, dout, out, lse, in, segments);
 }
 
+void reference_bf16_cache_store(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const CachedAttention *c) {
+    cache_store(keys, values, k, v, c);
+}
+
+void reference_bf16_attention_cached(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
+                                     const CachedAttention *c) {
+    attention_cached(out, q, keys, values, c);
+}
+
 void reference_bf16_attention(Bf16Kernels *table) {
     table->attention_forward = reference_bf16_attention_forward;
     table->attention_backward = reference_bf16_attention_backward;
+    table->cache_store = reference_bf16_cache_store;
+    table->attention_cached = reference_bf16_attention_cached;
 }

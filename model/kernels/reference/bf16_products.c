@@ -13,18 +13,9 @@ static float widened(bf16 bits) {
 
 /* W(row, col) in bf16, whatever it is kept in. */
 static bf16 weight_at(const RowMajor *w, int row, int col) {
-    int v = 0;
-    while (v + 1 < w->n_views && row >= w->first_row[v + 1]) v++;
-    size_t at = (size_t)(row - w->first_row[v]) * (size_t)w->cols + (size_t)col;
-    const char *view = w->view[v];
-    float full;
-    uint16_t half;
-    if (w->dtype == DTYPE_F32) {
-        memcpy(&full, view + 4 * at, sizeof full);
-        return f32_to_bf16(full);
-    }
-    memcpy(&half, view + 2 * at, sizeof half);
-    return w->dtype == DTYPE_F16 ? f32_to_bf16(f16_to_f32(half)) : half;
+    float value;
+    row_major_read(w, row, (size_t)col, 1, &value);
+    return f32_to_bf16(value);
 }
 
 static size_t round_up(int n, int to) {

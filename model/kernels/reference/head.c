@@ -116,3 +116,18 @@ void reference_head_forward_backward(HeadResults out, float *dx, float *dw, cons
     reference_head_backward(dx, false, dw, dlogprob, x, w, out.lse, targets, n_tokens, width, vocab, logit_scale,
                             scratch);
 }
+
+double reference_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale) {
+    double most = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(x[i])) return NAN;
+        most = fmax(most, (double)x[i]);
+    }
+    if (!isfinite(most)) return NAN;
+    for (size_t i = 0; i < n; i++) {
+        weights[i] = (float)exp((double)scale * ((double)x[i] - most));
+        sum += (double)weights[i];
+    }
+    *top = (float)most;
+    return sum;
+}

@@ -1,6 +1,6 @@
 /* The plain C kernels, one per row of the table in kernels.h: what every faster kernel is tested against, and what runs
- * on a CPU that has nothing better. One file per family: gemm.c, norm.c, rotary.c,
- * attention.c, swiglu.c, head.c, adamw.c, reduce.c. Sums run in fp64.
+ * on a CPU that has nothing better. One file per family: gemm.c, norm.c, rotary.c, attention.c, swiglu.c, head.c,
+ * adamw.c, reduce.c. Sums run in fp64.
  */
 #ifndef CRIA_KERNELS_REFERENCE_H
 #define CRIA_KERNELS_REFERENCE_H
@@ -25,9 +25,9 @@ void reference_rotary(float *x, size_t stride, int n_tokens, int n_heads, int he
 void reference_attention_forward(float *out, float *lse, const AttentionInputs *in, Segments segments);
 void reference_attention_backward(float *dq, float *dk, float *dv, bool accumulate, const float *dout, const float *out,
                                   const float *lse, const AttentionInputs *in, Segments segments, float *scratch);
-void reference_attention_cached(float *out, const float *q, size_t q_stride, int n_tokens, int n_heads, int n_kv_heads,
-                                int head_dim, float scale, const int32_t *positions, const int32_t *slot,
-                                const float *k_cache, const float *v_cache, size_t slot_stride);
+void reference_cache_store(float *keys, float *values, const float *k, const float *v, const CachedAttention *c);
+void reference_attention_cached(float *out, const float *q, const float *keys, const float *values,
+                                const CachedAttention *c);
 
 void reference_swiglu_forward(float *y, const float *gate_up, int n_tokens, int width);
 void reference_swiglu_backward(float *dgate_up, bool accumulate, const float *dy, const float *gate_up, int n_tokens,
@@ -41,6 +41,8 @@ void reference_head_backward(float *dx, bool accumulate, float *dw, const float 
 void reference_head_forward_backward(HeadResults out, float *dx, float *dw, const float *dlogprob, const float *x,
                                      const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
                                      float logit_scale, float *scratch);
+
+double reference_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale);
 
 void reference_adamw(float *param, float *m, float *v, const float *grad, size_t n, AdamwStep step);
 double reference_sum_of_squares(const float *x, size_t n);
@@ -57,6 +59,9 @@ void reference_bf16_attention_forward(bf16 *out, float *lse, const AttentionInpu
 void reference_bf16_attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bool accumulate, const bf16 *dout, const bf16 *out,
                                        const float *lse, const AttentionInputsBf16 *in, Segments segments,
                                        float *scratch);
+void reference_bf16_cache_store(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, const CachedAttention *c);
+void reference_bf16_attention_cached(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values,
+                                     const CachedAttention *c);
 void reference_bf16_head(Bf16Kernels *table);
 void reference_bf16_adamw(Bf16Kernels *table);
 

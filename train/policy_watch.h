@@ -1,0 +1,38 @@
+/* What the numbers of policy-gradient training show, in words: the usual ways in which it goes wrong, and what to
+ * change. */
+#ifndef CRIA_TRAIN_POLICY_WATCH_H
+#define CRIA_TRAIN_POLICY_WATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "model/core/text.h"
+
+/* Of one rollout. */
+typedef struct {
+    double reward, kl;         /* mean over answers; kl in nats, NaN without a reference */
+    double entropy;            /* nats a token */
+    double length;             /* tokens, mean over answers */
+    double length_correlation; /* of scores and lengths, over answers; NaN where one of them does not vary */
+    double equal_groups;       /* share of prompts all whose answers score the same; NaN where there are no groups */
+    double beta;               /* of the KL penalty */
+} WatchFigures;
+
+enum { WATCH_BACK = 5 /* rollouts that a trend is taken over */ };
+
+typedef enum { WATCH_KL, WATCH_LENGTH, WATCH_ENTROPY, WATCH_NO_SIGNAL, N_WATCHED } Watched;
+
+typedef struct {
+    WatchFigures first, past[WATCH_BACK];
+    long n;               /* rollouts seen */
+    long told[N_WATCHED]; /* the rollout after which each was told last; 0: never */
+    long without_signal;  /* rollouts in a row */
+} PolicyWatch;            /* {0} has seen nothing */
+
+/* Takes in one rollout more. Appends a line for each thing that is wrong, each at most once in 20 rollouts. */
+void policy_watch(PolicyWatch *watch, const WatchFigures *figures, Text *out);
+
+/* Pearson's; NaN where one of the two does not vary. Pairs with a NaN are left out. */
+double correlation(const double *x, const double *y, size_t n);
+
+#endif

@@ -1,0 +1,213 @@
+/* cria ppo: a model learns from its own answers to prompts, by what a rule, a program or a reward model says they are
+ * worth. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "train/commands.h"
+#include "train/ppo_stage.h"
+#include "train/sample.h"
+#include "train/setup.h"
+
+enum { USUAL_SAMPLES = 8 /* of a group */ };
+
+static void free_own(Run *run) {
+    Ppo *ppo = run->own;
+    if (!ppo) return;
+    logprob_pass_free(ppo->policy_pass);
+    logprob_pass_free(ppo->reference_pass);
+    tape_memory_free(ppo->memory);
+    llama_free(ppo->reference);
+    rollout_free(&ppo->rollout);
+    rollout_free(&ppo->validation);
+    scorer_free(ppo->scorer);
+    prompts_free(&ppo->prompts);
+    free(ppo->training);
+    free(ppo->held_out);
+    chat_stage_free(&ppo->chat);
+    free(ppo);
+}
+
+static void about(Text *out) {
+    text_puts(out, "Trains model.base by reinforcement: it answers prompts (data.train: lines of text, or JSONL of\n"
+                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those\n"
+                   "that score better than others to the same prompt become more probable (ppo.algorithm), near the\n"
+                   "model it began from (ppo.beta). A rollout is ppo.prompts prompts with ppo.samples answers each,\n"
+                   "of at most generate.max_new_tokens; ppo.epochs x ppo.minibatches optimizer steps learn from it.\n"
+                   "Held-out prompts (data.validation) are answered every train.validate_every steps. The same\n"
+                   "command on the same output resumes.");
+}
+
+/* ---- options ---- */
+
+static PolicyOptions policy_options(const Config *config) {
+    double high = config->ppo_epsilon_high;
+    return (PolicyOptions){.algorithm = (PolicyAlgorithm)config->ppo_algorithm,
+                           .prompts = (int)config->ppo_prompts,
+                           .samples = (int)config->ppo_samples,
+                           .epochs = (int)config->ppo_epochs,
+                           .minibatches = (int)config->ppo_minibatches,
+                           .max_new_tokens = (int)config->generate_max_new_tokens,
+                           .temperature = config->ppo_temperature,
+                           .beta = config->ppo_beta,
+                           .epsilon_low = config->ppo_epsilon,
+                           .epsilon_high = high > 0 ? high : config->ppo_epsilon,
+                           .weigh_kl = config->ppo_weigh_kl,
+                           .loss_type = (PolicyLossType)config->ppo_loss,
+                           .scale = (ScaleRewards)config->ppo_scale_rewards,
+                           .normalise = config->ppo_normalize_advantages,
+                           .whiten_scores = config->ppo_whiten_scores,
+                           .seed = (uint64_t)config->seed};
+}
+
+static int check_options(const Config *config) {
+    int64_t answers = config->ppo_prompts * config->ppo_samples;
+    if (config->ppo_algorithm == ALGORITHM_PPO)
+        return config_fail(config, OPTION_ppo_algorithm,
+                           "ppo needs a value model, which cria does not train yet; grpo and rloo "
+                           "need none");
+    if (*config->lora_init)
+        return config_fail(config, OPTION_lora_init,
+                           "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
+                           "begin from that",
+                           config->lora_init);
+    if (config->ppo_prompts % config->ppo_minibatches != 0)
+        return config_fail(config, OPTION_ppo_minibatches, "%lld does not divide ppo.prompts, %lld",
+                           (long long)config->ppo_minibatches, (long long)config->ppo_prompts);
+    if (config->ppo_samples == 1 && config->ppo_algorithm != ALGORITHM_PPO)
+        return config_fail(config, OPTION_ppo_samples,
+                           "an answer is compared with others to the same prompt: at least 2 are needed");
+    if (answers > INT32_MAX)
+        return config_fail(config, OPTION_ppo_samples, "%lld answers in a rollout are too many", (long long)answers);
+    return OK;
+}
+
+/* A step is as many answers as there are, so that tokens_per_batch has no part in it but to bound a micro-batch. */
+static int defaults(Config *config) {
+    TRY(config_require(config, OPTION_model_base));
+    if (config->ppo_samples == 0) config->ppo_samples = config->ppo_algorithm == ALGORITHM_PPO ? 1 : USUAL_SAMPLES;
+    TRY(check_options(config));
+    if (config_is_set(config, OPTION_train_tokens_per_batch))
+        return config_fail(config, OPTION_train_tokens_per_batch,
+                           "a step is ppo.prompts / ppo.minibatches prompts with ppo.samples answers each, however "
+                           "long they are");
+    if (config->train_tokens > 0)
+        return config_fail(config, OPTION_train_tokens,
+                           "answers' lengths are not known beforehand: give train.steps or train.epochs");
+    double tokens = (double)config->ppo_prompts * (double)config->ppo_samples * (double)config->train_context;
+    config->train_tokens_per_batch = tokens < 0x1p52 ? (int64_t)tokens : INT64_C(1) << 52;
+    return OK;
+}
+
+/* ---- the model ---- */
+
+static void add_stop(Ppo *ppo, int32_t id) {
+    for (size_t i = 0; i < ppo->n_stops; i++)
+        if (ppo->stops[i] == id) return;
+    if (id >= 0 && ppo->n_stops < PPO_MOST_STOPS) ppo->stops[ppo->n_stops++] = id;
+}
+
+static void find_stops(Run *run) {
+    Ppo *ppo = run->own;
+    add_stop(ppo, tokenizer_eos(run->tokenizer));
+    for (size_t i = 0; i < run->n_stop_tokens; i++) add_stop(ppo, run->stop_tokens[i]);
+    for (int i = 0; i < run->base.generation.n_eos; i++) add_stop(ppo, run->base.generation.eos_token_ids[i]);
+}
+
+/* Without a template, neither named nor the model's own, prompts are texts that the model continues. */
+static int prepare(Run *run) {
+    const Config *config = run->config;
+    Ppo *ppo = calloc(1, sizeof *ppo);
+    if (!ppo) FAIL(ERR_FAILED, "out of memory");
+    run->own = ppo;
+    ppo->options = policy_options(config);
+    ppo->precision = setup_precision(config);
+    ppo->has_template = *config->template_name || *config->template_user_before || run->base.chat_template;
+    if (ppo->has_template) TRY(chat_stage_prepare(run));
+    find_stops(run);
+    if (ppo->n_stops == 0)
+        log_warning("%s has no token that ends an answer: all will have generate.max_new_tokens (%d)",
+                    config->model_base, ppo->options.max_new_tokens);
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
+        TRY(config_require(config, OPTION_ppo_model));
+        return scorer_llama2_new(&ppo->scorer, config->ppo_model, config->ppo_safety_model);
+    }
+    return scorer_new(&ppo->scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
+                                                     .word = config->ppo_word,
+                                                     .pattern = config->ppo_pattern,
+                                                     .program = config->ppo_program,
+                                                     .model = config->ppo_model,
+                                                     .length = (double)config->ppo_length,
+                                                     .timeout = config->ppo_timeout,
+                                                     .section = "ppo"});
+}
+
+/* ---- the data ---- */
+
+static int open(Run *run) {
+    Ppo *ppo = run->own;
+    PolicyOptions one_each = ppo->options;
+    TRY(ppo_prompts_open(run));
+    one_each.prompts = (int)ppo->n_held_out;
+    one_each.samples = 1;
+    TRY(rollout_init(&ppo->rollout, &ppo->options, run->mesh));
+    if (ppo->n_held_out > 0) TRY(rollout_init(&ppo->validation, &one_each, run->mesh));
+    int64_t updates = ppo->options.epochs * ppo->options.minibatches, prompts = ppo->options.prompts;
+    run->batches = (LoopBatches){.context = run, .step = ppo_step};
+    run->steps_per_epoch = (ppo->n_training + prompts - 1) / prompts * updates;
+    run->whole_steps = updates;
+    return OK;
+}
+
+/* The reference is the model as it is before any checkpoint is loaded into it. */
+static int ready(Run *run) {
+    Ppo *ppo = run->own;
+    if (run->config->lora_rank > 0) return OK;
+    LlamaOptions options = setup_llama(run->config, run->model->rotary.n_positions);
+    options.training = false;
+    TRY(llama_new(&ppo->reference, &run->model->shape, options));
+    llama_copy_rows(ppo->reference, run->model);
+    return OK;
+}
+
+static int objective(Objective **out, Run *run, int capacity) {
+    Ppo *ppo = run->own;
+    ppo->capacity = capacity;
+    return policy_objective_new(out, &ppo->rollout, capacity);
+}
+
+static void reloaded(Run *run) {
+    Ppo *ppo = run->own;
+    ppo->made = false;
+}
+
+static void new_rows(Run *run) {
+    const Ppo *ppo = run->own;
+    if (ppo->has_template) chat_stage_new_rows(run);
+}
+
+static void sample(Run *run, int64_t step) {
+    const Ppo *ppo = run->own;
+    if (ppo->has_template)
+        chat_stage_sample(run, step);
+    else
+        sample_text(run->model, run->tokenizer, run->config, step);
+}
+
+int command_ppo(int argc, char **argv) {
+    static const Stage ppo = {
+        .about = about,
+        .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
+        .defaults = defaults,
+        .prepare = prepare,
+        .open = open,
+        .measure = ppo_measure,
+        .reloaded = reloaded,
+        .new_rows = new_rows,
+        .ready = ready,
+        .objective = objective,
+        .sample = sample,
+        .free = free_own};
+    return run_command(&ppo, argc, argv);
+}

@@ -1,0 +1,52 @@
+/* cria ppo: what its parts share. ppo.c sets the run up, ppo_prompts.c has the prompts, ppo_sampling.c answers and
+ * scores them, ppo_step.c makes rollouts and hands their updates to the loop. */
+#ifndef CRIA_TRAIN_PPO_STAGE_H
+#define CRIA_TRAIN_PPO_STAGE_H
+
+#include "train/chat_stage.h"
+#include "train/policy.h"
+#include "train/prompts.h"
+#include "train/scorer.h"
+
+enum { PPO_MOST_STOPS = 16 };
+
+typedef struct {
+    ChatStage chat;
+    bool has_template; /* prompts are conversations; else texts, to be continued */
+    PolicyOptions options;
+    Prompts prompts;
+    uint32_t *training, *held_out; /* prompts' indices */
+    uint32_t n_training, n_held_out;
+    Scorer *scorer;
+    int32_t stops[PPO_MOST_STOPS];
+    size_t n_stops;
+    int capacity; /* tokens of a micro-batch */
+    Dtype precision;
+    Llama *reference; /* what training begins from; NULL: the model under its adapter */
+    TapeMemory *memory;
+    LogprobPass *policy_pass, *reference_pass;
+    Rollout rollout, validation;
+    bool made; /* rollout is of the model's present or, within its updates, recent state */
+} Ppo;
+
+/* ---- ppo_prompts.c ---- */
+
+/* Reads data.train and data.validation, and splits prompts off where a share is given. */
+int ppo_prompts_open(Run *run);
+/* The prompt with number `k` in the endless sequence of passes over the training prompts. */
+const Prompt *ppo_prompt(const Ppo *ppo, int64_t k);
+
+/* ---- ppo_sampling.c ---- */
+
+/* Answers prompts[0…n prompts of the rollout), of which this rank has its own, and scores the answers: fills the
+ * rollout up to rollout_gather. `first` numbers the first prompt among all that are ever answered with this seed. */
+int ppo_answer(Run *run, Rollout *rollout, const Prompt *const *prompts, uint64_t seed, int64_t first);
+
+/* ---- ppo_step.c ---- */
+
+/* LoopBatches of the run. */
+int ppo_step(void *context, int64_t step, StepBatch *batch);
+/* Stage's measure: one answer to every held-out prompt. */
+int ppo_measure(Run *run, int64_t step, double *loss, bool *found);
+
+#endif
