@@ -7,17 +7,19 @@
 # machine's own peaks measured after each round. A ratio is taken within each round; the median of the ratios counts.
 # Nothing else should be running. The programs that wait must not spin: the processor time they take is watched.
 #
-#   PARTS="steps frozen context profile"   SIZES="260K 15M 42M 110M"   PRECISIONS="fp32 bf16"
+#   PARTS="steps frozen context profile sampling"   SIZES="260K 15M 42M 110M"   PRECISIONS="fp32 bf16"
 #   PEERS="eager-fp32 compile-fp32 compile-bf16 compile-purebf16"   also eager-bf16, eager-purebf16
+#   SAMPLING_SIZES="15M 110M"   SAMPLING_BATCHES="1 32"      sampling beside transformers' generate, in bf16
 #   ROUNDS=7   STEPS=2   TURN=1      a turn is STEPS steps and TURN seconds, at least
 #   CONTEXTS="256 … 8192" CONTEXT_SIZE=42m CONTEXT_TOKENS=8192   FROZEN=llama3.2-1b   OUTPUT=bench.md   CRIA_THREADS=N
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 cria=${CRIA:-${BUILD:-build}/cria} python=${PYTHON:-}
-parts=${PARTS-steps frozen context profile} sizes=${SIZES-260K 15M 42M 110M} precisions=${PRECISIONS-fp32 bf16}
+parts=${PARTS-steps frozen context profile sampling} sizes=${SIZES-260K 15M 42M 110M} precisions=${PRECISIONS-fp32 bf16}
 peers=${PEERS-eager-fp32 compile-fp32 compile-bf16 compile-purebf16}
 rounds=${ROUNDS:-7} steps=${STEPS:-2} turn=${TURN:-1}
 contexts=${CONTEXTS-256 512 1024 2048 4096 8192} context_size=${CONTEXT_SIZE:-42m} context_tokens=${CONTEXT_TOKENS:-8192}
+sampling_sizes=${SAMPLING_SIZES-15M 110M} sampling_batches=${SAMPLING_BATCHES-1 32}
 frozen=${FROZEN:-llama3.2-1b} output=${OUTPUT:-bench.md}
 limit=3600 # seconds for a program to get ready (compiling included) or to take its turn
 results=$(mktemp -d)
@@ -142,6 +144,21 @@ frozen_steps() {
     fi
     take_turns frozen
 }
+sampling_steps() { # a step: so many sequences of 16 tokens, each continued by 128
+    local size batch work
+    for size in $sampling_sizes; do
+        for batch in $sampling_batches; do
+            work="sampling-$size-batch-$batch"
+            start "$work" cria-bf16 "$cria" bench model.preset="${size,,}" precision=bf16 --sampling "$batch" --serve
+            if [ -z "$python" ] || ! "$python" -c 'import torch, transformers' 2>/dev/null; then
+                note "$work: no PyTorch with transformers"
+            else
+                start "$work" generate-bf16 "$python" tests/peers/torch_generate.py --size "$size" --batch "$batch" --threads "$threads" --serve
+            fi
+            take_turns "$work"
+        done
+    done
+}
 context_steps() {
     local length
     for length in $contexts; do
@@ -168,7 +185,7 @@ profiles() {
 speed() { median "$results/$1.$2.speed"; }
 programs() { # WORK: that took their turns, in the order of this file
     local name
-    for name in cria-fp32 cria-bf16 cria-frozen $peers peft-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
+    for name in cria-fp32 cria-bf16 cria-frozen $peers peft-bf16 generate-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
 }
 ratio() { paste "$results/$1.$2.speed" "$results/$1.$3.speed" | awk 'NF == 2 { print $1 / $2 }' | median; }
 excess() { # WORK NAME: MiB beyond 16 bytes a trained and 2 a frozen parameter
@@ -306,6 +323,7 @@ fi
 threads=$(number threads "$results/last") kernels=$(sed -nE 's/.*"kernels": "([a-z0-9]+)".*/\1/p' "$results/last")
 if has "$parts" steps; then for size in $sizes; do steps_of "$size"; done; fi
 if has "$parts" frozen; then frozen_steps; fi
+if has "$parts" sampling; then sampling_steps; fi
 if has "$parts" context; then context_steps; fi
 if has "$parts" profile; then profiles; fi
 report | tee "$output"

@@ -100,4 +100,10 @@ grep -q '^- 260K: compile-purebf16 did not start: no such type' out && ! grep -q
 tell "a peer that does not start is named and left out" $?
 [ "$(grep -cE '^\| (16|32) \| [1-9]' out)" -eq 2 ]
 tell "context has a row for each length" $?
+# ---- sampling ----
+
+for sequences in 1 3; do
+    run 0 bench "${shape[@]}" precision=fp32 --sampling $sequences --steps 1 --seconds 0 && positive tokens_per_second && [ "$(json_number sequences out)" -eq $sequences ]
+    tell "$sequences sequences are sampled together, and their tokens a second told" $?
+done
 finish

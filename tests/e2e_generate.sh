@@ -86,6 +86,32 @@ tell "a temperature below 0 is a usage error" $?
 timeout 20 "$cria" generate "$model" -p a >/dev/full 2>err; [ $? -eq 1 ] && one_error
 tell "a text that cannot be written is an error" $?
 
+# ---- many prompts, many samples ----
+
+printf '%s\n' '{"prompt": "the llama"}' '{"prompt": "grass", "completion": "not asked for"}' '{"text": "hills"}' >prompts.jsonl
+jsonl() { run 0 generate "$model" --jsonl -f prompts.jsonl -n 20 --samples 3 --precision bf16 "$@" && cp out "lines.$#"; }
+jsonl && [ "$(wc -l <out)" -eq 9 ] && [ "$(grep -c '"prompt":"hills"' out)" -eq 3 ] && [ "$(sed -nE 's/^\{"index":([0-9]+),"sample":([0-9]+),.*/\1\2/p' out | tr '\n' ' ')" = "00 01 02 10 11 12 20 21 22 " ]
+tell "records of prompts are sampled three times each, a line for each, in order" $?
+jsonl --max-batch 2 && cmp lines.0 lines.2
+tell "with the same bits whatever is computed beside them" $?
+logprobs() { # a log-probability for each token, and one for the stop token where there is one; their sum is logprob
+    perl -ne '/"tokens":\[([^]]*)\]/; my @t = split /,/, $1; /"logprobs":\[([^]]*)\]/; my @l = split /,/, $1; /"logprob":([-0-9.e+]+)/; my ($all, $sum) = ($1, 0); $sum += $_ for @l;
+        my $stop = /stop-token/ ? 1 : 0; exit 1 if @l != @t + $stop || abs($sum - $all) > 1e-4 || grep { $_ > 0 } @l' out
+}
+logprobs
+tell "every token has its log-probability, the stop token too" $?
+printf '%s\n' '{"messages": [{"role": "user", "content": "hi"}]}' >messages.jsonl
+run 3 generate "$model" -f messages.jsonl && one_error && says 'messages.jsonl, line 1' && says 'give --chat'
+tell "messages without --chat are refused with file and line" $?
+printf '%s\n' '{"prompt": "a"}' '{"prompt": 3}' >bad.jsonl
+run 3 generate "$model" -f bad.jsonl && one_error && says 'bad.jsonl, line 2'
+tell "a record that has no prompt is refused with file and line" $?
+run 2 generate "$model" -p a --json --jsonl && one_error
+tell "--json and --jsonl are two things" $?
+precision() { run 0 generate "$1" -p a -n 3 --json "${@:2}" && sed -nE 's/.*"precision": "([a-z0-9]+)".*/\1/p' out; }
+[ "$(precision "$model" --precision fp32)" = fp32 ] && [ "$(precision "$model" --precision bf16)" = bf16 ]
+tell "generation computes in the precision that is asked for" $?
+
 # ---- eval loss ----
 
 loss() { run 0 eval loss "$@" --json; }

@@ -12,6 +12,7 @@
 typedef struct {
     int64_t warmup, steps; /* steps: at least */
     double seconds;        /* at least */
+    int64_t sampling;      /* sequences that are continued together, instead of training steps; 0: none */
     bool frozen;           /* the matrices frozen as lora.base says, the norms' gains trained */
 } BenchOptions;
 
@@ -70,6 +71,10 @@ void bench_free(BenchResult *result);
  * runs at least so many steps for at least so long, and answers each line with one of JSON on `out`; the first line on
  * `out` tells of the model. Ends with the input. Between the turns nothing runs. */
 int bench_serve(Config *config, const BenchOptions *options, FILE *in, FILE *out);
+
+/* Sampling with bf16 or fp32 by options->sampling sequences of random tokens: a step continues each of 16 tokens by
+ * 128. With `in` as bench_serve, else one measurement as a line of JSON. */
+int bench_sampling(Config *config, const BenchOptions *options, FILE *in, FILE *out);
 
 /* ---- printing (bench_print.c) ---- */
 

@@ -50,6 +50,8 @@ static int measure_machine(bool json) {
 static int bench(const Arguments *arguments, Config *config) {
     if (arguments->machine && arguments->serve) FAIL(ERR_USAGE, "--machine and --serve are two different things");
     if (arguments->machine) return measure_machine(arguments->json);
+    if (arguments->options.sampling > 0)
+        return bench_sampling(config, &arguments->options, arguments->serve ? stdin : NULL, stdout);
     if (arguments->serve) return bench_serve(config, &arguments->options, stdin, stdout);
     return measure(arguments, config);
 }
@@ -66,6 +68,8 @@ int command_bench(int argc, char **argv) {
         {"warmup", 0, FLAG_INT, &options->warmup, "N", ">= 1 <= 1000000", "steps before, not measured (2)"},
         {"frozen", 0, FLAG_SWITCH, &options->frozen, "", "",
          "matrices frozen as lora.base says (16bit), only norms' gains trained"},
+        {"sampling", 0, FLAG_INT, &options->sampling, "B", ">= 1 <= 65536",
+         "instead of training: tokens/s of B sequences sampled together, 128 tokens each, as JSON"},
         {"machine", 0, FLAG_SWITCH, &arguments.machine, "", "", "measure the machine alone, no model"},
         {"serve", 0, FLAG_SWITCH, &arguments.serve, "", "", "steps on request: lines 'STEPS SECONDS' on stdin"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},

@@ -125,7 +125,7 @@ static json_t *make_header(const Rejection *r) {
         OPTION_generate_stop,        OPTION_generate_max_new_tokens,  OPTION_generate_seed,
         OPTION_rejection_samples,    OPTION_rejection_chunk,          OPTION_rejection_reward,
         OPTION_rejection_word,       OPTION_rejection_length,         OPTION_rejection_pattern,
-        OPTION_rejection_program};
+        OPTION_rejection_program,    OPTION_rejection_model};
     uint64_t prompts = HASH_START;
     const Prompts *all = &r->answering.prompts;
     for (size_t i = 0; i < all->n; i++)
