@@ -120,6 +120,15 @@ tell "so has every answer to another prompt" $?
 run 0 dpo dpo.yaml output=kto2 dpo.loss=kto data.train=labelled.jsonl train.tokens_per_microbatch=256 && losses kto >a && losses kto2 >b && paste a b | awk '{ d = $NF - $(NF / 2); if (d < 0) d = -d; if (d > 1e-6) bad = 1 } END { exit bad }'
 tell "and its losses do not depend on micro-batches" $?
 
+if command -v mpirun >/dev/null; then
+    mpi 2 "$cria" dpo dpo.yaml output=kto3 dpo.loss=kto data.train=labelled.jsonl >"$scratch/out" 2>"$scratch/err" && losses kto3 >b &&
+        paste a b | awk '{ d = $NF - $(NF / 2); if (d < 0) d = -d; if (d > 1e-6) bad = 1 } END { exit bad || NR != 42 }' &&
+        near "$(metric kto kl 40)" "$(metric kto3 kl 40)" 1e-4
+    tell "nor on ranks, whose answers are one estimate" $?
+else
+    skip "mpirun is not here"
+fi
+
 # ---- what the figures mean, in words ----
 awk 'BEGIN { for (i = 0; i < 120; i++) { c = 97 + i % 5; a = ""; for (k = i % 7; k >= 0; k--) a = a " ab"; printf "{\"prompt\": \"say %c\", \"chosen\": \"ab%s\", \"rejected\": \"ab\"}\n", c, a } }' >lengths.jsonl
 run 0 dpo dpo.yaml output=lengths data.train=lengths.jsonl optim.lr=2e-3 && says "step [0-9]*: margins follow the answers' lengths: .* What is learned is to be long"

@@ -28,12 +28,16 @@ run 0 sft lora.yaml && says 'adapter: LoRA of rank 8, ' && says 'step 150: say b
 tell "an adapter learns to answer, and to stop" $?
 find base -type f -exec md5sum {} + | sort | cmp -s - base.sums && [ -s base.sums ]
 tell "the base's files are as they were" $?
-for kind in lora.rslora=true lora.dora=true lora.plus_ratio=4 precision=bf16; do
+for kind in lora.rslora=true lora.dora=true lora.plus_ratio=4 lora.base=int8 lora.base=nf4 precision=bf16; do
     run 0 sft lora.yaml output="$kind" $kind && says '->  *bb$'
     tell "so it does with $kind" $?
 done
 says 'the model is frozen, its matrices in 16 bits'
 tell "in bf16 the base stays in 16 bits" $?
+run 0 sft lora.yaml output=qlora lora.base=nf4 lora.dora=true precision=bf16 && says 'the model is frozen, its matrices in NF4, embedding and head in 16 bits' && says '->  *bb$'
+tell "or goes into NF4, quantised as it is loaded" $?
+run 0 plan lora.yaml lora.base=nf4 && says 'the model in NF4, embedding and head in 16 bits, and the adapter'
+tell "and the plan says so" $?
 
 # ---- the checkpoint ----
 run 0 inspect tuned --json && ! grep -q '"name": "model\.layers' "$scratch/out" && grep -q '"name": "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"' "$scratch/out" && grep -q '"name": "v.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"' "$scratch/out"
@@ -50,7 +54,7 @@ stopped() { # KIND…: killed after some steps, and resumed
     { wait "$job"; } 2>/dev/null
     run 0 sft lora.yaml "$@" train.steps=40 && says 'resuming at step'
 }
-for kind in lora.rslora=false lora.dora=true precision=bf16; do
+for kind in lora.rslora=false lora.dora=true lora.base=nf4 precision=bf16; do
     (rm -rf whole && run 0 sft lora.yaml output=whole $kind train.steps=40 && cd ../parts && stopped $kind && run 0 merge tuned merged --no-check &&
         cd ../lora && run 0 merge whole merged --no-check && cmp merged/model.safetensors ../parts/merged/model.safetensors &&
         grep optimizer.h5 whole/checkpoints/step-40/manifest.json | cmp - <(grep optimizer.h5 ../parts/tuned/checkpoints/step-40/manifest.json))
@@ -108,6 +112,8 @@ run 0 export base bf16 --dtype bf16 && answers tuned --base bf16
 tell "the base's own bf16 form is the base" $?
 run 2 sft lora.yaml lora.rank=4 train.steps=160 && one_error && says 'lora.rank: 8 before, 4 now'
 tell "a resume with another rank is refused" $?
+run 2 sft lora.yaml lora.base=nf4 train.steps=160 && one_error && says 'lora.base: auto before, nf4 now'
+tell "or with a base that is kept in another way" $?
 run 2 pretrain config.yaml output=no lora.rank=4 && one_error && says 'model.base'
 tell "an adapter of nothing is refused" $?
 finish

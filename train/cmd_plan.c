@@ -37,7 +37,7 @@ static const char *const explanations[PLAN_PARTS] = {
 
 static const char *parameters_note(const MemoryPlan *plan) {
     static const char *const frozen[FROZEN_KINDS] = {
-        [FROZEN_16BIT] = "the model's matrices in 16 bits, and the adapter",
+        [FROZEN_16BIT] = "the model's matrices in 16 bits, where they are not mapped, and the adapter",
         [FROZEN_INT8] = "the model in int8, embedding and head in 16 bits, and the adapter",
         [FROZEN_NF4] = "the model in NF4, embedding and head in 16 bits, and the adapter"};
     if (plan->frozen != FROZEN_NONE) return frozen[plan->frozen];

@@ -145,11 +145,10 @@ static int print_tokens(const Show *show, const ChatTokens *tokens) {
 
 static int print_answers(const Show *show, const PairTokens *record) {
     const Preference *p = &record->preference;
-    static const char *const names[] = {"edited", "chosen", "rejected"};
     if (p->mark.strength) printf("%s  ", strength_name((Strength)p->mark.strength));
     if (!isnan(p->mark.margin)) printf("margin %g  ", (double)p->mark.margin);
     for (size_t i = 0; i < p->n_answers; i++) {
-        printf("%s: ", p->kind == PREFERENCE_LABEL ? p->mark.is_good ? "good" : "bad" : names[i + !p->has_edited]);
+        printf("%s: ", preference_answer_name(p, i));
         TRY(print_tokens(show, &record->tokens[i]));
     }
     return OK;

@@ -142,15 +142,17 @@ static int ready(Run *run) {
 
 static int objective(Objective **out, Run *run, int capacity) {
     const Dpo *dpo = run->own;
-    const Reference *reference = preference_has_reference(&dpo->loss) ? &dpo->reference : NULL;
-    bool begins = reference && !*run->config->dpo_reference && run->state.step == 0;
+    const Config *config = run->config;
+    bool has_reference = preference_has_reference(&dpo->loss);
+    const Reference *reference = has_reference ? &dpo->reference : NULL;
+    bool begins = has_reference && *config->dpo_reference == '\0' && run->state.step == 0;
     if (dpo->loss.loss == DPO_KTO)
         return kto_objective_new(
             out, capacity, &(KtoOptions){.loss = dpo->loss, .reference = reference, .begins_at_reference = begins});
     return dpo_objective_new(
         out, capacity,
         &(DpoOptions){
-            .loss = dpo->loss, .nll = run->config->dpo_nll, .reference = reference, .begins_at_reference = begins});
+            .loss = dpo->loss, .nll = config->dpo_nll, .reference = reference, .begins_at_reference = begins});
 }
 
 int command_dpo(int argc, char **argv) {

@@ -140,15 +140,16 @@ static int collect_pair(Dpo *self, const AnswerSums answers[2], const MicroBatch
     PairScores scores = score(self, answers, micro, pair, sums);
     if (self->options.begins_at_reference && !self->has_begun) TRY(check_start(self, &scores, micro->sample_id[pair]));
     PairLoss loss = pair_loss(options, &scores);
-    int source = micro->source[2 * pair] < OBJECTIVE_MAX_SOURCES ? micro->source[2 * pair] : OBJECTIVE_MAX_SOURCES - 1;
+    int chosen = 2 * pair, source = micro->source[chosen];
+    if (source >= OBJECTIVE_MAX_SOURCES) source = OBJECTIVE_MAX_SOURCES - 1;
     sums->loss += loss.loss;
     sums->weight += 1;
     sums->source_loss[source] += loss.loss;
     sums->source_weight[source] += 1;
     add_pair(options, &scores, &loss, micro->marks[pair], sums);
     double n = (double)step->total_samples;
-    self->gradient[2 * pair + CHOSEN] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
-    self->gradient[2 * pair + REJECTED] = (float)(loss.gradient[REJECTED] / n);
+    self->gradient[chosen] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
+    self->gradient[chosen + 1] = (float)(loss.gradient[REJECTED] / n);
     return OK;
 }
 

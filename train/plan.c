@@ -24,7 +24,6 @@
 #include "train/reward_objective.h"
 #include "train/sample.h"
 #include "train/setup.h"
-#include "train/trained.h"
 
 enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
@@ -212,9 +211,10 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     Lora *lora;
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
+    bool mapped = plan->mapped && plan->frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
     uint64_t sampling = 0;
     TRY(planned_model(&model, &lora, plan, config, n_positions));
-    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + (plan->mapped ? 0 : model->frozen_bytes);
+    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + (mapped ? 0 : model->frozen_bytes);
     plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
     if (lora) {
@@ -377,8 +377,8 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     plan->recompute = (Recompute)config->train_recompute;
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
-    plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     plan->frozen = setup_frozen(config);
+    plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, head, &tokenizer));
     uint64_t after = resident_now();
@@ -396,6 +396,10 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
+    if (*config->dpo_reference)
+        text_puts(&plan->notes,
+                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
+                  "before gradients and moments are: it is not counted\n");
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));

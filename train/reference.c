@@ -188,7 +188,7 @@ int reference_make(Reference *reference, const ReferenceOptions *options) {
     char *path = path_join(options->folder, file_name);
     int rc = reference->logps && path ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     rc = mesh_agree(options->mesh, rc);
-    if (rc == OK) rc = make(reference, options, path);
+    if (rc == OK && reference->logps && path) rc = make(reference, options, path);
     free(path);
     if (rc != OK) reference_free(reference);
     return rc;

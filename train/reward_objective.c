@@ -83,12 +83,13 @@ static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *mi
     const float *rewards = tape_value(tape, buffer, recorded(self, training)->rewards);
     double pairs = (double)step->total_samples;
     for (int s = 0; s < micro->n_samples; s++) {
-        int source = micro->source[2 * s] < OBJECTIVE_MAX_SOURCES ? micro->source[2 * s] : OBJECTIVE_MAX_SOURCES - 1;
-        double chosen = (double)rewards[2 * s], rejected = (double)rewards[2 * s + 1];
+        size_t first = 2 * (size_t)s, second = first + 1;
+        int source = micro->source[first] < OBJECTIVE_MAX_SOURCES ? micro->source[first] : OBJECTIVE_MAX_SOURCES - 1;
+        double chosen = (double)rewards[first], rejected = (double)rewards[second];
         double margin = reward_margin(self->options.margin, micro->marks[s]);
         RewardLoss loss = reward_loss(chosen, rejected, margin, self->options.center_coefficient);
-        self->gradient[2 * s] = (float)(loss.by_chosen / pairs);
-        self->gradient[2 * s + 1] = (float)(loss.by_rejected / pairs);
+        self->gradient[first] = (float)(loss.by_chosen / pairs);
+        self->gradient[second] = (float)(loss.by_rejected / pairs);
         sums->loss += loss.value;
         sums->weight += 1;
         sums->scored += 1;

@@ -130,7 +130,6 @@ static int read_all(RewardPairs *pairs, RecordReader *reader, const RewardPairsO
         if (rc == ERR_REFUSED && options->skip_errors) {
             pairs->malformed++;
             error_clear();
-            rc = OK;
         } else if (rc != OK) {
             error_context(rc, "%s:%lld", next.path, (long long)next.line);
             goto done;

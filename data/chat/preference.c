@@ -15,6 +15,14 @@ const char *strength_name(Strength strength) {
     return names[strength];
 }
 
+static const char *const answer_names[PREFERENCE_ANSWERS] = {"edited", "chosen", "rejected"};
+
+const char *preference_answer_name(const Preference *p, size_t answer) {
+    if (p->kind == PREFERENCE_LABEL) return p->mark.is_good ? "good" : "bad";
+    size_t k = answer + !p->has_edited;
+    return k < PREFERENCE_ANSWERS ? answer_names[k] : "none";
+}
+
 /* ---- dialogues ----------------------------------------------------------------------------------------------------
  */
 
@@ -134,16 +142,16 @@ static void find_prompt(Preference *p) {
     for (size_t i = 0; i < p->n_answers; i++) p->first[i] += common;
 }
 
-static int check_answers(Preference *p, const char *const *names, bool implicit) {
+static int check_answers(Preference *p, bool implicit) {
     for (size_t i = 0; i < p->n_answers; i++) {
         ChatRole role = p->all.messages[p->first[i]].role;
         if (role == CHAT_ASSISTANT) continue;
         p->different_prompts = implicit && answer_length(p, i) > 1;
         if (p->different_prompts)
             FAIL(ERR_REFUSED, "different prompts: message %zu of \"%s\" is the %s's and not that of the other answers",
-                 p->n_prompt + 1, names[i], chat_role_name(role));
-        FAIL(ERR_REFUSED, "\"%s\" has no answer: where the assistant's message is expected is the %s's", names[i],
-             chat_role_name(role));
+                 p->n_prompt + 1, preference_answer_name(p, i), chat_role_name(role));
+        FAIL(ERR_REFUSED, "\"%s\" has no answer: where the assistant's message is expected is the %s's",
+             preference_answer_name(p, i), chat_role_name(role));
     }
     if (p->n_prompt == 0)
         FAIL(ERR_REFUSED, "no prompt: neither \"prompt\" nor messages that all answers begin with were found");
@@ -187,22 +195,20 @@ static int read_mark(RecordParser *parser, const json_t *root, SampleMark *mark)
  */
 
 static int read_pair(Preference *p, RecordParser *parser) {
-    static const char *const names[] = {"edited", "chosen", "rejected"};
     const json_t *root = p->all.root;
     p->has_edited = record_field(parser, root, "edited") != NULL;
-    const char *const *present = names + !p->has_edited;
     TRY(read_prompt(parser, root));
     p->first_prompt = 0;
     p->n_prompt = p->all.n;
-    p->n_answers = 2 + (size_t)p->has_edited;
-    for (size_t i = 0; i < p->n_answers; i++) {
+    for (int k = p->has_edited ? 0 : 1; k < PREFERENCE_ANSWERS; k++) {
+        size_t i = p->n_answers++;
         p->first[i] = p->all.n;
-        TRY(read_answer(parser, root, present[i]));
+        TRY(read_answer(parser, root, answer_names[k]));
         p->end[i] = p->all.n;
     }
     bool implicit = p->n_prompt == 0 || p->all.messages[p->first[0]].role != CHAT_ASSISTANT;
     if (implicit) find_prompt(p);
-    TRY(check_answers(p, present, implicit));
+    TRY(check_answers(p, implicit));
     return read_mark(parser, root, &p->mark);
 }
 

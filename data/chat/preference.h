@@ -39,6 +39,9 @@ typedef struct {
 int preference_parse(Preference *preference, const char *json, size_t size, const ChatColumns *columns);
 void preference_free(Preference *preference);
 
+/* "edited", "chosen" or "rejected"; of a labelled answer "good" or "bad". */
+const char *preference_answer_name(const Preference *preference, size_t answer);
+
 /* The prompt and one of the answers, which is its completion. The preference's, until the next call. */
 int preference_conversation(Preference *preference, size_t answer, const Conversation **conversation);
 /* The mark of the pair of these two answers, a better than b: the record's own where they are chosen and rejected. */
