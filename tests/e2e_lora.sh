@@ -3,6 +3,7 @@
 . tests/e2e.bash
 
 make_folder lora
+root=$PWD
 cd "$scratch/lora" || exit 1
 shape="model.dim=48 model.n_heads=4 model.n_kv_heads=2 model.ffn_dim=96 model.max_context=256"
 run 0 pretrain config.yaml output=base train.steps=300 $shape train.checkpoint_every=0 &&
@@ -36,7 +37,7 @@ says 'the model is frozen, its matrices in 16 bits'
 tell "in bf16 the base stays in 16 bits" $?
 run 0 sft lora.yaml output=qlora lora.base=nf4 lora.dora=true precision=bf16 && says 'the model is frozen, its matrices in NF4, embedding and head in 16 bits' && says '->  *bb$'
 tell "or goes into NF4, quantised as it is loaded" $?
-run 0 plan lora.yaml lora.base=nf4 && says 'the model in NF4, embedding and head in 16 bits, and the adapter'
+run 0 plan lora.yaml lora.base=nf4 && grep -q 'the model in NF4, embedding and head in 16 bits, and the adapter' "$scratch/out"
 tell "and the plan says so" $?
 
 # ---- the checkpoint ----
@@ -116,4 +117,15 @@ run 2 sft lora.yaml lora.base=nf4 train.steps=160 && one_error && says 'lora.bas
 tell "or with a base that is kept in another way" $?
 run 2 pretrain config.yaml output=no lora.rank=4 && one_error && says 'model.base'
 tell "an adapter of nothing is refused" $?
+
+# ---- answers that would never end ----
+run 3 sft lora.yaml output=no 'template.assistant.after={bos}' 'template.assistant.stop={bos}' && one_error && says 'is BOS, which is never learned'
+tell "a stop that is BOS is refused" $?
+stories=$root/../shared/data/stories260K
+if [ -e "$stories/stories260K.bin" ]; then # half the rows of its tied head are of tokens that no story has, </s> among them
+    run 3 sft lora.yaml output=no model.base="$stories/stories260K.bin" tokenizer.path="$stories/tok512.model" && one_error && says 'never learned the stop token </s>: [1-9][0-9]* other rows'
+    tell "a stop that the frozen head cannot tell from other tokens is refused" $?
+else
+    skip "$stories is absent"
+fi
 finish

@@ -45,7 +45,7 @@ static size_t round_up(size_t bytes) {
 
 static int make_room(AnswerBatch *memory, int n_micro, size_t bytes) {
     if (n_micro > memory->micro_capacity) {
-        MicroBatch *micro = realloc(memory->micro, (size_t)n_micro * sizeof *micro);
+        MicroBatch *micro = realloc(memory->micro, ((size_t)n_micro + 1) * sizeof *micro);
         if (!micro) FAIL(ERR_FAILED, "out of memory");
         memory->micro = micro;
         memory->micro_capacity = n_micro;

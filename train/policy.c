@@ -254,7 +254,7 @@ static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums
     const Rollout *rollout = self->rollout;
     if (rollout->update != 0) return;
     RolloutFigures f = rollout_figures(rollout);
-    size_t n = (size_t)(rollout->options.prompts * rollout->options.samples);
+    size_t n = (size_t)rollout->options.prompts * (size_t)rollout->options.samples;
     WatchFigures figures = {.reward = f.reward,
                             .kl = rollout->has_reference ? f.kl : NAN,
                             .entropy = sums->entropy / sums->scored,

@@ -153,7 +153,7 @@ static int open(Run *run) {
     one_each.samples = 1;
     TRY(rollout_init(&ppo->rollout, &ppo->options, run->mesh));
     if (ppo->n_held_out > 0) TRY(rollout_init(&ppo->validation, &one_each, run->mesh));
-    int64_t updates = ppo->options.epochs * ppo->options.minibatches, prompts = ppo->options.prompts;
+    int64_t updates = (int64_t)ppo->options.epochs * ppo->options.minibatches, prompts = ppo->options.prompts;
     run->batches = (LoopBatches){.context = run, .step = ppo_step};
     run->steps_per_epoch = (ppo->n_training + prompts - 1) / prompts * updates;
     run->whole_steps = updates;

@@ -20,7 +20,16 @@ typedef struct {
     Arena arena;
 } Part;
 
-static int generate(const Run *run, const Rollout *rollout, Part *part, uint64_t seed, int64_t first) {
+/* A sign of life for ranks that wait. */
+static int one_finished(void *context, size_t sequence, const Generation *generation) {
+    const Run *run = context;
+    (void)sequence;
+    (void)generation;
+    watchdog_pat(run->watchdog, "sampling answers");
+    return OK;
+}
+
+static int generate(Run *run, const Rollout *rollout, Part *part, uint64_t seed, int64_t first) {
     const Ppo *ppo = run->own;
     const PolicyOptions *options = &rollout->options;
     Generator *generator;
@@ -34,7 +43,9 @@ static int generate(const Run *run, const Rollout *rollout, Part *part, uint64_t
                            .samples = options->samples,
                            .first_prompt = (uint32_t)(first + part->first),
                            .stop_tokens = ppo->stops,
-                           .n_stop_tokens = ppo->n_stops};
+                           .n_stop_tokens = ppo->n_stops,
+                           .finished = one_finished,
+                           .context = run};
     TRY(generator_new(&generator, run->model, run->tokenizer,
                       (GeneratorOptions){.max_batch = wanted < most ? wanted : most,
                                          .max_sequence = (int)run->config->train_context}));
@@ -66,7 +77,7 @@ static int add_answer(const Ppo *ppo, Rollout *rollout, Part *part, int i) {
     return OK;
 }
 
-static int answer_part(const Run *run, Rollout *rollout, Part *part, uint64_t seed, int64_t first) {
+static int answer_part(Run *run, Rollout *rollout, Part *part, uint64_t seed, int64_t first) {
     const Ppo *ppo = run->own;
     int n = part->n * rollout->options.samples;
     if (n == 0) return OK;
@@ -78,6 +89,7 @@ static int answer_part(const Run *run, Rollout *rollout, Part *part, uint64_t se
     for (int p = 0; p < part->n; p++) part->tokens[p] = part->prompts[part->first + p]->tokens;
     TRY(generate(run, rollout, part, seed, first));
     for (int i = 0; i < n; i++) TRY(add_answer(ppo, rollout, part, i));
+    watchdog_pat(run->watchdog, "scoring answers");
     TRY(ppo->scorer->score(ppo->scorer, part->answers, (size_t)n, part->scores));
     for (int i = 0; i < n; i++) rollout->scores[part->first * rollout->options.samples + i] = part->scores[i];
     return OK;

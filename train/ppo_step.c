@@ -48,6 +48,7 @@ static int check_distance(const Ppo *ppo, const Rollout *rollout) {
 static int add_logprobs(Run *run, Rollout *rollout) {
     Ppo *ppo = run->own;
     int rc = make_passes(run);
+    watchdog_pat(run->watchdog, "log-probabilities of answers");
     if (rc == OK) rc = rollout_logprobs(rollout, ppo->policy_pass, ppo->capacity, false);
     show_adapter(run, false);
     if (rc == OK) rc = rollout_logprobs(rollout, ppo->reference_pass, ppo->capacity, true);

@@ -43,6 +43,46 @@ for prompt in "dog (noun):" "music (noun):" "to"; do
     printf '\n'
 done
 
+if [ ! -s "$data/questions.jsonl" ]; then
+    say "5. Questions and answers about words, of WordNet too"
+    # Each entry asks for one thing: its definition, a sentence that uses it, or another word for it.
+    awk -F' \\| ' '
+        function text(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); return s }
+        function put(question, answer) { printf "{\"prompt\": \"%s\", \"completion\": \"%s\"}\n", text(question), text(answer) }
+        BEGIN { kind["n"] = "noun"; kind["v"] = "verb"; kind["a"] = kind["s"] = "adjective"; kind["r"] = "adverb"; digits = "0123456789abcdef" }
+        /^ / { next }
+        { split($1, field, " "); word = field[5]; other = field[7]
+          words = 16 * (index(digits, substr(field[4], 1, 1)) - 1) + index(digits, substr(field[4], 2, 1)) - 1
+          gsub("_", " ", word); gsub("_", " ", other); sub(/\([a-z]+\)$/, "", word); sub(/\([a-z]+\)$/, "", other)
+          gloss = $2; sub(/ +$/, "", gloss); example = ""
+          if (match(gloss, /"[^"]+"/)) example = substr(gloss, RSTART + 1, RLENGTH - 2)
+          sub(/; ".*/, "", gloss)
+          if (NR % 3 == 0 && example != "") put("Use " word " in a sentence.", example)
+          else if (NR % 3 == 1 && words > 1) put("Give a synonym of " word ".", other)
+          else put("Define the " kind[field[3]] " " word ".", gloss) }
+    ' "$wordnet"/data.noun "$wordnet"/data.verb "$wordnet"/data.adj "$wordnet"/data.adv >"$data/questions.jsonl.tmp"
+    mv "$data/questions.jsonl.tmp" "$data/questions.jsonl"
+fi
+
+# Answered by MODEL in the form that the adapter learns.
+ask() { # MODEL [flags]
+    for question in "Define the noun dog." "Use walk in a sentence." "Give a synonym of happy."; do
+        printf '  %s\n  -> ' "$question"
+        printf 'Question: %s\nAnswer:' "$question" | "$cria" generate "$1" -p "$(cat)" -n 40 --temperature 0 2>/dev/null | tail -n +2 | head -n 1
+        printf '\n'
+    done
+}
+
+say "6. Three questions, before it has learned to answer"
+ask "$run"
+
+say "7. LoRA: an adapter of a sixth of its size learns to answer (the Llama itself stays as it is)"
+show cria sft configs/quickstart_sft.yaml
+"$cria" sft configs/quickstart_sft.yaml
+
+say "8. The same questions, after"
+ask "$run-sft"
+
 # Pairs of a word's first definition and that of another word of the same kind. Every 20th word is held out: with HELD=1
 # both words are of these, else neither.
 make_pairs() { # HELD N
@@ -65,7 +105,7 @@ if [ ! -s "$data/pairs.jsonl" ]; then
     mv "$data/pairs.jsonl.tmp" "$data/pairs.jsonl"
 fi
 
-say "5. Preferences: a word's own definition rather than another word's (DPO)"
+say "9. Preferences: a word's own definition rather than another word's (DPO)"
 show cria eval pairs $run $data/pairs-held-out.jsonl --template plain
 "$cria" eval pairs "$run" "$data/pairs-held-out.jsonl" --template plain
 show cria dpo configs/quickstart_dpo.yaml
@@ -79,6 +119,8 @@ show cria eval pairs $run-dpo $data/pairs-held-out.jsonl --reference $run
 say "What next"
 cat >&2 <<END
   cria generate $run -p "river (noun):" -n 80      another word
+  cria chat $run-sft                               ask it yourself
+  cria merge $run-sft my-assistant                 Llama and adapter made one model
   cria eval loss $run README.md --window 128      its loss on other text
   cria inspect $run                                what is in the checkpoint
   cria pretrain configs/quickstart.yaml train.steps=3000   train on

@@ -297,7 +297,7 @@ static int updates_of(const Rollout *rollout) {
 int rollout_update(Rollout *rollout, int update, int capacity, StepBatch *batch) {
     TRY(choose(rollout, update));
     rollout->update = update;
-    int n = 0, *mine = malloc((size_t)rollout->n_minibatch * sizeof *mine);
+    int n = 0, *mine = malloc(((size_t)rollout->n_minibatch + 1) * sizeof *mine);
     double weight = 0, tokens = 0;
     if (!mine) FAIL(ERR_FAILED, "out of memory");
     for (int i = 0; i < rollout->n_minibatch; i++) {

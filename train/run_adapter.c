@@ -2,6 +2,7 @@
 #include "train/run_adapter.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/core/error.h"
@@ -55,11 +56,58 @@ int run_start_adapter(Run *run) {
     return rc;
 }
 
+/* Row `id` of the head as fp32, [dim]. */
+static void read_head(float *out, const Llama *model, int64_t id) {
+    const RowMajor *stored = &model->head.stored;
+    size_t dim = (size_t)model->shape.dim, at = (size_t)id * dim * dtype_size(stored->dtype);
+    dtype_read_f32(out, (const char *)stored->view[0] + at, stored->dtype, dim);
+}
+
+/* Other rows that are as good as this one: within a thousandth of its length. */
+static int count_like(const Llama *model, int32_t id, float *row, float *other) {
+    const double NEAR = 1e-3;
+    int n = 0;
+    read_head(row, model, id);
+    for (int64_t r = 0; r < model->shape.vocab_size; r++) {
+        double apart = 0, length = 0;
+        read_head(other, model, r);
+        for (int d = 0; d < model->shape.dim; d++) {
+            double difference = (double)row[d] - (double)other[d];
+            apart += difference * difference;
+            length += (double)row[d] * (double)row[d];
+        }
+        n += r != id && apart <= NEAR * NEAR * length;
+    }
+    return n;
+}
+
+/* A stop token whose row was never trained is one of many alike, and an adapter, which leaves the head as it is, could
+ * never prefer it to them. */
+static int check_stops(const Run *run) {
+    int rc = OK;
+    size_t dim = (size_t)run->model->shape.dim;
+    float *rows = malloc(2 * dim * sizeof *rows);
+    if (!rows) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < run->n_stop_tokens; i++) {
+        int alike = count_like(run->model, run->stop_tokens[i], rows, rows + dim);
+        if (alike == 0) continue;
+        FAIL_TO(done, ERR_REFUSED,
+                "%s never learned the stop token %s: %d other rows of its head are the same, and an adapter leaves "
+                "them so; answers would not end. Take a template with another stop, or train the whole model "
+                "(lora.rank 0)",
+                run->config->model_base, tokenizer_name(run->tokenizer, run->stop_tokens[i]), alike);
+    }
+done:
+    free(rows);
+    return rc;
+}
+
 int run_make_adapter(Run *run) {
     LoraOptions options;
     bool wanted;
     TRY(setup_lora(&options, &wanted, run->config));
     if (!wanted) return OK;
+    TRY(check_stops(run));
     TRY(lora_new(&run->lora, run->model, options,
                  (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
     return run_start_adapter(run);

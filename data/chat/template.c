@@ -180,6 +180,10 @@ static int find_stop(ChatTemplate *chat) {
     if (!is_token)
         FAIL(ERR_REFUSED, "template %s: the assistant's stop is '%s', not one special token of the tokenizer",
              chat->spec->name, spec->stop ? spec->stop : "");
+    if (id == chat->bos)
+        FAIL(ERR_REFUSED,
+             "template %s: the assistant's stop %s is BOS, which is never learned; an answer would never end",
+             chat->spec->name, spec->stop);
     for (role->stop_part = 0; role->stop_part < role->after.n; role->stop_part++)
         if (role->after.parts[role->stop_part].id == id) return OK;
     FAIL(ERR_REFUSED, "template %s: the assistant's stop %s is not in its `after`, '%s'; an answer would never end",

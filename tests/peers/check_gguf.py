@@ -139,8 +139,9 @@ def check_chat(name, base, records):
     questions = (work / "questions").read_text().splitlines()
     own = json.loads(run("generate", work / name, "--chat", "-f", work / "questions", "-n", 80, "--temperature", 0, "--json"))["generations"]
     theirs = [model.create_chat_completion([{"role": "user", "content": q}], temperature=0, max_tokens=80)["choices"][0] for q in questions]
-    for a in own:  # an answer that is cut off within a character: both without what is left of it
-        a["text"] = run("tokenize", "-t", path, "--decode", text=json.dumps(a["tokens"]).encode()).decode(errors="ignore")
+    for a in own:  # cut off within a character: both without what is left of it
+        if a["text"] is None:
+            a["text"] = run("tokenize", "-t", path, "--decode", text=json.dumps(a["tokens"]).encode()).decode(errors="ignore")
     same = sum(a["text"] == b["message"]["content"] for a, b in zip(own, theirs, strict=True))
     ends = [(a["finish_reason"] == "stop-token") == (b["finish_reason"] == "stop") for a, b in zip(own, theirs)]
     tell(f"{name}: answers at temperature 0", same == len(own) and all(ends) and all(a["text"] for a in own),
