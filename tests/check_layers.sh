@@ -14,7 +14,9 @@ BEGIN {
     floor["model/kernels"] = 1; floor["model/kernels/fast"] = 1; floor["model/kernels/products"] = 1; floor["model/kernels/reference"] = 1; floor["dist"] = 1; floor["data"] = 1; floor["data/tokenizer"] = 1; floor["data/chat"] = 1
     floor["model/autodiff"] = 2; floor["model/ops"] = 2
     floor["model"] = 3; floor["model/formats"] = 3; floor["optim"] = 3
-    floor["eval"] = 4; floor["configs"] = 5; floor["train"] = 6
+    floor["eval"] = 4; floor["configs"] = 5
+    floor["train/console"] = 6; floor["train/files"] = 7; floor["train/objectives"] = 7; floor["train/answers"] = 8
+    floor["train"] = 9; floor["train/sampling"] = 10; floor["train/commands"] = 11
     same["model/autodiff", "model/ops"] = same["model/ops", "model/autodiff"] = 1
     same["model/kernels", "model/kernels/reference"] = same["model/kernels/reference", "model/kernels"] = 1
     same["model/kernels", "model/kernels/fast"] = same["model/kernels/fast", "model/kernels"] = 1

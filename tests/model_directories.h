@@ -13,7 +13,7 @@
 #include "model/shape_hf.h"
 #include "tests/formats_scratch.h"
 #include "train/commands.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 
 /* ---- models to move ---- */
 

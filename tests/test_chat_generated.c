@@ -7,7 +7,7 @@
 #include "model/core/file.h"
 #include "tests/check_main.h"
 #include "tests/generated_talk.h"
-#include "train/model_template.h"
+#include "train/files/model_template.h"
 
 #define CHAT_TOKENIZER "tests/golden/tokenizer_chat.json"
 #define LLAMA_TOKENIZER "tests/golden/tokenizer_llama.model"

@@ -1,8 +1,8 @@
-/* train/cli.h: words, flags and options of a command. */
+/* train/console/cli.h: words, flags and options of a command. */
 #include <string.h>
 
 #include "tests/check_main.h"
-#include "train/cli.h"
+#include "train/console/cli.h"
 #include "train/commands.h"
 
 typedef struct {

@@ -3,9 +3,9 @@
 #include <string.h>
 
 #include "tests/check_main.h"
-#include "train/dpo_diagnosis.h"
-#include "train/dpo_objective.h"
-#include "train/kto_objective.h"
+#include "train/objectives/dpo_diagnosis.h"
+#include "train/objectives/dpo_objective.h"
+#include "train/objectives/kto_objective.h"
 
 static void set(ObjectiveSums *sums, int metric, double mean, double n) {
     sums->metric[metric] = mean * n;

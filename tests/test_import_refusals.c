@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 
 #include "tests/model_directories.h"
-#include "train/model_copy.h"
+#include "train/files/model_copy.h"
 
 /* Both commands refuse `from`, name the tensor or file, and leave nothing. */
 static void check_refused(const char *root, const char *from, const char *part) {

@@ -6,7 +6,7 @@
 #include "model/formats/checkpoint.h"
 #include "model/formats/hf_config.h"
 #include "tests/formats_scratch.h"
-#include "train/inspect.h"
+#include "train/files/inspect.h"
 
 static float weights[64 * 16];
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "tests/data_fixture.h"
-#include "train/interrupt.h"
+#include "train/console/interrupt.h"
 #include "train/loop.h"
 
 enum { MOST_SAVES = 8 };

@@ -12,11 +12,11 @@
 #include "model/core/log.h"
 #include "model/core/memory.h"
 #include "tests/check_main.h"
-#include "train/curve.h"
-#include "train/events.h"
-#include "train/interrupt.h"
-#include "train/metrics.h"
-#include "train/progress.h"
+#include "train/console/curve.h"
+#include "train/console/events.h"
+#include "train/console/interrupt.h"
+#include "train/console/metrics.h"
+#include "train/console/progress.h"
 
 static char *scratch(void) {
     static char directory[64];

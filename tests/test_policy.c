@@ -5,9 +5,9 @@
 #include <jansson.h>
 
 #include "tests/check_main.h"
-#include "train/advantages.h"
-#include "train/policy_loss.h"
-#include "train/policy_watch.h"
+#include "train/objectives/advantages.h"
+#include "train/objectives/policy_loss.h"
+#include "train/objectives/policy_watch.h"
 
 static json_t *golden(void) {
     json_t *root = json_load_file("tests/golden/ppo_trl.json", 0, NULL);

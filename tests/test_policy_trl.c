@@ -11,7 +11,7 @@
 #include "model/shape_hf.h"
 #include "tests/golden_llama.h"
 #include "train/loop.h"
-#include "train/policy.h"
+#include "train/objectives/policy.h"
 #include "train/trained.h"
 
 #define GOLDEN "tests/golden/policy_trl"

@@ -4,7 +4,7 @@
 
 #include "model/core/philox.h"
 #include "tests/check_main.h"
-#include "train/preference_loss.h"
+#include "train/objectives/preference_loss.h"
 
 static const PreferenceLoss kinds[] = {
     {.loss = DPO_SIGMOID, .beta = 0.1},

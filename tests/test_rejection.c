@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "tests/check_main.h"
-#include "train/rejection.h"
-#include "train/scorer.h"
+#include "train/sampling/rejection.h"
+#include "train/answers/scorer.h"
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;

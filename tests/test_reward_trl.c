@@ -3,7 +3,7 @@
  * its gradient within 1e-5 of their size; losses of 20 steps within 1e-6 of theirs, or of 1; the parameters' change
  * within 1e-3 of its norm, and every metric with it. */
 #include "tests/trl_golden.h"
-#include "train/reward_loss.h"
+#include "train/objectives/reward_loss.h"
 
 #define GOLDEN "tests/golden/reward_trl"
 enum { STEPS = 20, PARAMETERS = 21, METRICS = 8 };

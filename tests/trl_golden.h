@@ -11,7 +11,7 @@
 #include "model/formats/checkpoint.h"
 #include "model/formats/named.h"
 #include "tests/data_fixture.h"
-#include "train/metrics.h"
+#include "train/console/metrics.h"
 
 static inline void trl_run(const char *command, const char *config, const char *output, const char *more) {
     char *line;

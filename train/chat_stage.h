@@ -3,7 +3,7 @@
 #ifndef CRIA_TRAIN_CHAT_STAGE_H
 #define CRIA_TRAIN_CHAT_STAGE_H
 
-#include "train/model_template.h"
+#include "train/files/model_template.h"
 #include "train/run.h"
 
 typedef struct {

@@ -8,8 +8,8 @@
 #include "model/formats/checkpoint.h"
 #include "train/chat_stage.h"
 #include "train/commands.h"
-#include "train/dpo_objective.h"
-#include "train/kto_objective.h"
+#include "train/objectives/dpo_objective.h"
+#include "train/objectives/kto_objective.h"
 #include "train/setup.h"
 
 enum { USUAL_PAIRS = 64 /* of a step, where the config does not say */ };

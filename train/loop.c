@@ -12,8 +12,8 @@
 #include "model/core/log.h"
 #include "model/core/memory.h"
 #include "model/core/text.h"
-#include "train/interrupt.h"
-#include "train/progress.h"
+#include "train/console/interrupt.h"
+#include "train/console/progress.h"
 
 struct Loop {
     LoopParts parts;

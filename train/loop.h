@@ -7,8 +7,8 @@
 #include "model/lora.h"
 #include "optim/guard.h"
 #include "optim/optimizer.h"
-#include "train/metrics.h"
-#include "train/objective.h"
+#include "train/console/metrics.h"
+#include "train/objectives/objective.h"
 
 typedef struct {
     int64_t steps;

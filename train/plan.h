@@ -11,7 +11,7 @@
 
 #include "configs/config.h"
 #include "model/llama.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 #include "train/probe.h"
 
 typedef enum {

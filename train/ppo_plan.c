@@ -3,7 +3,7 @@
 
 #include "eval/generator.h"
 #include "model/core/error.h"
-#include "train/rollout.h"
+#include "train/objectives/rollout.h"
 #include "train/setup.h"
 
 static int pass_bytes(uint64_t *bytes, Llama *model, int capacity, const Config *config) {

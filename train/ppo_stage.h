@@ -4,9 +4,9 @@
 #define CRIA_TRAIN_PPO_STAGE_H
 
 #include "train/chat_stage.h"
-#include "train/policy.h"
-#include "train/prompts.h"
-#include "train/scorer.h"
+#include "train/objectives/policy.h"
+#include "train/answers/prompts.h"
+#include "train/answers/scorer.h"
 
 enum { PPO_MOST_STOPS = 16 };
 

@@ -5,7 +5,7 @@
 #include "model/core/error.h"
 #include "train/chat_stage.h"
 #include "train/commands.h"
-#include "train/reward_objective.h"
+#include "train/objectives/reward_objective.h"
 
 enum { USUAL_PAIRS = 64 };
 

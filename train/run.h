@@ -7,7 +7,7 @@
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
 #include "train/loop.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 #include "train/run_files.h"
 
 typedef struct Run Run;

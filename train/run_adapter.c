@@ -8,7 +8,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/lora_peft.h"
-#include "train/adapter_file.h"
+#include "train/files/adapter_file.h"
 #include "train/setup.h"
 
 int run_check_adapter_options(const Config *config) {

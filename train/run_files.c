@@ -14,8 +14,8 @@
 #include "model/core/text.h"
 #include "model/core/threads.h"
 #include "model/formats/checkpoint.h"
-#include "train/adapter_file.h"
-#include "train/model_file.h"
+#include "train/files/adapter_file.h"
+#include "train/files/model_file.h"
 
 static const char optimizer_file[] = "optimizer.h5", config_file[] = "config.yaml", state_file[] = "state.json";
 

@@ -7,7 +7,7 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 #include "train/trained.h"
 
 typedef struct {

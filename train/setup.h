@@ -9,7 +9,7 @@
 #include "model/llama.h"
 #include "optim/optimizer.h"
 #include "train/loop.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 #include "train/trained.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer

@@ -10,7 +10,7 @@
 #include "model/core/file.h"
 #include "model/formats/safetensors.h"
 #include "model/lora_peft.h"
-#include "train/model_file.h"
+#include "train/files/model_file.h"
 
 enum { LONGEST = 4096 };
 

@@ -1,0 +1,88 @@
+/* See output_folder.h. The lock is flock(2) on the hidden file ".lock", which stays: removing it would let two
+ * processes hold "the" lock. */
+#include "train/console/output_folder.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/core/text.h"
+
+static const char config_name[] = "config.yaml", config_unfinished[] = "config.yaml.tmp", lock_name[] = ".lock";
+
+/* What config_write begins with: a config that someone wrote by hand is not to be overwritten. */
+static const char written_by_cria[] = "# written by cria ";
+
+static int check_config(const char *path, bool *resuming) {
+    char start[sizeof written_by_cria] = "";
+    FILE *file = fopen(path, "r");
+    if (!file) FAIL(ERR_FAILED, "output: %s: open: %s", path, strerror(errno));
+    size_t n = fread(start, 1, sizeof start - 1, file);
+    fclose(file);
+    *resuming = n == sizeof start - 1 && strcmp(start, written_by_cria) == 0;
+    if (!*resuming)
+        FAIL(ERR_REFUSED,
+             "output: %s was not written by a run (it does not begin with '%s'), and a run here would overwrite it; "
+             "choose another folder",
+             path, written_by_cria);
+    return OK;
+}
+
+static bool may_be_there(const char *name) {
+    return name[0] == '.' || strcmp(name, config_unfinished) == 0;
+}
+
+/* Nothing of a folder without config.yaml may be another's. */
+static int check_empty(const char *path) {
+    char **names = NULL;
+    size_t n = 0;
+    int rc = directory_list(&names, &n, path);
+    for (size_t i = 0; i < n && rc == OK; i++)
+        if (!may_be_there(names[i]))
+            rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
+                           "output: %s holds '%s' and no %s: it is not a run's folder; choose an empty one", path,
+                           names[i], config_name);
+    names_free(names, n);
+    return rc;
+}
+
+int output_folder_check(const char *path, bool *resuming) {
+    *resuming = false;
+    if (file_exists(path)) FAIL(ERR_REFUSED, "output: %s is a file; a folder is needed", path);
+    if (!directory_exists(path)) return OK;
+    char *config = path_join(path, config_name);
+    if (!config) FAIL(ERR_FAILED, "out of memory");
+    int rc = file_exists(config) ? check_config(config, resuming) : check_empty(path);
+    free(config);
+    return rc;
+}
+
+int output_folder_lock(const char *path, int *descriptor) {
+    *descriptor = -1;
+    TRY(directory_make(path));
+    char *lock = path_join(path, lock_name);
+    if (!lock) FAIL(ERR_FAILED, "out of memory");
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666), code = errno;
+    free(lock);
+    if (fd < 0) FAIL(ERR_FAILED, "output: %s/%s: open: %s", path, lock_name, strerror(code));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        code = errno;
+        close(fd);
+        if (code == EWOULDBLOCK)
+            FAIL(ERR_REFUSED, "output: another process is training into %s; wait for it, or choose another folder",
+                 path);
+        return OK; /* a file system without locks */
+    }
+    *descriptor = fd;
+    return OK;
+}
+
+void output_folder_unlock(int descriptor) {
+    if (descriptor >= 0) close(descriptor);
+}

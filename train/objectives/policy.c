@@ -1,0 +1,309 @@
+/* See policy.h. */
+#include "train/objectives/policy.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "train/objectives/micro_batch.h"
+#include "train/objectives/policy_loss.h"
+#include "train/objectives/policy_watch.h"
+
+typedef enum {
+    /* of the update, Σ over tokens (or answers, where the ratio is an answer's) */
+    METRIC_KL,
+    METRIC_LOW,
+    METRIC_HIGH,
+    METRIC_REGION,
+    METRIC_LOWEST,
+    METRIC_HIGHEST,
+    METRIC_RATIO,
+    /* of the rollout, told with its first update */
+    METRIC_REWARD,
+    METRIC_REWARD_STD,
+    METRIC_EQUAL,
+    METRIC_LENGTH,
+    METRIC_SHORTEST,
+    METRIC_LONGEST,
+    METRIC_CUT_OFF,
+    METRIC_ENDED_LENGTH,
+    METRIC_ENDED_SHORTEST,
+    METRIC_ENDED_LONGEST,
+    METRIC_SUM_KL,
+    METRIC_SUM_ENTROPY,
+    METRIC_DISTANCE,
+    METRIC_LARGEST_DISTANCE,
+    N_METRICS
+} PolicyMetric;
+
+static const char *const metric_names[N_METRICS] = {
+    [METRIC_KL] = "kl",
+    [METRIC_LOW] = "clip_ratio/low_mean",
+    [METRIC_HIGH] = "clip_ratio/high_mean",
+    [METRIC_REGION] = "clip_ratio/region_mean",
+    [METRIC_LOWEST] = "clip_ratio/low_min",
+    [METRIC_HIGHEST] = "clip_ratio/high_max",
+    [METRIC_RATIO] = "val/ratio",
+    [METRIC_REWARD] = "reward",
+    [METRIC_REWARD_STD] = "reward_std",
+    [METRIC_EQUAL] = "frac_reward_zero_std",
+    [METRIC_LENGTH] = "completions/mean_length",
+    [METRIC_SHORTEST] = "completions/min_length",
+    [METRIC_LONGEST] = "completions/max_length",
+    [METRIC_CUT_OFF] = "completions/clipped_ratio",
+    [METRIC_ENDED_LENGTH] = "completions/mean_terminated_length",
+    [METRIC_ENDED_SHORTEST] = "completions/min_terminated_length",
+    [METRIC_ENDED_LONGEST] = "completions/max_terminated_length",
+    [METRIC_SUM_KL] = "objective/kl",
+    [METRIC_SUM_ENTROPY] = "objective/entropy",
+    [METRIC_DISTANCE] = "sampling/sampling_logp_difference/mean",
+    [METRIC_LARGEST_DISTANCE] = "sampling/sampling_logp_difference/max",
+};
+
+typedef struct {
+    Objective base;
+    Rollout *rollout;
+    Tensor *mask[2], *gradient; /* by `training` */
+    HeadOutputs out[2];
+    float *gradients;      /* [capacity] */
+    uint32_t *segment_ids; /* [capacity] */
+    int capacity;
+    PolicyWatch watch;
+} Policy;
+
+static int policy_record(Objective *base, Tape *tape, Llama *model, LlamaRecord record, bool training) {
+    Policy *self = (Policy *)base;
+    Tensor *mask = self->mask[training] = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false);
+    HeadOptions head = {.logit_scale = (float)(1 / self->rollout->options.temperature), .mask = mask, .entropy = true};
+    HeadOutputs out = self->out[training] = llama_record(tape, model, record, head);
+    if (!out.logprob) return OK; /* a recording error is tape_plan's to tell */
+    tape_keep(out.logprob);
+    tape_keep(out.entropy);
+    if (!training) return OK;
+    self->gradient = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false);
+    tape_seed(tape, out.logprob, self->gradient);
+    return OK;
+}
+
+static int policy_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                       bool training) {
+    (void)step;
+    Policy *self = (Policy *)base;
+    if (micro->n_tokens > self->capacity)
+        FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
+    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
+    TRY(tape_bind(tape, buffer, &batch));
+    tape_bind_input(buffer, self->mask[training], micro->weights);
+    if (training) tape_bind_input(buffer, self->gradient, self->gradients);
+    return OK;
+}
+
+/* ---- the loss of one answer ---- */
+
+/* What an answer's tokens have: arrays of its length. */
+typedef struct {
+    const Answer *answer;
+    const float *logprob; /* now */
+    float *gradient;      /* dL/dlogprob, out */
+    double scale;         /* 1 / the step's total weight */
+    int number, n;
+} Part;
+
+static void count(ObjectiveSums *sums, PolicyMetric metric, double value, double weight) {
+    sums->metric[metric] += value;
+    sums->metric_weight[metric] += weight;
+}
+
+static void count_ratio(ObjectiveSums *sums, const PolicyLoss *p) {
+    count(sums, METRIC_LOW, p->low, 1);
+    count(sums, METRIC_HIGH, p->high, 1);
+    count(sums, METRIC_REGION, p->low || p->high, 1);
+    count(sums, METRIC_RATIO, p->ratio, 1);
+}
+
+/* Every token has its ratio (GRPO). */
+static void token_losses(Rollout *rollout, const Part *part, ObjectiveSums *sums) {
+    const PolicyOptions *options = &rollout->options;
+    const Answer *answer = part->answer;
+    double weight = rollout_token_weight(rollout, part->number), low = 0, high = 0;
+    for (int t = 0; t < part->n; t++) {
+        double logprob = (double)part->logprob[t];
+        PolicyLoss p = policy_loss(logprob - (double)answer->logprob[t], answer->advantage, options->epsilon_low,
+                                   options->epsilon_high);
+        double loss = p.loss, gradient = p.gradient;
+        if (answer->reference) {
+            double reference = (double)answer->reference[t];
+            KlLoss kl = options->weigh_kl ? kl_loss_weighed(logprob, reference, p.ratio) : kl_loss(logprob, reference);
+            loss += options->beta * kl.loss;
+            gradient += options->beta * kl.gradient;
+            count(sums, METRIC_KL, kl.loss, 1);
+        }
+        sums->loss += weight * loss;
+        part->gradient[t] = (float)(weight * gradient * part->scale);
+        count_ratio(sums, &p);
+        low += p.low;
+        high += p.high;
+    }
+    rollout->clipped_low[part->number] = low / part->n;
+    rollout->clipped_high[part->number] = high / part->n;
+}
+
+/* The answer has one: that of its whole probability (RLOO). */
+static void answer_loss(Rollout *rollout, const Part *part, ObjectiveSums *sums) {
+    const PolicyOptions *options = &rollout->options;
+    const Answer *answer = part->answer;
+    double log_ratio = 0;
+    for (int t = 0; t < part->n; t++) log_ratio += (double)part->logprob[t] - (double)answer->logprob[t];
+    PolicyLoss p = policy_loss(log_ratio, answer->advantage, options->epsilon_low, options->epsilon_high);
+    for (int t = 0; t < part->n; t++) part->gradient[t] = (float)(p.gradient * part->scale);
+    sums->loss += p.loss;
+    count_ratio(sums, &p);
+    rollout->clipped_low[part->number] = p.low;
+    rollout->clipped_high[part->number] = p.high;
+}
+
+static int policy_collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
+                          bool training, ObjectiveSums *sums) {
+    Policy *self = (Policy *)base;
+    Rollout *rollout = self->rollout;
+    const float *logprob = tape_value(tape, buffer, self->out[training].logprob);
+    const float *entropy = tape_value(tape, buffer, self->out[training].entropy);
+    for (int t = 0; t < micro->n_tokens; t++) {
+        self->gradients[t] = 0;
+        sums->tokens += 1;
+        if (micro->weights[t] == 0) continue;
+        sums->scored += 1;
+        sums->entropy += (double)entropy[t];
+    }
+    for (int s = 0; s < micro->n_segments; s++) {
+        int number = (int)micro->sample_id[s];
+        const Answer *answer = &rollout->answers[number];
+        int first = micro->segment_start[s] + answer->n_prompt - 1;
+        Part part = {.answer = answer,
+                     .logprob = logprob + first,
+                     .gradient = self->gradients + first,
+                     .scale = 1 / step->total_weight,
+                     .number = number,
+                     .n = answer_length(answer)};
+        sums->weight += rollout_answer_weight(rollout, number);
+        if (rollout->options.algorithm == ALGORITHM_RLOO)
+            answer_loss(rollout, &part, sums);
+        else
+            token_losses(rollout, &part, sums);
+    }
+    return OK;
+}
+
+/* ---- what is known once all ranks are done ---- */
+
+static void put(ObjectiveSums *sums, PolicyMetric metric, double value) {
+    if (isnan(value)) return;
+    sums->metric[metric] = value;
+    sums->metric_weight[metric] = 1;
+}
+
+/* Over the answers of the update. */
+static void put_extremes(Rollout *rollout, ObjectiveSums *sums) {
+    double lowest = INFINITY, highest = 0;
+    int n = rollout->options.prompts * rollout->options.samples;
+    if (mesh_sum_f64(rollout->mesh, rollout->clipped_low, 2 * (size_t)n) != OK) return; /* the next exchange says so */
+    for (int i = 0; i < rollout->n_minibatch; i++) {
+        lowest = fmin(lowest, rollout->clipped_low[rollout->minibatch[i]]);
+        highest = fmax(highest, rollout->clipped_high[rollout->minibatch[i]]);
+    }
+    put(sums, METRIC_LOWEST, lowest);
+    put(sums, METRIC_HIGHEST, highest);
+}
+
+static void put_rollout(const Rollout *rollout, ObjectiveSums *sums) {
+    RolloutFigures f = rollout_figures(rollout);
+    const PolicyOptions *options = &rollout->options;
+    /* TRL's zero deviation is then the batch's, not a group's */
+    bool batch_scale = options->algorithm == ALGORITHM_GRPO && options->scale == SCALE_BATCH;
+    put(sums, METRIC_REWARD, f.reward);
+    put(sums, METRIC_REWARD_STD, f.reward_std);
+    put(sums, METRIC_EQUAL, batch_scale ? f.reward_std == 0 : rollout->equal_groups);
+    put(sums, METRIC_LENGTH, f.length.mean);
+    put(sums, METRIC_SHORTEST, f.length.least);
+    put(sums, METRIC_LONGEST, f.length.most);
+    put(sums, METRIC_CUT_OFF, f.cut_off);
+    put(sums, METRIC_ENDED_LENGTH, f.ended.mean);
+    put(sums, METRIC_ENDED_SHORTEST, f.ended.least);
+    put(sums, METRIC_ENDED_LONGEST, f.ended.most);
+    put(sums, METRIC_SUM_ENTROPY, f.entropy);
+    if (rollout->has_sampled) {
+        put(sums, METRIC_DISTANCE, rollout->distance.mean);
+        put(sums, METRIC_LARGEST_DISTANCE, rollout->distance.largest);
+    }
+    if (!rollout->has_reference) return;
+    put(sums, METRIC_SUM_KL, f.kl);
+    if (options->algorithm == ALGORITHM_RLOO) put(sums, METRIC_KL, f.token_kl);
+}
+
+static void policy_finish(Objective *base, ObjectiveSums *sums) {
+    const Policy *self = (const Policy *)base;
+    put_extremes(self->rollout, sums);
+    if (self->rollout->update == 0) put_rollout(self->rollout, sums);
+}
+
+/* In words, once a rollout. */
+static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums *sums) {
+    Policy *self = (Policy *)base;
+    const Rollout *rollout = self->rollout;
+    if (rollout->update != 0) return;
+    RolloutFigures f = rollout_figures(rollout);
+    size_t n = (size_t)rollout->options.prompts * (size_t)rollout->options.samples;
+    WatchFigures figures = {.reward = f.reward,
+                            .kl = rollout->has_reference ? f.kl : NAN,
+                            .entropy = sums->entropy / sums->scored,
+                            .length = f.length.mean,
+                            .length_correlation = correlation(rollout->scores, rollout->lengths, n),
+                            .equal_groups = rollout->options.samples > 1 ? rollout->equal_groups : NAN,
+                            .beta = rollout->options.beta};
+    Text text = {0};
+    policy_watch(&self->watch, &figures, &text);
+    for (char *line = text.bytes, *end; line && *line; line = end + 1) {
+        end = strchr(line, '\n');
+        *end = '\0';
+        log_warning("step %lld: %s", (long long)step, line);
+    }
+    text_free(&text);
+}
+
+static void policy_free(Objective *base) {
+    Policy *self = (Policy *)base;
+    free(self->gradients);
+    free(self->segment_ids);
+    free(self);
+}
+
+int policy_objective_new(Objective **objective, Rollout *rollout, int capacity) {
+    Policy *self = calloc(1, sizeof *self);
+    float *gradients = calloc((size_t)capacity + 1, sizeof *gradients);
+    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
+    if (!self || !gradients || !segment_ids) {
+        free(self);
+        free(gradients);
+        free(segment_ids);
+        FAIL(ERR_FAILED, "out of memory");
+    }
+    *self = (Policy){.base = {.name = "policy",
+                              .metrics = metric_names,
+                              .n_metrics = N_METRICS,
+                              .headline = METRIC_REWARD,
+                              .no_tokens = true,
+                              .record = policy_record,
+                              .bind = policy_bind,
+                              .collect = policy_collect,
+                              .finish = policy_finish,
+                              .watch = policy_watch_step,
+                              .free = policy_free},
+                     .rollout = rollout,
+                     .gradients = gradients,
+                     .segment_ids = segment_ids,
+                     .capacity = capacity};
+    *objective = &self->base;
+    return OK;
+}

@@ -1,0 +1,91 @@
+/* See policy_watch.h. */
+#include "train/objectives/policy_watch.h"
+
+#include <math.h>
+
+enum {
+    TELL_AGAIN = 20,     /* rollouts */
+    SIGNAL_PATIENCE = 3, /* rollouts without a signal, before it is said */
+};
+static const double KL_MUCH = 10;   /* nats an answer: Gao et al. 2023's proxy rewards part from true ones there */
+static const double KL_GROWS = 1.5; /* times, over WATCH_BACK rollouts */
+static const double ENTROPY_COLLAPSED = 0.2; /* of the first rollout's */
+static const double LENGTH_GROWN = 1.2;      /* times the first rollout's */
+static const double LENGTH_FOLLOWED = 0.7;   /* correlation of score and length */
+static const double NO_SIGNAL = 0.9;         /* share of prompts */
+
+double correlation(const double *x, const double *y, size_t n) {
+    double sx = 0, sy = 0, sxx = 0, syy = 0, sxy = 0, m = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(x[i]) || isnan(y[i])) continue;
+        m++;
+        sx += x[i];
+        sy += y[i];
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(x[i]) || isnan(y[i])) continue;
+        double a = x[i] - sx / m, b = y[i] - sy / m;
+        sxx += a * a;
+        syy += b * b;
+        sxy += a * b;
+    }
+    return sxx > 0 && syy > 0 ? sxy / sqrt(sxx * syy) : NAN;
+}
+
+/* Whether it may be told now. */
+static bool tell(PolicyWatch *watch, Watched what) {
+    if (watch->told[what] > 0 && watch->n - watch->told[what] < TELL_AGAIN) return false;
+    watch->told[what] = watch->n;
+    return true;
+}
+
+static void watch_kl(PolicyWatch *watch, const WatchFigures *now, const WatchFigures *then, Text *out) {
+    if (!(now->kl > KL_MUCH && now->kl > KL_GROWS * then->kl) || !tell(watch, WATCH_KL)) return;
+    text_printf(out,
+                "the KL divergence runs away: %.1f nats an answer, %.1f %d rollouts ago. The policy leaves what the "
+                "reference would say, where rewards are easily fooled: raise ppo.beta (%g), or lower optim.lr\n",
+                now->kl, then->kl, (int)WATCH_BACK, now->beta);
+}
+
+static void watch_length(PolicyWatch *watch, const WatchFigures *now, Text *out) {
+    const WatchFigures *first = &watch->first;
+    if (!(now->reward > first->reward && now->length > LENGTH_GROWN * first->length &&
+          now->length_correlation > LENGTH_FOLLOWED) ||
+        !tell(watch, WATCH_LENGTH))
+        return;
+    text_printf(out,
+                "the reward rises with length only: answers have %.0f tokens (%.0f at first), and the correlation of "
+                "score and length is %.2f. Penalise length in the reward, centre or retrain the reward model, or lower "
+                "generate.max_new_tokens\n",
+                now->length, first->length, now->length_correlation);
+}
+
+static void watch_entropy(PolicyWatch *watch, const WatchFigures *now, Text *out) {
+    if (!(now->entropy < ENTROPY_COLLAPSED * watch->first.entropy) || !tell(watch, WATCH_ENTROPY)) return;
+    text_printf(out,
+                "the entropy collapses: %.3f nats a token, %.3f at first. Answers to a prompt become the same, and "
+                "nothing new is tried: raise ppo.beta (%g) or ppo.epsilon_high, lower optim.lr, or stop here\n",
+                now->entropy, watch->first.entropy, now->beta);
+}
+
+static void watch_signal(PolicyWatch *watch, const WatchFigures *now, Text *out) {
+    watch->without_signal = now->equal_groups >= NO_SIGNAL ? watch->without_signal + 1 : 0;
+    if (watch->without_signal < SIGNAL_PATIENCE || !tell(watch, WATCH_NO_SIGNAL)) return;
+    text_printf(
+        out,
+        "no signal: for %.0f %% of the prompts all answers score the same (reward %.3g), which teaches nothing. "
+        "The prompts are too easy or too hard: take others, more ppo.samples, a higher ppo.temperature, or a "
+        "reward with finer steps\n",
+        100 * now->equal_groups, now->reward);
+}
+
+void policy_watch(PolicyWatch *watch, const WatchFigures *figures, Text *out) {
+    if (watch->n == 0) watch->first = *figures;
+    const WatchFigures then = watch->n >= WATCH_BACK ? watch->past[watch->n % WATCH_BACK] : watch->first;
+    watch->past[watch->n % WATCH_BACK] = *figures;
+    watch->n++;
+    watch_kl(watch, figures, &then, out);
+    watch_length(watch, figures, out);
+    watch_entropy(watch, figures, out);
+    watch_signal(watch, figures, out);
+}
