@@ -18,6 +18,9 @@ tell "the same seed writes the same text" $?
 tell "another seed writes another text" $?
 [ "$(text -p "the llama" -n 60 --temperature 0 --seed 5)" = "$(text -p "the llama" -n 60 --temperature 0 --seed 6)" ]
 tell "temperature 0 does not ask the seed" $?
+streams_alone() { text -p "the llama" -n 60 >/dev/null && [ ! -s "$scratch/err" ]; }
+streams_alone
+tell "one text is streamed without progress or other lines" $?
 top_one() { [ "$(text -p "the llama" -n 60 --top-k 1)" = "$(text -p "the llama" -n 60 --temperature 0)" ]; }
 top_one
 tell "top-k 1 is temperature 0" $?

@@ -31,6 +31,7 @@ typedef struct {
     size_t n_printed, n_done; /* with --jsonl, lines so far; sequences that are complete */
     uint64_t n_tokens;        /* in them */
     double begun;
+    bool streaming; /* one text, as it comes, and no progress */
     Progress progress;
 } Generating;
 
@@ -122,7 +123,7 @@ static int finished(void *context, size_t sequence, const Generation *generation
     (void)sequence;
     g->n_done++;
     g->n_tokens += generation->tokens.n;
-    if (progress_due(&g->progress)) {
+    if (!g->streaming && progress_due(&g->progress)) {
         snprintf(details, sizeof details, "%s tok/s",
                  text_thousands(number, (uint64_t)((double)g->n_tokens / (clock_seconds() - g->begun))));
         progress_update(&g->progress, (int64_t)g->n_done, details);
@@ -132,10 +133,10 @@ static int finished(void *context, size_t sequence, const Generation *generation
     return OK;
 }
 
-static GenerateOptions options_from(Generating *g, bool streaming) {
+static GenerateOptions options_from(Generating *g) {
     GenerateOptions options = answering_generate_options(&g->answering, g->config);
     options.samples = (int)g->arguments->samples;
-    options.emit = streaming ? stream : NULL;
+    options.emit = g->streaming ? stream : NULL;
     options.finished = finished;
     options.context = g;
     return options;
@@ -147,10 +148,10 @@ static int sequence_length(const Generating *g) {
     return (int)(wanted < limit ? wanted : limit);
 }
 
-static int print_all(const Generating *g, bool streaming, double seconds) {
+static int print_all(const Generating *g, double seconds) {
     if (g->arguments->json) return print_json(g, seconds);
     if (g->arguments->jsonl) return OK;
-    if (!streaming)
+    if (!g->streaming)
         print_texts(g);
     else if (isatty(STDOUT_FILENO)) /* a pipe or a file gets the text and nothing else */
         printf("\n");
@@ -168,18 +169,18 @@ static int generate(Generating *g) {
     if (!g->generations || !tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < g->answering.prompts.n; i++) tokens[i] = g->answering.prompts.items[i].tokens;
     int64_t batch = (int64_t)g->n < a->max_batch ? (int64_t)g->n : a->max_batch;
-    bool streaming = g->n == 1 && !a->json && !a->jsonl;
-    GenerateOptions options = options_from(g, streaming);
+    g->streaming = g->n == 1 && !a->json && !a->jsonl;
+    GenerateOptions options = options_from(g);
     TRY_TO(done, generator_new(&generator, g->answering.file.model, g->answering.file.tokenizer,
                                (GeneratorOptions){.max_batch = (int)batch, .max_sequence = (int)sequence_length(g)}));
-    if (streaming && !a->chat)
+    if (g->streaming && !a->chat)
         TRY_TO(done, stream(NULL, 0, g->answering.prompts.items[0].text, g->answering.prompts.items[0].size));
     g->begun = clock_seconds();
-    if (!streaming) progress_begin(&g->progress, "sampling", "texts", 0, (int64_t)g->n);
+    if (!g->streaming) progress_begin(&g->progress, "sampling", "texts", 0, (int64_t)g->n);
     rc = generator_run(generator, tokens, g->answering.prompts.n, &options, g->generations);
-    if (!streaming) progress_end(&g->progress);
+    if (!g->streaming) progress_end(&g->progress);
     double seconds = clock_seconds() - g->begun;
-    if (rc == OK) rc = print_all(g, streaming, seconds);
+    if (rc == OK) rc = print_all(g, seconds);
     log_debug("%llu tokens in %.2f s: %.1f tokens/s, %s", (unsigned long long)g->n_tokens, seconds,
               (double)g->n_tokens / seconds, dtype_name(llama_inference_dtype(g->answering.file.model)));
 done:
