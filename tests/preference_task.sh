@@ -36,7 +36,7 @@ generate: {max_new_tokens: 48}
 train: {context: 128, tokens_per_microbatch: 1024, steps: 40, validate_every: 5}
 END
 
-declare -A recipe=([rloo]="optim.lr=3e-4 ppo.beta=0.05" [grpo]="optim.lr=3e-4 ppo.beta=0.15")
+declare -A recipe=([rloo]="optim.lr=3e-4 ppo.beta=0.05" [grpo]="optim.lr=3e-4 ppo.beta=0.12")
 status=0
 for algorithm in rloo grpo; do
     rm -rf "${out:?}/$algorithm"
