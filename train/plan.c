@@ -172,19 +172,18 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
 }
 
 static int moment_bytes(MemoryPlan *plan, Llama *model, Lora *lora, Dtype moments) {
+    int rc = OK;
     Arena arena = {0};
     Trained trained;
-    OptimParameter *parameters = NULL;
-    int rc = trained_list(&trained, model, lora, &arena);
-    if (rc == OK) parameters = arena_alloc(&arena, (size_t)trained.n_weights * sizeof *parameters);
-    if (rc == OK && !parameters) rc = error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    for (int i = 0; rc == OK && i < trained.n_weights; i++)
+    TRY_TO(done, trained_list(&trained, model, lora, &arena));
+    OptimParameter *parameters = arena_alloc(&arena, (size_t)trained.n_weights * sizeof *parameters);
+    if (!parameters) FAIL_TO(done, ERR_FAILED, "out of memory");
+    for (int i = 0; i < trained.n_weights; i++)
         parameters[i] = (OptimParameter){.n = weight_elements(trained.weights[i])};
-    if (rc == OK) {
-        plan->bytes[PLAN_MOMENTS] = optimizer_bytes_for(parameters, (size_t)trained.n_weights, moments);
-        plan->trained = trained_elements(&trained);
-        plan->saved_arrays = trained.n_weights;
-    }
+    plan->bytes[PLAN_MOMENTS] = optimizer_bytes_for(parameters, (size_t)trained.n_weights, moments);
+    plan->trained = trained_elements(&trained);
+    plan->saved_arrays = trained.n_weights;
+done:
     arena_free(&arena);
     return rc;
 }

@@ -107,7 +107,7 @@ int run_make_adapter(Run *run) {
     bool wanted;
     TRY(setup_lora(&options, &wanted, run->config));
     if (!wanted) return OK;
-    TRY(check_stops(run));
+    if (!run->model->shape.score_head) TRY(check_stops(run));
     TRY(lora_new(&run->lora, run->model, options,
                  (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
     return run_start_adapter(run);
