@@ -129,7 +129,7 @@ START_TEST(a_finding_is_told_once_when_its_window_is_full) {
 END_TEST
 
 START_TEST(what_kto_shows_is_told) {
-    KtoWatch watch = {.figures = {.beta = 0.1}};
+    DpoWatch watch = {.figures = {.beta = 0.1}};
     Text out = {0};
     for (int step = 1; step <= 3 * DPO_WINDOW_STEPS; step++) {
         ObjectiveSums sums = {0};

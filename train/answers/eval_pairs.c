@@ -24,7 +24,7 @@ typedef struct {
     AnswerLogps recorded, reference_recorded;
     int capacity;
     MicroBatch micro;
-    uint32_t segment_ids[MOST_SEGMENTS];
+    MicroBuffers buffers;
     Scored records[MOST_SEGMENTS];
     int n_records;
     float *reference_logps; /* [MOST_SEGMENTS] */
@@ -55,6 +55,7 @@ static int start(Evaluation *e, const EvalPairsOptions *options, PairEvaluation 
     if (!m->tokens || !m->targets || !m->positions || !m->weights || !m->segment_start || !m->segment ||
         !e->reference_logps)
         FAIL(ERR_FAILED, "out of memory");
+    TRY(micro_buffers_new(&e->buffers, e->capacity, false));
     TRY(make_tape(&e->tape, &e->recorded, options->model, e->capacity));
     if (!options->reference) return OK;
     return make_tape(&e->reference_tape, &e->reference_recorded, options->reference, e->capacity);
@@ -71,6 +72,7 @@ static void stop(Evaluation *e) {
     free(m->segment_start);
     free(m->segment);
     free(e->reference_logps);
+    micro_buffers_free(&e->buffers);
 }
 
 /* ---- scoring ------------------------------------------------------------------------------------------------------
@@ -101,12 +103,12 @@ static int flush(Evaluation *e) {
     if (e->n_records == 0) return OK;
     m->n_samples = m->n_segments;
     if (e->reference_tape) {
-        TRY(answer_logps_bind(&e->reference_recorded, e->reference_tape, 0, m, e->segment_ids));
+        TRY(answer_logps_bind(&e->reference_recorded, e->reference_tape, 0, m, &e->buffers));
         TRY(tape_forward(e->reference_tape, 0));
         memcpy(e->reference_logps, tape_value(e->reference_tape, 0, e->reference_recorded.logps),
                (size_t)m->n_segments * sizeof *e->reference_logps);
     }
-    TRY(answer_logps_bind(&e->recorded, e->tape, 0, m, e->segment_ids));
+    TRY(answer_logps_bind(&e->recorded, e->tape, 0, m, &e->buffers));
     TRY(tape_forward(e->tape, 0));
     const float *logps = tape_value(e->tape, 0, e->recorded.logps);
     for (int r = 0; r < e->n_records; r++) {

@@ -2,7 +2,6 @@
 #include "train/objectives/answer_logps.h"
 
 #include "model/core/error.h"
-#include "train/objectives/micro_batch.h"
 
 AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bool metrics) {
     AnswerLogps r = {.weights = tape_input(tape, ROWS_TOKENS, 1, DTYPE_F32, false)};
@@ -19,10 +18,24 @@ AnswerLogps answer_logps_record(Tape *tape, Llama *model, LlamaRecord record, bo
 }
 
 int answer_logps_bind(const AnswerLogps *recorded, Tape *tape, int buffer, const MicroBatch *micro,
-                      uint32_t *segment_ids) {
-    TapeBatch batch = micro_batch_tape(micro, segment_ids);
-    TRY(tape_bind(tape, buffer, &batch));
+                      const MicroBuffers *buffers) {
+    TRY(micro_batch_bind(tape, buffer, micro, buffers));
     tape_bind_input(buffer, recorded->weights, micro->weights);
+    return OK;
+}
+
+int answer_graphs_record(AnswerGraphs *graphs, Tape *tape, Llama *model, LlamaRecord record, bool training) {
+    AnswerLogps *r = &graphs->graph[training];
+    *r = answer_logps_record(tape, model, record, true);
+    if (!training || !r->logps) return OK;
+    graphs->gradient = tape_input(tape, ROWS_SEGMENTS, 1, DTYPE_F32, false);
+    tape_seed(tape, r->logps, graphs->gradient);
+    return OK;
+}
+
+int answer_graphs_bind(const AnswerGraphs *graphs, Tape *tape, int buffer, const MicroBatch *micro, bool training) {
+    TRY(answer_logps_bind(&graphs->graph[training], tape, buffer, micro, &graphs->buffers));
+    if (training) tape_bind_input(buffer, graphs->gradient, graphs->buffers.gradient);
     return OK;
 }
 

@@ -2,9 +2,7 @@
 #include "train/objectives/dpo_diagnosis.h"
 
 #include <math.h>
-#include <string.h>
 
-#include "model/core/log.h"
 #include "train/objectives/dpo_objective.h"
 #include "train/objectives/kto_objective.h"
 
@@ -104,30 +102,40 @@ static void add_sums(ObjectiveSums *to, const ObjectiveSums *from) {
     }
 }
 
-bool dpo_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out) {
-    DpoFigures *f = &watch->figures;
+/* `windowed`: the step's sums as the window has them. */
+static void take_in(DpoWatch *watch, const ObjectiveSums *sums, const ObjectiveSums *windowed) {
     if (watch->baseline_steps < DPO_BASELINE_STEPS) {
-        add_sums(&f->baseline, sums);
+        add_sums(&watch->figures.baseline, sums);
         watch->baseline_steps++;
     }
-    ObjectiveSums centred = *sums;
-    centre(&centred);
-    add_sums(&f->window, &centred);
-    if (++watch->window_steps < DPO_WINDOW_STEPS || count(&f->window, DPO_MARGINS) < DPO_WINDOW_PAIRS) return false;
-    for (int i = 0; i < N_DPO_RULES; i++) {
-        if (watch->told[i] || !dpo_rules[i](f, out)) continue;
+    add_sums(&watch->figures.window, windowed);
+    watch->window_steps++;
+}
+
+static void close_window(DpoWatch *watch, DpoRule *const *rules, int n, Text *out) {
+    for (int i = 0; i < n; i++) {
+        if (watch->told[i] || !rules[i](&watch->figures, out)) continue;
         watch->told[i] = true;
         text_puts(out, "\n");
     }
-    f->window = (ObjectiveSums){0};
+    watch->figures.window = (ObjectiveSums){0};
     watch->window_steps = 0;
+}
+
+bool dpo_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out) {
+    ObjectiveSums centred = *sums;
+    centre(&centred);
+    take_in(watch, sums, &centred);
+    bool full = count(&watch->figures.window, DPO_MARGINS) >= DPO_WINDOW_PAIRS;
+    if (watch->window_steps < DPO_WINDOW_STEPS || !full) return false;
+    close_window(watch, dpo_rules, N_DPO_RULES, out);
     return true;
 }
 
 /* ---- KTO ----------------------------------------------------------------------------------------------------------
  */
 
-static bool divergence_runs_away(const KtoFigures *f, Text *out) {
+static bool divergence_runs_away(const DpoFigures *f, Text *out) {
     double kl = mean(&f->window, KTO_KL);
     if (!(kl > KTO_DIVERGENCE)) return false;
     text_printf(
@@ -138,36 +146,17 @@ static bool divergence_runs_away(const KtoFigures *f, Text *out) {
     return true;
 }
 
-static bool kto_entropy_collapses(const KtoFigures *f, Text *out) {
+static bool kto_entropy_collapses(const DpoFigures *f, Text *out) {
     return count(&f->window, KTO_ENTROPY) > 0 &&
            entropy_fell(mean(&f->baseline, KTO_ENTROPY), mean(&f->window, KTO_ENTROPY), f->beta, out);
 }
 
-KtoRule *const kto_rules[N_KTO_RULES] = {
+DpoRule *const kto_rules[N_KTO_RULES] = {
     [KTO_RUNS_AWAY] = divergence_runs_away, [KTO_ENTROPY_COLLAPSES] = kto_entropy_collapses};
 
-bool kto_watch(KtoWatch *watch, const ObjectiveSums *sums, Text *out) {
-    KtoFigures *f = &watch->figures;
-    if (watch->baseline_steps < DPO_BASELINE_STEPS) {
-        add_sums(&f->baseline, sums);
-        watch->baseline_steps++;
-    }
-    add_sums(&f->window, sums);
-    if (++watch->window_steps < DPO_WINDOW_STEPS) return false;
-    for (int i = 0; i < N_KTO_RULES; i++) {
-        if (watch->told[i] || !kto_rules[i](f, out)) continue;
-        watch->told[i] = true;
-        text_puts(out, "\n");
-    }
-    f->window = (ObjectiveSums){0};
-    watch->window_steps = 0;
+bool kto_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out) {
+    take_in(watch, sums, sums);
+    if (watch->window_steps < DPO_WINDOW_STEPS) return false;
+    close_window(watch, kto_rules, N_KTO_RULES, out);
     return true;
-}
-
-void diagnosis_tell(int64_t step, const Text *found) {
-    for (const char *line = found->bytes; line && *line;) {
-        size_t n = strcspn(line, "\n");
-        log_warning("step %lld: %.*s", (long long)step, (int)n, line);
-        line += n + (line[n] == '\n');
-    }
 }

@@ -33,33 +33,19 @@ enum { DPO_BASELINE_STEPS = 5, DPO_WINDOW_STEPS = 25, DPO_WINDOW_PAIRS = 200 /* 
 typedef struct {
     DpoFigures figures;
     int baseline_steps, window_steps;
-    bool told[N_DPO_RULES];
+    bool told[N_DPO_RULES]; /* by rule; KTO has fewer */
 } DpoWatch;
 
 /* A step's sums. True: a window is full, and `out` has what its rules say that was not told before, a line each. */
 bool dpo_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out);
 
-/* ---- KTO: sums of kto_objective.h's metrics ---- */
+/* ---- KTO: sums of kto_objective.h's metrics, in the same figures; nll and has_reference are not looked at ---- */
 
 /* The estimated divergence from the reference is above this, in nats an answer. */
 #define KTO_DIVERGENCE 10.0
 
-typedef struct {
-    ObjectiveSums baseline, window;
-    double beta;
-} KtoFigures;
-typedef bool KtoRule(const KtoFigures *figures, Text *out);
 enum { KTO_RUNS_AWAY, KTO_ENTROPY_COLLAPSES, N_KTO_RULES };
-extern KtoRule *const kto_rules[N_KTO_RULES];
-
-typedef struct {
-    KtoFigures figures;
-    int baseline_steps, window_steps;
-    bool told[N_KTO_RULES];
-} KtoWatch;
-bool kto_watch(KtoWatch *watch, const ObjectiveSums *sums, Text *out); /* as dpo_watch */
-
-/* Logs what a watch found, a warning for each line. */
-void diagnosis_tell(int64_t step, const Text *found);
+extern DpoRule *const kto_rules[N_KTO_RULES];
+bool kto_watch(DpoWatch *watch, const ObjectiveSums *sums, Text *out); /* as dpo_watch */
 
 #endif

@@ -12,17 +12,9 @@
 enum { CHOSEN, REJECTED };
 
 typedef struct {
-    AnswerLogps answers;
-    Tensor *gradient; /* input [S, 1]: dL/dlogps; training only */
-} Recorded;
-
-typedef struct {
     Objective base;
     DpoOptions options;
-    Recorded training, evaluation;
-    float *gradient;       /* [capacity] */
-    uint32_t *segment_ids; /* [capacity] */
-    int capacity;
+    AnswerGraphs graphs;
     bool has_begun; /* the first step is over */
     DpoWatch watch;
 } Dpo;
@@ -34,47 +26,29 @@ static const char *const metric_names[] = {
 };
 _Static_assert(sizeof metric_names / sizeof *metric_names <= OBJECTIVE_MAX_METRICS, "too many metrics");
 
-static const Recorded *recorded(const Dpo *self, bool training) {
-    return training ? &self->training : &self->evaluation;
-}
-
 static int record(Objective *base, Tape *tape, Llama *model, LlamaRecord how, bool training) {
-    Dpo *self = (Dpo *)base;
-    Recorded *r = training ? &self->training : &self->evaluation;
-    r->answers = answer_logps_record(tape, model, how, true);
-    if (!training || !r->answers.logps) return OK;
-    r->gradient = tape_input(tape, ROWS_SEGMENTS, 1, DTYPE_F32, false);
-    tape_seed(tape, r->answers.logps, r->gradient);
-    return OK;
+    return answer_graphs_record(&((Dpo *)base)->graphs, tape, model, how, training);
 }
 
 static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                 bool training) {
     Dpo *self = (Dpo *)base;
     (void)step;
-    if (micro->n_segments != 2 * micro->n_samples || micro->n_segments > self->capacity)
+    if (micro->n_segments != 2 * micro->n_samples)
         FAIL(ERR_FAILED, "a micro-batch of %d segments in %d pairs", micro->n_segments, micro->n_samples);
-    const Recorded *r = recorded(self, training);
-    TRY(answer_logps_bind(&r->answers, tape, buffer, micro, self->segment_ids));
-    if (training) tape_bind_input(buffer, r->gradient, self->gradient);
-    return OK;
+    return answer_graphs_bind(&self->graphs, tape, buffer, micro, training);
 }
 
 /* ---- sums ---------------------------------------------------------------------------------------------------------
  */
 
-static void add(ObjectiveSums *sums, DpoMetric metric, double value, double weight) {
-    sums->metric[metric] += value;
-    sums->metric_weight[metric] += weight;
-}
-
 static void add_answer(const AnswerSums *answer, int side, ObjectiveSums *sums) {
-    add(sums, side == CHOSEN ? DPO_LOGITS_CHOSEN : DPO_LOGITS_REJECTED, answer->logits, answer->n);
-    add(sums, DPO_ENTROPY, answer->entropy, answer->n);
+    objective_add(sums, side == CHOSEN ? DPO_LOGITS_CHOSEN : DPO_LOGITS_REJECTED, answer->logits, answer->n);
+    objective_add(sums, DPO_ENTROPY, answer->entropy, answer->n);
     if (side == REJECTED) return;
     sums->scored += answer->n;
     sums->correct += answer->correct;
-    add(sums, DPO_NLL, -answer->logp, answer->length);
+    objective_add(sums, DPO_NLL, -answer->logp, answer->length);
 }
 
 static void add_pair(const PreferenceLoss *options, const PairScores *scores, const PairLoss *loss, SampleMark mark,
@@ -83,17 +57,17 @@ static void add_pair(const PreferenceLoss *options, const PairScores *scores, co
     double difference = scores->length[CHOSEN] - scores->length[REJECTED];
     double unit[2] = {1, 1}; /* TRL's CPOTrainer tells SimPO's log-probabilities as means over tokens */
     for (int side = 0; side < 2 && options->loss == DPO_SIMPO; side++) unit[side] = 1 / scores->length[side];
-    add(sums, DPO_REWARDS_CHOSEN, loss->reward[CHOSEN], 1);
-    add(sums, DPO_REWARDS_REJECTED, loss->reward[REJECTED], 1);
-    add(sums, DPO_ACCURACIES, right, 1);
-    add(sums, DPO_MARGINS, margin, 1);
-    add(sums, DPO_LOGPS_CHOSEN, scores->logp[CHOSEN] * unit[CHOSEN], 1);
-    add(sums, DPO_LOGPS_REJECTED, scores->logp[REJECTED] * unit[REJECTED], 1);
-    add(sums, (DpoMetric)(DPO_ACCURACIES_UNKNOWN + mark.strength % N_STRENGTHS), right, 1);
-    add(sums, DPO_SUM_MM, margin * margin, 1);
-    add(sums, DPO_SUM_D, difference, 1);
-    add(sums, DPO_SUM_DD, difference * difference, 1);
-    add(sums, DPO_SUM_MD, margin * difference, 1);
+    objective_add(sums, DPO_REWARDS_CHOSEN, loss->reward[CHOSEN], 1);
+    objective_add(sums, DPO_REWARDS_REJECTED, loss->reward[REJECTED], 1);
+    objective_add(sums, DPO_ACCURACIES, right, 1);
+    objective_add(sums, DPO_MARGINS, margin, 1);
+    objective_add(sums, DPO_LOGPS_CHOSEN, scores->logp[CHOSEN] * unit[CHOSEN], 1);
+    objective_add(sums, DPO_LOGPS_REJECTED, scores->logp[REJECTED] * unit[REJECTED], 1);
+    objective_add(sums, (DpoMetric)(DPO_ACCURACIES_UNKNOWN + mark.strength % N_STRENGTHS), right, 1);
+    objective_add(sums, DPO_SUM_MM, margin * margin, 1);
+    objective_add(sums, DPO_SUM_D, difference, 1);
+    objective_add(sums, DPO_SUM_DD, difference * difference, 1);
+    objective_add(sums, DPO_SUM_MD, margin * difference, 1);
 }
 
 /* ---- the step -----------------------------------------------------------------------------------------------------
@@ -140,27 +114,24 @@ static int collect_pair(Dpo *self, const AnswerSums answers[2], const MicroBatch
     PairScores scores = score(self, answers, micro, pair, sums);
     if (self->options.begins_at_reference && !self->has_begun) TRY(check_start(self, &scores, micro->sample_id[pair]));
     PairLoss loss = pair_loss(options, &scores);
-    int chosen = 2 * pair, source = micro->source[chosen];
-    if (source >= OBJECTIVE_MAX_SOURCES) source = OBJECTIVE_MAX_SOURCES - 1;
-    sums->loss += loss.loss;
-    sums->weight += 1;
-    sums->source_loss[source] += loss.loss;
-    sums->source_weight[source] += 1;
+    int chosen = 2 * pair;
+    objective_add_loss(sums, micro->source[chosen], loss.loss, 1);
     add_pair(options, &scores, &loss, micro->marks[pair], sums);
     double n = (double)step->total_samples;
-    self->gradient[chosen] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
-    self->gradient[chosen + 1] = (float)(loss.gradient[REJECTED] / n);
+    float *gradient = self->graphs.buffers.gradient;
+    gradient[chosen] = (float)(loss.gradient[CHOSEN] / n - self->options.nll / step->first_weight);
+    gradient[chosen + 1] = (float)(loss.gradient[REJECTED] / n);
     return OK;
 }
 
 static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                    bool training, ObjectiveSums *sums) {
     Dpo *self = (Dpo *)base;
-    const AnswerLogps *recorded_answers = &recorded(self, training)->answers;
+    const AnswerLogps *recorded = &self->graphs.graph[training];
     for (int pair = 0; pair < micro->n_samples; pair++) {
         AnswerSums answers[2];
         for (int side = 0; side < 2; side++)
-            answers[side] = answer_sums(recorded_answers, tape, buffer, micro, 2 * pair + side);
+            answers[side] = answer_sums(recorded, tape, buffer, micro, 2 * pair + side);
         TRY(collect_pair(self, answers, micro, pair, step, sums));
     }
     sums->tokens += micro->n_tokens;
@@ -179,43 +150,32 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Dpo *self = (Dpo *)base;
     Text found = {0};
     dpo_watch(&self->watch, sums, &found);
-    diagnosis_tell(step, &found);
+    objective_tell(step, &found);
     text_free(&found);
 }
 
 static void free_dpo(Objective *base) {
     Dpo *self = (Dpo *)base;
-    free(self->gradient);
-    free(self->segment_ids);
+    micro_buffers_free(&self->graphs.buffers);
     free(self);
 }
 
 int dpo_objective_new(Objective **objective, int capacity, const DpoOptions *options) {
     Dpo *self = calloc(1, sizeof *self);
-    float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
-    if (!self || !gradient || !segment_ids) {
-        free(self);
-        free(gradient);
-        free(segment_ids);
-        FAIL(ERR_FAILED, "out of memory");
-    }
-    *self = (Dpo){
-        .base = {.name = "dpo",
-                 .metrics = metric_names,
-                 .n_metrics = N_DPO_METRICS,
-                 .headline = DPO_ACCURACIES,
-                 .record = record,
-                 .bind = bind,
-                 .collect = collect,
-                 .finish = finish,
-                 .watch = watch,
-                 .free = free_dpo},
-        .options = *options,
-        .watch.figures = {.beta = options->loss.beta, .nll = options->nll, .has_reference = options->reference != NULL},
-        .gradient = gradient,
-        .segment_ids = segment_ids,
-        .capacity = capacity};
+    if (!self) FAIL(ERR_FAILED, "out of memory");
+    *self = (Dpo){.base = {.name = "dpo",
+                           .metrics = metric_names,
+                           .n_metrics = N_DPO_METRICS,
+                           .headline = DPO_ACCURACIES,
+                           .record = record,
+                           .bind = bind,
+                           .collect = collect,
+                           .finish = finish,
+                           .watch = watch,
+                           .free = free_dpo},
+                  .options = *options,
+                  .watch.figures = {
+                      .beta = options->loss.beta, .nll = options->nll, .has_reference = options->reference != NULL}};
     *objective = &self->base;
-    return OK;
+    return objective_made(objective, micro_buffers_new(&self->graphs.buffers, capacity, true));
 }

@@ -12,13 +12,9 @@
 typedef struct {
     Objective base;
     KtoOptions options;
-    AnswerLogps training, evaluation;
-    Tensor *gradient_input; /* [S, 1]: dL/dlogps; training only */
-    float *gradient;        /* [capacity] */
-    uint32_t *segment_ids;  /* [capacity] */
-    int capacity;
+    AnswerGraphs graphs;
     double z0; /* of the running step */
-    KtoWatch watch;
+    DpoWatch watch;
     bool has_begun; /* the first step is over */
 } Kto;
 
@@ -29,24 +25,16 @@ static const char *const metric_names[] = {
 };
 
 static int record(Objective *base, Tape *tape, Llama *model, LlamaRecord how, bool training) {
-    Kto *self = (Kto *)base;
-    AnswerLogps *r = training ? &self->training : &self->evaluation;
-    *r = answer_logps_record(tape, model, how, true);
-    if (!training || !r->logps) return OK;
-    self->gradient_input = tape_input(tape, ROWS_SEGMENTS, 1, DTYPE_F32, false);
-    tape_seed(tape, r->logps, self->gradient_input);
-    return OK;
+    return answer_graphs_record(&((Kto *)base)->graphs, tape, model, how, training);
 }
 
 static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                 bool training) {
     Kto *self = (Kto *)base;
     (void)step;
-    if (micro->n_segments != micro->n_samples || micro->n_segments > self->capacity)
+    if (micro->n_segments != micro->n_samples)
         FAIL(ERR_FAILED, "a micro-batch of %d segments in %d labelled answers", micro->n_segments, micro->n_samples);
-    TRY(answer_logps_bind(training ? &self->training : &self->evaluation, tape, buffer, micro, self->segment_ids));
-    if (training) tape_bind_input(buffer, self->gradient_input, self->gradient);
-    return OK;
+    return answer_graphs_bind(&self->graphs, tape, buffer, micro, training);
 }
 
 /* ---- the reference point ------------------------------------------------------------------------------------------
@@ -74,9 +62,9 @@ static int check_start(const Kto *self, double logp, double reference) {
 static int sum_ratios(Kto *self, Tape *tape, const StepBatch *step, double *sum) {
     for (int m = 0; m < step->n_mismatched; m++) {
         const MicroBatch *micro = &step->mismatched[m];
-        TRY(answer_logps_bind(&self->evaluation, tape, 0, micro, self->segment_ids));
+        TRY(answer_graphs_bind(&self->graphs, tape, 0, micro, false));
         TRY(tape_forward(tape, 0));
-        const float *logps = tape_value(tape, 0, self->evaluation.logps);
+        const float *logps = tape_value(tape, 0, self->graphs.graph[false].logps);
         for (int s = 0; s < micro->n_samples; s++) {
             double reference = reference_of(self, micro, s, MISMATCHED);
             TRY(check_start(self, (double)logps[s], reference));
@@ -98,20 +86,15 @@ static int begin_step(Objective *base, Tape *evaluation, const StepBatch *step, 
 /* ---- the step -----------------------------------------------------------------------------------------------------
  */
 
-static void add(ObjectiveSums *sums, KtoMetric metric, double value, double weight) {
-    sums->metric[metric] += value;
-    sums->metric_weight[metric] += weight;
-}
-
 static void add_answer(const Kto *self, const AnswerSums *answer, const PairLoss *loss, bool is_good,
                        ObjectiveSums *sums) {
     double point = self->options.loss.beta * self->z0;
-    add(sums, is_good ? KTO_REWARDS_CHOSEN : KTO_REWARDS_REJECTED, loss->reward[0], 1);
-    add(sums, is_good ? KTO_LOGPS_CHOSEN : KTO_LOGPS_REJECTED, answer->logp, 1);
-    add(sums, is_good ? KTO_LOGITS_CHOSEN : KTO_LOGITS_REJECTED, answer->logits, answer->n);
-    add(sums, KTO_ACCURACIES, is_good ? loss->reward[0] > point : loss->reward[0] < point, 1);
-    add(sums, KTO_KL, self->z0, 1);
-    add(sums, KTO_ENTROPY, answer->entropy, answer->n);
+    objective_add(sums, is_good ? KTO_REWARDS_CHOSEN : KTO_REWARDS_REJECTED, loss->reward[0], 1);
+    objective_add(sums, is_good ? KTO_LOGPS_CHOSEN : KTO_LOGPS_REJECTED, answer->logp, 1);
+    objective_add(sums, is_good ? KTO_LOGITS_CHOSEN : KTO_LOGITS_REJECTED, answer->logits, answer->n);
+    objective_add(sums, KTO_ACCURACIES, is_good ? loss->reward[0] > point : loss->reward[0] < point, 1);
+    objective_add(sums, KTO_KL, self->z0, 1);
+    objective_add(sums, KTO_ENTROPY, answer->entropy, answer->n);
     sums->scored += answer->n;
     sums->correct += answer->correct;
 }
@@ -119,20 +102,16 @@ static void add_answer(const Kto *self, const AnswerSums *answer, const PairLoss
 static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                    bool training, ObjectiveSums *sums) {
     Kto *self = (Kto *)base;
-    const AnswerLogps *r = training ? &self->training : &self->evaluation;
+    const AnswerLogps *r = &self->graphs.graph[training];
     for (int s = 0; s < micro->n_samples; s++) {
         bool is_good = micro->marks[s].is_good;
         AnswerSums answer = answer_sums(r, tape, buffer, micro, s);
         double reference = reference_of(self, micro, s, MATCHED);
         if (training) TRY(check_start(self, answer.logp, reference));
         PairLoss loss = labelled_loss(&self->options.loss, answer.logp, reference, is_good, self->z0);
-        int source = micro->source[s] < OBJECTIVE_MAX_SOURCES ? micro->source[s] : OBJECTIVE_MAX_SOURCES - 1;
-        sums->loss += loss.loss;
-        sums->weight += 1;
-        sums->source_loss[source] += loss.loss;
-        sums->source_weight[source] += 1;
+        objective_add_loss(sums, micro->source[s], loss.loss, 1);
         add_answer(self, &answer, &loss, is_good, sums);
-        self->gradient[s] = (float)(loss.gradient[0] / (double)step->total_samples);
+        self->graphs.buffers.gradient[s] = (float)(loss.gradient[0] / (double)step->total_samples);
     }
     sums->tokens += micro->n_tokens;
     return OK;
@@ -152,27 +131,19 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Kto *self = (Kto *)base;
     Text found = {0};
     kto_watch(&self->watch, sums, &found);
-    diagnosis_tell(step, &found);
+    objective_tell(step, &found);
     text_free(&found);
 }
 
 static void free_kto(Objective *base) {
     Kto *self = (Kto *)base;
-    free(self->gradient);
-    free(self->segment_ids);
+    micro_buffers_free(&self->graphs.buffers);
     free(self);
 }
 
 int kto_objective_new(Objective **objective, int capacity, const KtoOptions *options) {
     Kto *self = calloc(1, sizeof *self);
-    float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
-    if (!self || !gradient || !segment_ids) {
-        free(self);
-        free(gradient);
-        free(segment_ids);
-        FAIL(ERR_FAILED, "out of memory");
-    }
+    if (!self) FAIL(ERR_FAILED, "out of memory");
     *self = (Kto){.base = {.name = "kto",
                            .metrics = metric_names,
                            .n_metrics = N_KTO_METRICS,
@@ -185,10 +156,7 @@ int kto_objective_new(Objective **objective, int capacity, const KtoOptions *opt
                            .watch = watch,
                            .free = free_kto},
                   .options = *options,
-                  .watch.figures.beta = options->loss.beta,
-                  .gradient = gradient,
-                  .segment_ids = segment_ids,
-                  .capacity = capacity};
+                  .watch.figures.beta = options->loss.beta};
     *objective = &self->base;
-    return OK;
+    return objective_made(objective, micro_buffers_new(&self->graphs.buffers, capacity, true));
 }

@@ -14,9 +14,7 @@ typedef struct {
 typedef struct {
     Objective base;
     Recorded training, evaluation;
-    float *gradient;       /* [capacity] */
-    uint32_t *segment_ids; /* [capacity] */
-    int capacity;
+    MicroBuffers buffers;
     bool entropy; /* is asked for */
 } Nll;
 
@@ -42,13 +40,11 @@ static int nll_record(Objective *base, Tape *tape, Llama *model, LlamaRecord rec
 static int nll_bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step,
                     bool training) {
     Nll *self = (Nll *)base;
-    if (micro->n_tokens > self->capacity)
-        FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
-    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
-    TRY(tape_bind(tape, buffer, &batch));
+    float *gradient = self->buffers.gradient;
+    TRY(micro_batch_bind(tape, buffer, micro, &self->buffers));
     for (int t = 0; training && t < micro->n_tokens; t++)
-        self->gradient[t] = (float)(-(double)micro->weights[t] / step->total_weight);
-    tape_bind_input(buffer, recorded(self, training)->row_input, training ? self->gradient : micro->weights);
+        gradient[t] = (float)(-(double)micro->weights[t] / step->total_weight);
+    tape_bind_input(buffer, recorded(self, training)->row_input, training ? gradient : micro->weights);
     return OK;
 }
 
@@ -60,18 +56,14 @@ static int nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch
     const int32_t *top1 = tape_value(tape, buffer, r->out.top1);
     const float *entropy = r->out.entropy ? tape_value(tape, buffer, r->out.entropy) : NULL;
     for (int s = 0; s < micro->n_segments; s++) {
-        int source = micro->source[s] < OBJECTIVE_MAX_SOURCES ? micro->source[s] : OBJECTIVE_MAX_SOURCES - 1;
         for (int t = micro->segment_start[s]; t < micro->segment_start[s + 1]; t++) {
             double weight = (double)micro->weights[t];
             sums->tokens += 1;
             if (weight == 0) continue;
-            sums->loss -= weight * (double)logprob[t];
-            sums->weight += weight;
+            objective_add_loss(sums, micro->source[s], -(weight * (double)logprob[t]), weight);
             sums->scored += 1;
             sums->correct += top1[t] == micro->targets[t];
             if (entropy) sums->entropy += (double)entropy[t];
-            sums->source_loss[source] -= weight * (double)logprob[t];
-            sums->source_weight[source] += weight;
         }
     }
     return OK;
@@ -79,29 +71,18 @@ static int nll_collect(Objective *base, Tape *tape, int buffer, const MicroBatch
 
 static void nll_free(Objective *base) {
     Nll *self = (Nll *)base;
-    free(self->gradient);
-    free(self->segment_ids);
+    micro_buffers_free(&self->buffers);
     free(self);
 }
 
 static int new_objective(Objective **objective, const char *name, int capacity, bool entropy) {
     Nll *self = calloc(1, sizeof *self);
-    float *gradient = calloc((size_t)capacity + 1, sizeof *gradient);
-    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
-    if (!self || !gradient || !segment_ids) {
-        free(self);
-        free(gradient);
-        free(segment_ids);
-        FAIL(ERR_FAILED, "out of memory");
-    }
+    if (!self) FAIL(ERR_FAILED, "out of memory");
     self->base =
         (Objective){.name = name, .record = nll_record, .bind = nll_bind, .collect = nll_collect, .free = nll_free};
-    self->gradient = gradient;
-    self->segment_ids = segment_ids;
-    self->capacity = capacity;
     self->entropy = entropy;
     *objective = &self->base;
-    return OK;
+    return objective_made(objective, micro_buffers_new(&self->buffers, capacity, true));
 }
 
 int nll_objective_new(Objective **objective, int capacity) {

@@ -1,10 +1,28 @@
-/* Extremes among an objective's metrics. Between ranks they pass as integers of the same order. */
+/* What all objectives share. Extremes among their metrics pass between ranks as integers of the same order. */
 #include "train/objectives/objective.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/log.h"
+
+int objective_made(Objective **objective, int rc) {
+    if (rc == OK) return OK;
+    (*objective)->free(*objective);
+    *objective = NULL;
+    return rc;
+}
+
+void objective_tell(int64_t step, const Text *found) {
+    for (const char *line = found->bytes; line && *line;) {
+        size_t n = strcspn(line, "\n");
+        log_warning("step %lld: %.*s", (long long)step, (int)n, line);
+        line += n + (line[n] == '\n');
+    }
+}
+
+/* ---- extremes ---- */
 
 static bool is_extreme(const Objective *objective, int metric) {
     return ((objective->least | objective->most) >> metric & 1) != 0;

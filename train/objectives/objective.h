@@ -7,6 +7,7 @@
 
 #include "data/loader.h"
 #include "dist/mesh.h"
+#include "model/core/text.h"
 #include "model/llama.h"
 
 enum {
@@ -53,6 +54,26 @@ struct Objective {
     void (*watch)(Objective *self, int64_t step, const ObjectiveSums *sums);
     void (*free)(Objective *self);
 };
+
+/* One loss more, already times its weight, of a source of the data. */
+static inline void objective_add_loss(ObjectiveSums *sums, int source, double loss, double weight) {
+    int row = source < OBJECTIVE_MAX_SOURCES ? source : OBJECTIVE_MAX_SOURCES - 1;
+    sums->loss += loss;
+    sums->weight += weight;
+    sums->source_loss[row] += loss;
+    sums->source_weight[row] += weight;
+}
+/* Σ and Σw of one of the objective's own metrics. */
+static inline void objective_add(ObjectiveSums *sums, int metric, double value, double weight) {
+    sums->metric[metric] += value;
+    sums->metric_weight[metric] += weight;
+}
+
+/* The end of a constructor: where `rc` is an error, *objective is freed and NULL. */
+int objective_made(Objective **objective, int rc);
+
+/* What `watch` has found: a warning for each line. */
+void objective_tell(int64_t step, const Text *found);
 
 /* One value more for a metric that is an extreme. */
 void objective_extreme(const Objective *objective, ObjectiveSums *sums, int metric, double value);

@@ -3,10 +3,8 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/core/error.h"
-#include "model/core/log.h"
 #include "train/objectives/micro_batch.h"
 #include "train/objectives/policy_loss.h"
 #include "train/objectives/policy_watch.h"
@@ -67,9 +65,7 @@ typedef struct {
     Rollout *rollout;
     Tensor *mask[2], *gradient; /* by `training` */
     HeadOutputs out[2];
-    float *gradients;      /* [capacity] */
-    uint32_t *segment_ids; /* [capacity] */
-    int capacity;
+    MicroBuffers buffers;
     PolicyWatch watch;
 } Policy;
 
@@ -91,12 +87,9 @@ static int policy_bind(Objective *base, Tape *tape, int buffer, const MicroBatch
                        bool training) {
     (void)step;
     Policy *self = (Policy *)base;
-    if (micro->n_tokens > self->capacity)
-        FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
-    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
-    TRY(tape_bind(tape, buffer, &batch));
+    TRY(micro_batch_bind(tape, buffer, micro, &self->buffers));
     tape_bind_input(buffer, self->mask[training], micro->weights);
-    if (training) tape_bind_input(buffer, self->gradient, self->gradients);
+    if (training) tape_bind_input(buffer, self->gradient, self->buffers.gradient);
     return OK;
 }
 
@@ -111,16 +104,11 @@ typedef struct {
     int number, n;
 } Part;
 
-static void count(ObjectiveSums *sums, PolicyMetric metric, double value, double weight) {
-    sums->metric[metric] += value;
-    sums->metric_weight[metric] += weight;
-}
-
 static void count_ratio(ObjectiveSums *sums, const PolicyLoss *p) {
-    count(sums, METRIC_LOW, p->low, 1);
-    count(sums, METRIC_HIGH, p->high, 1);
-    count(sums, METRIC_REGION, p->low || p->high, 1);
-    count(sums, METRIC_RATIO, p->ratio, 1);
+    objective_add(sums, METRIC_LOW, p->low, 1);
+    objective_add(sums, METRIC_HIGH, p->high, 1);
+    objective_add(sums, METRIC_REGION, p->low || p->high, 1);
+    objective_add(sums, METRIC_RATIO, p->ratio, 1);
 }
 
 /* Every token has its ratio (GRPO). */
@@ -138,7 +126,7 @@ static void token_losses(Rollout *rollout, const Part *part, ObjectiveSums *sums
             KlLoss kl = options->weigh_kl ? kl_loss_weighed(logprob, reference, p.ratio) : kl_loss(logprob, reference);
             loss += options->beta * kl.loss;
             gradient += options->beta * kl.gradient;
-            count(sums, METRIC_KL, kl.loss, 1);
+            objective_add(sums, METRIC_KL, kl.loss, 1);
         }
         sums->loss += weight * loss;
         part->gradient[t] = (float)(weight * gradient * part->scale);
@@ -171,7 +159,7 @@ static int policy_collect(Objective *base, Tape *tape, int buffer, const MicroBa
     const float *logprob = tape_value(tape, buffer, self->out[training].logprob);
     const float *entropy = tape_value(tape, buffer, self->out[training].entropy);
     for (int t = 0; t < micro->n_tokens; t++) {
-        self->gradients[t] = 0;
+        self->buffers.gradient[t] = 0;
         sums->tokens += 1;
         if (micro->weights[t] == 0) continue;
         sums->scored += 1;
@@ -183,7 +171,7 @@ static int policy_collect(Objective *base, Tape *tape, int buffer, const MicroBa
         int first = micro->segment_start[s] + answer->n_prompt - 1;
         Part part = {.answer = answer,
                      .logprob = logprob + first,
-                     .gradient = self->gradients + first,
+                     .gradient = self->buffers.gradient + first,
                      .scale = 1 / step->total_weight,
                      .number = number,
                      .n = answer_length(answer)};
@@ -264,31 +252,19 @@ static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums
                             .beta = rollout->options.beta};
     Text text = {0};
     policy_watch(&self->watch, &figures, &text);
-    for (char *line = text.bytes, *end; line && *line; line = end + 1) {
-        end = strchr(line, '\n');
-        *end = '\0';
-        log_warning("step %lld: %s", (long long)step, line);
-    }
+    objective_tell(step, &text);
     text_free(&text);
 }
 
 static void policy_free(Objective *base) {
     Policy *self = (Policy *)base;
-    free(self->gradients);
-    free(self->segment_ids);
+    micro_buffers_free(&self->buffers);
     free(self);
 }
 
 int policy_objective_new(Objective **objective, Rollout *rollout, int capacity) {
     Policy *self = calloc(1, sizeof *self);
-    float *gradients = calloc((size_t)capacity + 1, sizeof *gradients);
-    uint32_t *segment_ids = calloc((size_t)capacity + 1, sizeof *segment_ids);
-    if (!self || !gradients || !segment_ids) {
-        free(self);
-        free(gradients);
-        free(segment_ids);
-        FAIL(ERR_FAILED, "out of memory");
-    }
+    if (!self) FAIL(ERR_FAILED, "out of memory");
     *self = (Policy){.base = {.name = "policy",
                               .metrics = metric_names,
                               .n_metrics = N_METRICS,
@@ -300,10 +276,7 @@ int policy_objective_new(Objective **objective, Rollout *rollout, int capacity) 
                               .finish = policy_finish,
                               .watch = policy_watch_step,
                               .free = policy_free},
-                     .rollout = rollout,
-                     .gradients = gradients,
-                     .segment_ids = segment_ids,
-                     .capacity = capacity};
+                     .rollout = rollout};
     *objective = &self->base;
-    return OK;
+    return objective_made(objective, micro_buffers_new(&self->buffers, capacity, true));
 }

@@ -102,14 +102,14 @@ static void store(Reference *reference, const MicroBatch *micro, const float *lo
 typedef struct {
     Tape *tape;
     AnswerLogps recorded;
-    uint32_t *segment_ids;
+    MicroBuffers buffers;
 } Pass;
 
 static int run_step(Reference *reference, Pass *pass, Loader *loader, int64_t step) {
     StepBatch batch;
     TRY(loader_pass_step(loader, step, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
-        TRY(answer_logps_bind(&pass->recorded, pass->tape, 0, &batch.micro[m], pass->segment_ids));
+        TRY(answer_logps_bind(&pass->recorded, pass->tape, 0, &batch.micro[m], &pass->buffers));
         TRY(tape_forward(pass->tape, 0));
         store(reference, &batch.micro[m], tape_value(pass->tape, 0, pass->recorded.logps));
     }
@@ -121,10 +121,10 @@ static int run_part(Reference *reference, const ReferenceOptions *options) {
     int rc = OK, capacity = options->tokens_per_microbatch;
     Progress progress;
     int64_t steps = loader_pass_steps(options->loader);
-    Pass pass = {.tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = options->precision}),
-                 .segment_ids = calloc((size_t)capacity + 1, sizeof *pass.segment_ids)};
+    Pass pass = {.tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = options->precision})};
     progress_begin(&progress, "reference", "steps", 0, steps);
-    if (!pass.tape || !pass.segment_ids) FAIL_TO(done, ERR_FAILED, "out of memory");
+    if (!pass.tape) FAIL_TO(done, ERR_FAILED, "out of memory");
+    TRY_TO(done, micro_buffers_new(&pass.buffers, capacity, false));
     pass.recorded = answer_logps_record(pass.tape, options->model, (LlamaRecord){0}, false);
     TRY_TO(done, tape_plan(pass.tape));
     for (int64_t step = 0; step < steps; step++) {
@@ -134,7 +134,7 @@ static int run_part(Reference *reference, const ReferenceOptions *options) {
 done:
     progress_end(&progress);
     tape_free(pass.tape);
-    free(pass.segment_ids);
+    micro_buffers_free(&pass.buffers);
     return rc;
 }
 

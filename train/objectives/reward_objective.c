@@ -16,10 +16,8 @@ typedef struct {
     Objective base;
     RewardOptions options;
     Recorded training, evaluation;
-    int32_t *last;   /* [capacity] each segment's last token */
-    float *gradient; /* [capacity] */
-    uint32_t *segment_ids;
-    int capacity;
+    MicroBuffers buffers;
+    int32_t *last; /* [capacity] each segment's last token */
     bool has_warned;
 } Reward;
 
@@ -49,28 +47,20 @@ static int bind(Objective *base, Tape *tape, int buffer, const MicroBatch *micro
     Reward *self = (Reward *)base;
     Recorded *r = recorded(self, training);
     (void)step;
-    if (micro->n_tokens > self->capacity)
-        FAIL(ERR_FAILED, "a micro-batch of %d tokens; the plan holds %d", micro->n_tokens, self->capacity);
     if (micro->n_segments != 2 * micro->n_samples)
         FAIL(ERR_FAILED, "a micro-batch of %d pairs has %d answers", micro->n_samples, micro->n_segments);
-    TapeBatch batch = micro_batch_tape(micro, self->segment_ids);
-    TRY(tape_bind(tape, buffer, &batch));
+    TRY(micro_batch_bind(tape, buffer, micro, &self->buffers));
     for (int s = 0; s < micro->n_segments; s++) self->last[s] = micro->segment_start[s + 1] - 1;
     tape_bind_input(buffer, r->last, self->last);
-    if (training) tape_bind_input(buffer, r->gradient, self->gradient);
+    if (training) tape_bind_input(buffer, r->gradient, self->buffers.gradient);
     return OK;
 }
 
-static void add(ObjectiveSums *sums, int metric, double value, double weight) {
-    sums->metric[metric] += value;
-    sums->metric_weight[metric] += weight;
-}
-
 static void add_pair(const Reward *self, ObjectiveSums *sums, double chosen, double rejected, SampleMark mark) {
-    add(sums, ACCURACY, chosen > rejected, 1);
-    add(sums, MARGIN, chosen - rejected, 1);
-    add(sums, MEAN, chosen + rejected, 2);
-    add(sums, WITH_STRENGTH, mark.strength != STRENGTH_UNKNOWN, 1);
+    objective_add(sums, ACCURACY, chosen > rejected, 1);
+    objective_add(sums, MARGIN, chosen - rejected, 1);
+    objective_add(sums, MEAN, chosen + rejected, 2);
+    objective_add(sums, WITH_STRENGTH, mark.strength != STRENGTH_UNKNOWN, 1);
     for (int i = 0; i < 2; i++) {
         objective_extreme(&self->base, sums, LEAST, i ? rejected : chosen);
         objective_extreme(&self->base, sums, MOST, i ? rejected : chosen);
@@ -84,17 +74,13 @@ static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *mi
     double pairs = (double)step->total_samples;
     for (int s = 0; s < micro->n_samples; s++) {
         size_t first = 2 * (size_t)s, second = first + 1;
-        int source = micro->source[first] < OBJECTIVE_MAX_SOURCES ? micro->source[first] : OBJECTIVE_MAX_SOURCES - 1;
         double chosen = (double)rewards[first], rejected = (double)rewards[second];
         double margin = reward_margin(self->options.margin, micro->marks[s]);
         RewardLoss loss = reward_loss(chosen, rejected, margin, self->options.center_coefficient);
-        self->gradient[first] = (float)(loss.by_chosen / pairs);
-        self->gradient[second] = (float)(loss.by_rejected / pairs);
-        sums->loss += loss.value;
-        sums->weight += 1;
+        self->buffers.gradient[first] = (float)(loss.by_chosen / pairs);
+        self->buffers.gradient[second] = (float)(loss.by_rejected / pairs);
+        objective_add_loss(sums, micro->source[first], loss.value, 1);
         sums->scored += 1;
-        sums->source_loss[source] += loss.value;
-        sums->source_weight[source] += 1;
         add_pair(self, sums, chosen, rejected, micro->marks[s]);
     }
     sums->tokens += micro->n_tokens;
@@ -115,8 +101,7 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
 static void free_objective(Objective *base) {
     Reward *self = (Reward *)base;
     free(self->last);
-    free(self->gradient);
-    free(self->segment_ids);
+    micro_buffers_free(&self->buffers);
     free(self);
 }
 
@@ -136,14 +121,8 @@ int reward_objective_new(Objective **objective, int capacity, RewardOptions opti
                              .watch = watch,
                              .free = free_objective};
     self->options = options;
-    self->capacity = capacity;
     self->last = calloc((size_t)capacity + 1, sizeof *self->last);
-    self->gradient = calloc((size_t)capacity + 1, sizeof *self->gradient);
-    self->segment_ids = calloc((size_t)capacity + 1, sizeof *self->segment_ids);
-    if (!self->last || !self->gradient || !self->segment_ids) {
-        free_objective(&self->base);
-        FAIL(ERR_FAILED, "out of memory");
-    }
     *objective = &self->base;
-    return OK;
+    int rc = self->last ? OK : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    return objective_made(objective, rc == OK ? micro_buffers_new(&self->buffers, capacity, true) : rc);
 }

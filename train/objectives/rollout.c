@@ -76,7 +76,7 @@ int rollout_gather(Rollout *rollout) {
 struct LogprobPass {
     Tape *tape;
     Tensor *mask, *logprob, *lse;
-    uint32_t *segment_ids; /* [capacity] */
+    MicroBuffers buffers;
 };
 
 int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int capacity, Dtype precision,
@@ -85,9 +85,9 @@ int logprob_pass_new(LogprobPass **out, Llama *model, double temperature, int ca
     LogprobPass *pass = calloc(1, sizeof *pass);
     *out = NULL;
     if (!pass) FAIL(ERR_FAILED, "out of memory");
-    pass->segment_ids = calloc((size_t)capacity + 1, sizeof *pass->segment_ids);
+    TRY_TO(failed, micro_buffers_new(&pass->buffers, capacity, false));
     pass->tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = precision, .memory = memory});
-    if (!pass->tape || !pass->segment_ids) FAIL_TO(failed, ERR_FAILED, "out of memory");
+    if (!pass->tape) FAIL_TO(failed, ERR_FAILED, "out of memory");
     pass->mask = tape_input(pass->tape, ROWS_TOKENS, 1, DTYPE_F32, false);
     HeadOptions head = {.logit_scale = (float)(1 / temperature), .mask = pass->mask};
     HeadOutputs outputs = llama_record(pass->tape, model, (LlamaRecord){.recompute = RECOMPUTE_NONE}, head);
@@ -106,7 +106,7 @@ failed:
 void logprob_pass_free(LogprobPass *pass) {
     if (!pass) return;
     tape_free(pass->tape);
-    free(pass->segment_ids);
+    micro_buffers_free(&pass->buffers);
     free(pass);
 }
 
@@ -115,8 +115,7 @@ size_t logprob_pass_bytes(const LogprobPass *pass) {
 }
 
 static int run_pass(LogprobPass *pass, const MicroBatch *micro) {
-    TapeBatch batch = micro_batch_tape(micro, pass->segment_ids);
-    TRY(tape_bind(pass->tape, 0, &batch));
+    TRY(micro_batch_bind(pass->tape, 0, micro, &pass->buffers));
     tape_bind_input(0, pass->mask, micro->weights);
     return tape_forward(pass->tape, 0);
 }
