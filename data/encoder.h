@@ -67,6 +67,10 @@ typedef struct {
     char *text;  /* what is to be told, malloc'd; NULL: nothing */
 } EncodedRecord; /* {0} is empty; encoded_record_free */
 void encoded_record_free(EncodedRecord *record);
+/* The outcome and its text, in place of any before. */
+int encoded_record_tell(EncodedRecord *record, RecordOutcome outcome, const char *text);
+/* n tokens more; weights as above. */
+int encoded_record_append(EncodedRecord *record, const int32_t *ids, const float *weights, size_t n);
 
 typedef struct RecordEncoder RecordEncoder;
 struct RecordEncoder {

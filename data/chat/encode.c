@@ -4,7 +4,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/core/error.h"
 #include "model/core/philox.h"
@@ -22,46 +21,16 @@ static void free_scratch(void *memory) {
     free(scratch);
 }
 
-static int tell(EncodedRecord *out, RecordOutcome outcome, const char *text) {
-    out->outcome = outcome;
-    out->text = strdup(text);
-    if (!out->text) FAIL(ERR_FAILED, "out of memory");
-    return OK;
-}
-
-/* Cut to the context. *kept is false where the record is not. */
-static int fit(const ChatEncoderOptions *options, ChatTokens *tokens, EncodedRecord *out, bool *kept) {
+int chat_tell_overlong(EncodedRecord *out, size_t n, size_t context, Overlong policy, bool kept) {
     char text[128];
-    size_t n = tokens->n;
-    *kept = true;
-    if (n <= options->context) return OK;
-    *kept = chat_fit(tokens, options->context, options->overlong);
-    snprintf(text, sizeof text, "%zu tokens, and the context is %zu%s", n, options->context,
-             *kept ? "; truncated" : "");
-    return tell(out,
-                *kept                                ? RECORD_TRUNCATED
-                : options->overlong == OVERLONG_DROP ? RECORD_DROPPED
-                                                     : RECORD_REFUSED,
-                text);
-}
-
-static int keep(const ChatTokens *tokens, EncodedRecord *out) {
-    TRY(token_list_append(&out->ids, tokens->ids, tokens->n));
-    out->weights = malloc(tokens->n * sizeof *out->weights);
-    if (!out->weights) FAIL(ERR_FAILED, "out of memory");
-    memcpy(out->weights, tokens->weights, tokens->n * sizeof *out->weights);
-    return OK;
-}
-
-static bool is_learned(const ChatTokens *tokens) {
-    for (size_t i = 0; i < tokens->n; i++)
-        if (tokens->weights[i] > 0) return true;
-    return false;
+    const char *more = kept ? "; truncated" : policy > OVERLONG_DROP ? ", which the answer alone does not fit" : "";
+    snprintf(text, sizeof text, "%zu tokens, and the context is %zu%s", n, context, more);
+    RecordOutcome left_out = policy == OVERLONG_FAIL ? RECORD_REFUSED : RECORD_DROPPED;
+    return encoded_record_tell(out, kept ? RECORD_TRUNCATED : left_out, text);
 }
 
 static int encode(const RecordEncoder *base, void **memory, const char *bytes, size_t size, EncodedRecord *out) {
     const ChatEncoderOptions *options = &((const ChatEncoder *)(const void *)base)->options;
-    bool kept;
     if (!*memory) *memory = calloc(1, sizeof(Scratch));
     Scratch *scratch = *memory;
     if (!scratch) FAIL(ERR_FAILED, "out of memory");
@@ -70,18 +39,18 @@ static int encode(const RecordEncoder *base, void **memory, const char *bytes, s
     int rc = conversation_parse(&scratch->conversation, bytes, size, options->columns);
     if (rc == OK) rc = chat_render(options->chat, &scratch->conversation, options->train_on, tokens);
     if (rc == ERR_REFUSED) {
-        rc = tell(out, RECORD_BAD, error_text());
+        rc = encoded_record_tell(out, RECORD_BAD, error_text());
         error_clear();
         return rc;
     }
     TRY(rc);
-    TRY(fit(options, tokens, out, &kept));
+    size_t n = tokens->n;
+    bool kept = chat_fit(tokens, options->context, options->overlong);
+    if (n > options->context) TRY(chat_tell_overlong(out, n, options->context, options->overlong, kept));
     if (!kept) return OK;
-    if (tokens->n > 0) tokens->weights[0] = 0; /* nothing foretells it */
-    if (is_learned(tokens)) return keep(tokens, out);
-    free(out->text);
-    out->text = NULL;
-    return tell(out, RECORD_MASKED, "no token of it is learned");
+    chat_unlearn_first(tokens);
+    if (tokens->n_live == 0) return encoded_record_tell(out, RECORD_MASKED, "no token of it is learned");
+    return encoded_record_append(out, tokens->ids, tokens->weights, tokens->n);
 }
 
 void chat_encoder_init(ChatEncoder *encoder, const ChatEncoderOptions *options) {

@@ -18,6 +18,9 @@ typedef struct {
     ChatEncoderOptions options;
 } ChatEncoder;
 
+/* What became of a record of n tokens that were more than the context; `kept`: after it was cut to it. */
+int chat_tell_overlong(EncodedRecord *out, size_t n, size_t context, Overlong policy, bool kept);
+
 /* What the options point to must outlive the encoder; nothing is to be freed. */
 void chat_encoder_init(ChatEncoder *encoder, const ChatEncoderOptions *options);
 

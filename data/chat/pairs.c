@@ -1,10 +1,10 @@
 /* See pairs.h. What is told of a record here is the cheap part of lint (lint.c). */
 #include "data/chat/pairs.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/chat/encode.h"
 #include "model/core/error.h"
 #include "model/core/philox.h"
 
@@ -29,19 +29,13 @@ static void mask_stops(const ChatTemplate *chat, ChatTokens *tokens) {
             if (tokens->ids[i] == stops[k]) tokens->weights[i] = 0;
 }
 
-static void count_live(ChatTokens *tokens) {
-    tokens->n_live = 0;
-    if (tokens->n > 0) tokens->weights[0] = 0; /* nothing foretells it */
-    for (size_t i = 0; i < tokens->n; i++) tokens->n_live += tokens->weights[i] > 0;
-}
-
 int pair_render(PairTokens *pair, const ChatTemplate *chat, bool mask_stop) {
     for (size_t i = 0; i < pair->preference.n_answers; i++) {
         const Conversation *conversation;
         TRY(preference_conversation(&pair->preference, i, &conversation));
         TRY(chat_render(chat, conversation, TRAIN_ON_COMPLETION, &pair->tokens[i]));
         if (mask_stop) mask_stops(chat, &pair->tokens[i]);
-        count_live(&pair->tokens[i]);
+        chat_unlearn_first(&pair->tokens[i]);
     }
     return OK;
 }
@@ -69,7 +63,7 @@ bool pair_fit(PairTokens *pair, size_t context, Overlong policy) {
     for (size_t i = 0; i < n_answers; i++) {
         ChatTokens *tokens = &pair->tokens[i];
         chat_fit(tokens, policy == OVERLONG_TRUNCATE_LEFT ? tokens->n - cut : context, policy);
-        count_live(tokens);
+        chat_unlearn_first(tokens);
     }
     return true;
 }
@@ -82,22 +76,8 @@ static void free_scratch(void *memory) {
     free(memory);
 }
 
-static int tell(EncodedRecord *out, RecordOutcome outcome, const char *text) {
-    free(out->text);
-    out->outcome = outcome;
-    out->text = strdup(text);
-    if (!out->text) FAIL(ERR_FAILED, "out of memory");
-    return OK;
-}
-
 static int append(EncodedRecord *out, const ChatTokens *tokens) {
-    size_t before = out->ids.n;
-    TRY(token_list_append(&out->ids, tokens->ids, tokens->n));
-    float *weights = realloc(out->weights, out->ids.n * sizeof *weights);
-    if (!weights) FAIL(ERR_FAILED, "out of memory");
-    out->weights = weights;
-    memcpy(weights + before, tokens->weights, tokens->n * sizeof *weights);
-    return OK;
+    return encoded_record_append(out, tokens->ids, tokens->weights, tokens->n);
 }
 
 /* Every better answer with every worse one, where both are learned. */
@@ -114,14 +94,14 @@ static int keep_pairs(const PairTokens *pair, EncodedRecord *out) {
         }
     if (out->n_samples > 0) return OK;
     bool equal = chat_tokens_equal(&pair->tokens[0], &pair->tokens[p->n_answers - 1]);
-    return tell(out, RECORD_MASKED,
-                equal ? "the answers are equal: there is nothing to prefer"
-                      : "of one of the answers no token is learned");
+    return encoded_record_tell(out, RECORD_MASKED,
+                               equal ? "the answers are equal: there is nothing to prefer"
+                                     : "of one of the answers no token is learned");
 }
 
 static int keep_labelled(const PairTokens *pair, EncodedRecord *out) {
     const ChatTokens *tokens = &pair->tokens[0];
-    if (tokens->n_live == 0) return tell(out, RECORD_MASKED, "no token of its answer is learned");
+    if (tokens->n_live == 0) return encoded_record_tell(out, RECORD_MASKED, "no token of its answer is learned");
     TRY(append(out, tokens));
     out->samples[out->n_samples++] =
         (EncodedSample){.n = tokens->n, .second = first_live(tokens), .mark = preference_mark(&pair->preference, 0, 0)};
@@ -143,39 +123,22 @@ static int read_record(const PairOptions *options, PairTokens *pair, const char 
     return pair_render(pair, options->chat, options->mask_stop);
 }
 
-/* Cut to the context. *kept is false where the record is not. */
-static int fit(const PairOptions *options, PairTokens *pair, EncodedRecord *out, bool *kept) {
-    char text[128];
-    size_t longest = pair_longest(pair);
-    *kept = true;
-    if (longest <= options->context) return OK;
-    *kept = pair_fit(pair, options->context, options->overlong);
-    snprintf(text, sizeof text, "%zu tokens, and the context is %zu%s", longest, options->context,
-             *kept                               ? "; truncated"
-             : options->overlong > OVERLONG_DROP ? ", which the answer alone does not fit"
-                                                 : "");
-    return tell(out,
-                *kept                                ? RECORD_TRUNCATED
-                : options->overlong == OVERLONG_FAIL ? RECORD_REFUSED
-                                                     : RECORD_DROPPED,
-                text);
-}
-
 static int encode(const RecordEncoder *base, void **memory, const char *bytes, size_t size, EncodedRecord *out) {
     const PairOptions *options = &((const PairEncoder *)(const void *)base)->options;
-    bool kept;
     if (!*memory) *memory = calloc(1, sizeof(PairTokens));
     PairTokens *pair = *memory;
     if (!pair) FAIL(ERR_FAILED, "out of memory");
     *out = (EncodedRecord){0};
     int rc = read_record(options, pair, bytes, size);
     if (rc == ERR_REFUSED) {
-        rc = tell(out, RECORD_BAD, error_text());
+        rc = encoded_record_tell(out, RECORD_BAD, error_text());
         error_clear();
         return rc;
     }
     TRY(rc);
-    TRY(fit(options, pair, out, &kept));
+    size_t longest = pair_longest(pair);
+    bool kept = pair_fit(pair, options->context, options->overlong);
+    if (longest > options->context) TRY(chat_tell_overlong(out, longest, options->context, options->overlong, kept));
     if (!kept) return OK;
     return options->samples == SAMPLE_PAIR ? keep_pairs(pair, out) : keep_labelled(pair, out);
 }

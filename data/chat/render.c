@@ -294,6 +294,16 @@ int chat_render_prompt(const ChatTemplate *chat, const Conversation *conversatio
 /* ---- the context --------------------------------------------------------------------------------------------------
  */
 
+static void count_live(ChatTokens *tokens) {
+    tokens->n_live = 0;
+    for (size_t i = 0; i < tokens->n; i++) tokens->n_live += tokens->weights[i] > 0;
+}
+
+void chat_unlearn_first(ChatTokens *tokens) {
+    if (tokens->n > 0) tokens->weights[0] = 0;
+    count_live(tokens);
+}
+
 bool chat_fit(ChatTokens *tokens, size_t context, Overlong policy) {
     if (tokens->n <= context) return true;
     if (policy == OVERLONG_FAIL || policy == OVERLONG_DROP) return false;
@@ -307,7 +317,6 @@ bool chat_fit(ChatTokens *tokens, size_t context, Overlong policy) {
         tokens->last_stop = context; /* an earlier answer's stop does not end this text */
     }
     tokens->n = context;
-    tokens->n_live = 0;
-    for (size_t i = 0; i < context; i++) tokens->n_live += tokens->weights[i] > 0;
+    count_live(tokens);
     return true;
 }

@@ -13,30 +13,14 @@ enum { LONGEST_SPECIAL = 64 };
 /* ---- words --------------------------------------------------------------------------------------------------------
  */
 
-static int parse_word(const char *what, const char *word, const char *const *words, int n, int *index) {
-    for (*index = 0; *index < n; ++*index)
-        if (strcmp(words[*index], word) == 0) return OK;
-    Text all = {0};
-    for (int i = 0; i < n; i++) text_printf(&all, "%s%s", i > 0 ? ", " : "", words[i]);
-    error_set(ERR_USAGE, __FILE__, __LINE__, "%s is '%s'; expected one of: %s", what, word, all.bytes);
-    text_free(&all);
-    return ERR_USAGE;
-}
-
-int train_on_parse(TrainOn *mode, const char *word) {
-    static const char *const words[] = {"all", "completion", "assistant", "last"};
-    int index;
-    TRY(parse_word("train-on", word, words, 4, &index));
-    *mode = (TrainOn)index;
-    return OK;
-}
-
 int overlong_parse(Overlong *policy, const char *word) {
     static const char *const words[] = {"fail", "drop", "truncate-left", "truncate-right"};
-    int index;
-    TRY(parse_word("overlong", word, words, 4, &index));
-    *policy = (Overlong)index;
-    return OK;
+    for (int i = 0; i < 4; i++)
+        if (strcmp(words[i], word) == 0) {
+            *policy = (Overlong)i;
+            return OK;
+        }
+    FAIL(ERR_USAGE, "overlong is '%s'; expected one of: fail, drop, truncate-left, truncate-right", word);
 }
 
 bool chat_list_has(const char *list, const char *name, size_t size) {

@@ -71,7 +71,6 @@ typedef enum {
     TRAIN_ON_ASSISTANT,  /* every answer */
     TRAIN_ON_LAST,       /* the last answer */
 } TrainOn;
-int train_on_parse(TrainOn *mode, const char *word);
 
 typedef struct {
     int32_t *ids;
@@ -95,6 +94,8 @@ int overlong_parse(Overlong *policy, const char *word);
 /* Cuts to `context` tokens: the first of them, or `begin` and the last of them. False: it does not fit and is to be
  * dropped, or refused. */
 bool chat_fit(ChatTokens *tokens, size_t context, Overlong policy);
+/* Nothing foretells the first token: its weight becomes 0, and n_live is counted anew. */
+void chat_unlearn_first(ChatTokens *tokens);
 
 /* The same template for transformers, llama.cpp and others (`chat_template`). */
 int chat_template_jinja(const ChatTemplate *chat, Text *out);
