@@ -111,8 +111,6 @@ int llama_check_body(const Llama *model, const NamedFile *file);
 /* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
  * Of a model with names only, they have no data. */
 int llama_arrays(const Llama *model, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
-/* Reads arrays so named into such storage, whatever dtype the file has. */
-int llama_load_storage(const Llama *model, WeightStorage storage, const NamedFile *file);
 int llama_untied_weights(const Llama *model); /* how many weights are not tied to another */
 
 /* ---- recording ---- */

@@ -263,18 +263,6 @@ int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArra
     return weights_arrays(lora->weights, lora->n_weights, storage, arena, arrays, n);
 }
 
-int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file) {
-    int rc = OK;
-    Arena arena = {0};
-    NamedArray *arrays;
-    size_t n;
-    TRY_TO(done, lora_arrays(lora, storage, &arena, &arrays, &n));
-    TRY_TO(done, weights_load_arrays(arrays, n, file));
-done:
-    arena_free(&arena);
-    return rc;
-}
-
 /* A file of more than this adapter: other matrices, or kinds that are not implemented. */
 static int check_names(const Lora *lora, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
@@ -291,7 +279,7 @@ static int check_names(const Lora *lora, const NamedFile *file) {
 
 int lora_load(Lora *lora, const NamedFile *file) {
     TRY(check_names(lora, file));
-    TRY(lora_load_storage(lora, (WeightStorage){0}, file));
+    TRY(weights_load(lora->weights, lora->n_weights, (WeightStorage){0}, file));
     lora_pack(lora);
     return OK;
 }

@@ -57,7 +57,6 @@ void lora_pack(Lora *lora);
 /* The adapters as named fp32 arrays, as llama_arrays (`storage`: one array for each of lora->weights). */
 int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
 int lora_load(Lora *lora, const NamedFile *file);
-int lora_load_storage(const Lora *lora, WeightStorage storage, const NamedFile *file);
 
 /* Whether the matrix of that name has an adapter. */
 bool lora_adapts(const Lora *lora, const char *name);

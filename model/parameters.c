@@ -104,18 +104,13 @@ int llama_arrays(const Llama *model, WeightStorage storage, Arena *arena, NamedA
     return weights_arrays(model->weights, model->n_weights, storage, arena, arrays, n);
 }
 
-int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *file) {
-    for (size_t i = 0; i < n; i++) TRY(read_array(&arrays[i], file));
-    return OK;
-}
-
-int llama_load_storage(const Llama *model, WeightStorage storage, const NamedFile *file) {
+int weights_load(Weight *const *weights, int n_weights, WeightStorage storage, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n;
-    TRY_TO(done, llama_arrays(model, storage, &arena, &arrays, &n));
-    TRY_TO(done, weights_load_arrays(arrays, n, file));
+    TRY_TO(done, weights_arrays(weights, n_weights, storage, &arena, &arrays, &n));
+    for (size_t i = 0; i < n; i++) TRY_TO(done, read_array(&arrays[i], file));
 done:
     arena_free(&arena);
     return rc;

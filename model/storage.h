@@ -27,7 +27,7 @@ int weight_pages(void *pages, size_t bytes, const char *what);
 /* Parameters of some weights as named arrays: see llama_arrays. Tied ones are left out. */
 int weights_arrays(Weight *const *weights, int n_weights, WeightStorage storage, Arena *arena, NamedArray **arrays,
                    size_t *n);
-/* Reads every array by its name and checks its shape. */
-int weights_load_arrays(const NamedArray *arrays, size_t n, const NamedFile *file);
+/* Reads arrays so named into such storage, whatever dtype the file has, and checks their shapes. */
+int weights_load(Weight *const *weights, int n_weights, WeightStorage storage, const NamedFile *file);
 
 #endif

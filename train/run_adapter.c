@@ -56,25 +56,22 @@ int run_start_adapter(Run *run) {
     return rc;
 }
 
-/* Row `id` of the head as fp32, [dim]. */
-static void read_head(float *out, const Llama *model, int64_t id) {
-    const RowMajor *stored = &model->head.stored;
-    size_t dim = (size_t)model->shape.dim, at = (size_t)id * dim * dtype_size(stored->dtype);
-    dtype_read_f32(out, (const char *)stored->view[0] + at, stored->dtype, dim);
-}
-
-/* Other rows that are as good as this one: within a thousandth of its length. */
+/* Other rows of the head that are as good as this one: within a thousandth of its length. `row` and `other` are [dim];
+ * most rows are told apart by their first elements. */
 static int count_like(const Llama *model, int32_t id, float *row, float *other) {
+    enum { SLICE = 64 };
     const double NEAR = 1e-3;
+    size_t dim = (size_t)model->shape.dim;
+    double length = 0;
     int n = 0;
-    read_head(row, model, id);
-    for (int64_t r = 0; r < model->shape.vocab_size; r++) {
-        double apart = 0, length = 0;
-        read_head(other, model, r);
-        for (int d = 0; d < model->shape.dim; d++) {
+    row_major_read(&model->head.stored, id, 0, dim, row);
+    for (size_t d = 0; d < dim; d++) length += (double)row[d] * (double)row[d];
+    for (int r = 0; r < model->shape.vocab_size; r++) {
+        double apart = 0;
+        for (size_t d = 0; d < dim && !(apart > NEAR * NEAR * length); d++) {
+            if (d % SLICE == 0) row_major_read(&model->head.stored, r, d, dim - d < SLICE ? dim - d : SLICE, other + d);
             double difference = (double)row[d] - (double)other[d];
             apart += difference * difference;
-            length += (double)row[d] * (double)row[d];
         }
         n += r != id && apart <= NEAR * NEAR * length;
     }
@@ -82,9 +79,10 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
 }
 
 /* A stop token whose row was never trained is one of many alike, and an adapter, which leaves the head as it is, could
- * never prefer it to them. */
+ * never prefer it to them. A reward model ends no answers. */
 static int check_stops(const Run *run) {
     int rc = OK;
+    if (run->model->shape.score_head) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
@@ -107,7 +105,7 @@ int run_make_adapter(Run *run) {
     bool wanted;
     TRY(setup_lora(&options, &wanted, run->config));
     if (!wanted) return OK;
-    if (!run->model->shape.score_head) TRY(check_stops(run));
+    TRY(check_stops(run));
     TRY(lora_new(&run->lora, run->model, options,
                  (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
     return run_start_adapter(run);

@@ -50,16 +50,9 @@ int trained_arrays(const Trained *trained, WeightStorage storage, Arena *arena, 
 }
 
 int trained_load(const Trained *trained, WeightStorage storage, const NamedFile *file) {
-    int rc = OK;
-    Arena arena = {0};
-    NamedArray *arrays;
-    size_t n;
-    TRY_TO(done, trained_arrays(trained, storage, &arena, &arrays, &n));
-    TRY_TO(done, weights_load_arrays(arrays, n, file));
-    if (storage.arrays) goto done;
+    TRY(weights_load(trained->weights, trained->n_weights, storage, file));
+    if (storage.arrays) return OK;
     llama_pack(trained->model);
     if (trained->lora) lora_pack(trained->lora);
-done:
-    arena_free(&arena);
-    return rc;
+    return OK;
 }
