@@ -91,23 +91,7 @@ int command_eval(int argc, char **argv) {
         "       cria eval pairs MODEL PAIRS... [flags]    how often it finds the better answer more likely\n"
         "       cria eval reward MODEL PAIRS... [flags]   a reward model's report card on preferences\n\n"
         "'cria eval loss --help' and so on explain the flags.\n";
-    static const struct {
-        const char *verb, *name;
-        int (*run)(int argc, char **argv);
-    } verbs[] = {{"loss", "eval loss", eval_loss_command},
-                 {"pairs", "eval pairs", eval_pairs_command},
-                 {"reward", "eval reward", eval_reward_command}};
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        fputs(help, stdout);
-        return OK;
-    }
-    for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof *verbs; i++) {
-        if (strcmp(argv[1], verbs[i].verb) != 0) continue;
-        char name[16];
-        snprintf(name, sizeof name, "%s", verbs[i].name);
-        argv[1] = name;
-        return verbs[i].run(argc - 1, argv + 1);
-    }
-    FAIL(ERR_USAGE, "cria eval: expected 'loss', 'pairs' or 'reward'%s%s", argc > 1 ? ", found " : "",
-         argc > 1 ? argv[1] : "");
+    static const CliVerb verbs[] = {
+        {"loss", eval_loss_command}, {"pairs", eval_pairs_command}, {"reward", eval_reward_command}};
+    return cli_run_verb(verbs, sizeof verbs / sizeof *verbs, help, argc, argv);
 }

@@ -125,19 +125,6 @@ int command_tokenizer(int argc, char **argv) {
     static const char help[] = "usage: cria tokenizer train [flags] -o DIR FILE...   learn one from text\n"
                                "       cria tokenizer show TOKENIZER                 what one holds\n\n"
                                "'cria tokenizer train --help' explains the flags.\n";
-    char train_name[] = "tokenizer train", show_name[] = "tokenizer show";
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        fputs(help, stdout);
-        return OK;
-    }
-    if (argc > 1 && strcmp(argv[1], "train") == 0) {
-        argv[1] = train_name;
-        return train(argc - 1, argv + 1);
-    }
-    if (argc > 1 && strcmp(argv[1], "show") == 0) {
-        argv[1] = show_name;
-        return show(argc - 1, argv + 1);
-    }
-    FAIL(ERR_USAGE, "cria tokenizer: expected 'train' or 'show'%s%s", argc > 1 ? ", found " : "",
-         argc > 1 ? argv[1] : "");
+    static const CliVerb verbs[] = {{"train", train}, {"show", show}};
+    return cli_run_verb(verbs, sizeof verbs / sizeof *verbs, help, argc, argv);
 }

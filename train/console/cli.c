@@ -209,3 +209,28 @@ int cli_parse(CliResult *result, const CliSpec *spec, int argc, char **argv) {
     free(parser.settings);
     return rc;
 }
+
+static void list_verbs(Text *out, const CliVerb *verbs, size_t n) {
+    for (size_t i = 0; i < n; i++) text_printf(out, "%s'%s'", i == 0 ? "" : i + 1 < n ? ", " : " or ", verbs[i].verb);
+}
+
+int cli_run_verb(const CliVerb *verbs, size_t n, const char *help, int argc, char **argv) {
+    const char *found = argc > 1 ? argv[1] : "";
+    if (strcmp(found, "--help") == 0 || strcmp(found, "-h") == 0) {
+        fputs(help, stdout);
+        return OK;
+    }
+    for (size_t i = 0; i < n; i++) {
+        char name[32];
+        if (strcmp(found, verbs[i].verb) != 0) continue;
+        snprintf(name, sizeof name, "%s %s", argv[0], found);
+        argv[1] = name;
+        return verbs[i].run(argc - 1, argv + 1);
+    }
+    Text expected = {0};
+    list_verbs(&expected, verbs, n);
+    error_set(ERR_USAGE, __FILE__, __LINE__, "cria %s: expected %s%s%s", argv[0], expected.bytes,
+              argc > 1 ? ", found " : "", found);
+    text_free(&expected);
+    return ERR_USAGE;
+}

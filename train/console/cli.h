@@ -57,6 +57,14 @@ typedef struct {
     bool helped; /* --help was asked for and has been printed */
 } CliResult;
 
+/* A command that is several: `cria data lint`. */
+typedef struct {
+    const char *verb;
+    int (*run)(int argc, char **argv); /* argv[0] is "data lint" */
+} CliVerb;
+/* Runs the verb that argv[1] names; --help prints `help`. argv[0] is the command's name. */
+int cli_run_verb(const CliVerb *verbs, size_t n, const char *help, int argc, char **argv);
+
 /* Errors are ERR_USAGE and name the argument. argv[0] is the command's name; "--" ends flags; "-" is a word. */
 int cli_parse(CliResult *result, const CliSpec *spec, int argc, char **argv);
 
