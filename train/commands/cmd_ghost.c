@@ -8,10 +8,8 @@
 #include "model/core/log.h"
 #include "train/console/cli.h"
 #include "train/commands.h"
+#include "train/sampling/answering.h"
 #include "train/sampling/ghost.h"
-#include "train/files/model_file.h"
-#include "train/files/model_template.h"
-#include "train/setup.h"
 
 typedef struct {
     const char *model, *conversations, *instructions, *out; /* words */
@@ -21,22 +19,14 @@ typedef struct {
 } Arguments;
 
 typedef struct {
-    ModelFile file;
-    ModelTemplate chat;
-    ChatColumns columns;
-    Prompts prompts;
+    Answering answering;
     char *bytes; /* of the instructions, cut into lines */
     const char **lines;
     size_t n_lines;
-    int32_t stops[HF_MAX_EOS + 2];
-    size_t n_stops;
 } Inputs;
 
 static void inputs_free(Inputs *inputs) {
-    prompts_free(&inputs->prompts);
-    chat_columns_free(&inputs->columns);
-    model_template_free(&inputs->chat);
-    model_file_close(&inputs->file);
+    answering_close(&inputs->answering);
     free(inputs->bytes);
     free(inputs->lines);
 }
@@ -58,30 +48,21 @@ static int read_instructions(Inputs *inputs, const char *path) {
     return OK;
 }
 
-static void collect_stops(Inputs *inputs) {
-    inputs->n_stops = chat_template_stops(inputs->chat.chat, inputs->stops);
-    for (int i = 0; i < inputs->file.generation.n_eos; i++)
-        inputs->stops[inputs->n_stops++] = inputs->file.generation.eos_token_ids[i];
-}
-
 static int open_inputs(Inputs *inputs, const Arguments *a, const Config *config) {
-    ModelFile *file = &inputs->file;
+    Answering *answering = &inputs->answering;
     TRY(read_instructions(inputs, a->instructions));
     if (a->per_conversation > (int64_t)inputs->n_lines)
         FAIL(ERR_USAGE, "--per-conversation: found %lld, and %s has %zu instructions", (long long)a->per_conversation,
              a->instructions, inputs->n_lines);
-    if (a->columns) TRY(chat_columns_parse(&inputs->columns, a->columns));
-    TRY(model_file_open(file, a->model,
-                        (ModelFileOptions){.tokenizer = a->tokenizer,
-                                           .need_tokenizer = true,
-                                           .fingerprint = true,
+    TRY(answering_open(answering, config,
+                       &(AnsweringOptions){.model = a->model,
+                                           .tokenizer = a->tokenizer,
                                            .base = a->base,
-                                           .inference = setup_inference(config)}));
-    TRY(model_template_choose(&inputs->chat, config, file->chat_template, file->path, file->tokenizer));
-    TRY(model_template_open(&inputs->chat, file->tokenizer));
-    collect_stops(inputs);
-    PromptOptions options = {.tokenizer = file->tokenizer, .chat = inputs->chat.chat, .columns = &inputs->columns};
-    return prompts_read(&inputs->prompts, &options, a->conversations);
+                                           .chat = ANSWER_CHAT,
+                                           .columns = a->columns ? a->columns : "",
+                                           .no_bos = true,
+                                           .fingerprint = true}));
+    return prompts_read(&answering->prompts, &answering->how, a->conversations);
 }
 
 static void report(const GhostResult *r, const Arguments *a) {
@@ -105,24 +86,20 @@ static int run(Arguments *a, const Config *config) {
     Inputs inputs = {0};
     GhostResult result = {0};
     int rc = open_inputs(&inputs, a, config);
-    int64_t limit = rc == OK ? inputs.file.model->rotary.n_positions : 0;
+    Answering *answering = &inputs.answering;
+    int64_t limit = rc == OK ? answering->file.model->rotary.n_positions : 0;
     if (a->max_sequence == 0 || a->max_sequence > limit) a->max_sequence = limit;
     GhostOptions options = {.instructions = inputs.lines,
                             .n_instructions = inputs.n_lines,
                             .per_conversation = (size_t)a->per_conversation,
                             .as_system = a->as_system,
-                            .model = inputs.file.fingerprint,
+                            .model = answering->file.fingerprint,
                             .max_batch = (int)a->max_batch,
                             .max_sequence = (int)a->max_sequence,
-                            .generate = {.sampler = setup_sampler(config),
-                                         .max_new_tokens = (int)config->generate_max_new_tokens,
-                                         .stop = config->generate_stop.items,
-                                         .n_stop = config->generate_stop.n,
-                                         .stop_tokens = inputs.stops,
-                                         .n_stop_tokens = inputs.n_stops}};
+                            .generate = answering_generate_options(answering, config)};
     if (rc == OK)
-        rc = ghost_run(inputs.file.model, inputs.file.tokenizer, inputs.chat.chat, &inputs.prompts, &options, a->out,
-                       &result);
+        rc = ghost_run(answering->file.model, answering->file.tokenizer, answering->chat.chat, &answering->prompts,
+                       &options, a->out, &result);
     if (rc == OK) report(&result, a);
     if (rc == OK && result.written + result.resumed == 0)
         rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "not one conversation could be answered to its end");

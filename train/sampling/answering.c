@@ -4,15 +4,10 @@
 #include "model/core/error.h"
 #include "train/setup.h"
 
-/* An answer also ends with the template's stops. */
 static int open_template(Answering *a, const Config *config) {
-    int32_t stops[2];
-    HfGeneration *generation = &a->file.generation;
     TRY(model_template_choose(&a->chat, config, a->file.chat_template, a->file.path, a->file.tokenizer));
     TRY(model_template_open(&a->chat, a->file.tokenizer));
-    size_t n = chat_template_stops(a->chat.chat, stops);
-    for (size_t i = 0; i < n && generation->n_eos < HF_MAX_EOS; i++)
-        generation->eos_token_ids[generation->n_eos++] = stops[i];
+    a->n_stops += chat_template_stops(a->chat.chat, a->stops + a->n_stops);
     return OK;
 }
 
@@ -24,8 +19,10 @@ int answering_open(Answering *a, const Config *config, const AnsweringOptions *o
     TRY(model_file_open(&a->file, options->model,
                         (ModelFileOptions){.tokenizer = options->tokenizer,
                                            .need_tokenizer = true,
+                                           .fingerprint = options->fingerprint,
                                            .base = options->base,
                                            .inference = setup_inference(config)}));
+    for (int i = 0; i < a->file.generation.n_eos; i++) a->stops[a->n_stops++] = a->file.generation.eos_token_ids[i];
     if (options->chat == ANSWER_CHAT || (options->chat == ANSWER_CHAT_AUTO && has_template(a, config)))
         TRY(open_template(a, config));
     TRY(chat_columns_parse(&a->columns, options->columns));
@@ -49,8 +46,8 @@ GenerateOptions answering_generate_options(const Answering *a, const Config *con
                              .max_new_tokens = (int)config->generate_max_new_tokens,
                              .stop = config->generate_stop.items,
                              .n_stop = config->generate_stop.n,
-                             .stop_tokens = a->file.generation.eos_token_ids,
-                             .n_stop_tokens = (size_t)a->file.generation.n_eos};
+                             .stop_tokens = a->stops,
+                             .n_stop_tokens = a->n_stops};
 }
 
 int answering_longest(const Answering *a, const Config *config) {

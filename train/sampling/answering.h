@@ -1,4 +1,4 @@
-/* A model, the prompts it is to answer, and how: what `generate` and `rejection` have in common. */
+/* A model, the prompts it is to answer, and how: what `generate`, `rejection` and `ghost` have in common. */
 #ifndef CRIA_TRAIN_ANSWERING_H
 #define CRIA_TRAIN_ANSWERING_H
 
@@ -17,6 +17,7 @@ typedef struct {
     AnswerChat chat;
     const char *columns;     /* as chat_columns_parse, or "" */
     bool no_bos;             /* a plain prompt does not begin with BOS */
+    bool fingerprint;        /* of the model's parameters is wanted (file.fingerprint) */
     const char *chat_option; /* as PromptOptions has it */
 } AnsweringOptions;
 
@@ -26,6 +27,8 @@ typedef struct {
     ChatColumns columns;
     PromptOptions how;
     Prompts prompts;
+    int32_t stops[HF_MAX_EOS + 2]; /* that end an answer: the model's, and the template's */
+    size_t n_stops;
 } Answering; /* {0} is empty; answering_close */
 
 /* Model and template. The config must outlive it; prompts are added with prompts_read and prompts_add_text. */
