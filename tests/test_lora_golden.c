@@ -1,7 +1,6 @@
 /* Adapters against PEFT: values, gradients and training on the golden Llamas, and PEFT's own files as the start. What
  * the numbers are and how exact: tests/golden/lora.py and the report in each tests/golden/lora_CASE/expected.json. */
-#include "model/lora.h"
-#include "tests/golden_recipe.h"
+#include "tests/golden_adapter.h"
 
 static const double gradient_bound = 5e-6; /* relative to the norm; PEFT itself is up to 1e-6 from fp64 */
 static const double loss_bound = 1e-6;     /* of losses near 4; an ulp there is 4.8e-7 */
@@ -28,16 +27,8 @@ static const Case golden_adapters[] = {
 };
 enum { N_CASES = sizeof golden_adapters / sizeof *golden_adapters };
 
-typedef struct {
-    Golden golden; /* the base, its batches; `expected` is the adapter's */
-    Lora *lora;
-    NamedArray *arrays; /* of the adapter */
-    size_t n;
-} Adapted;
-
 static void adapted_open(Adapted *adapted, const Case *c, void (*wrong)(LoraOptions *)) {
     char path[256];
-    NamedFile *file = NULL;
     Golden *golden = &adapted->golden;
     LoraOptions options = c->options;
     if (wrong) wrong(&options);
@@ -46,38 +37,11 @@ static void adapted_open(Adapted *adapted, const Case *c, void (*wrong)(LoraOpti
     named_close(golden->expected);
     snprintf(path, sizeof path, "tests/golden/lora_%s/expected.safetensors", c->name);
     CHECK_OK(named_open(&golden->expected, path));
-    snprintf(path, sizeof path, "tests/golden/lora_%s/adapter_model.safetensors", c->name);
-    CHECK_OK(named_open(&file, path));
-    CHECK_OK(lora_new(&adapted->lora, golden->model, options, (LlamaOptions){.training = true}));
-    CHECK_OK(lora_load(adapted->lora, file));
-    CHECK_OK(lora_arrays(adapted->lora, (WeightStorage){0}, &golden->arena, &adapted->arrays, &adapted->n));
-    ck_assert_uint_eq(adapted->n, named_count(file));
-    named_close(file);
-}
-
-static void adapted_close(Adapted *adapted) {
-    lora_free(adapted->lora);
-    golden_close(&adapted->golden);
+    snprintf(path, sizeof path, "tests/golden/lora_%s", c->name);
+    adapted_attach(adapted, path, options);
 }
 
 /* ---- values and gradients ---- */
-
-static void compare_gradients(Adapted *adapted, const char *table, const char *name, Worst *worst) {
-    Golden *golden = &adapted->golden;
-    Lora *lora = adapted->lora;
-    NamedArray *gradients;
-    size_t n, elements = 0;
-    void **storage = arena_alloc(&golden->arena, (size_t)lora->n_weights * sizeof *storage);
-    for (int i = 0; i < lora->n_weights; i++) storage[i] = lora->weights[i]->grad;
-    CHECK_OK(lora_arrays(lora, (WeightStorage){storage, DTYPE_F32, NULL}, &golden->arena, &gradients, &n));
-    for (size_t i = 0; i < n; i++) {
-        char key[160];
-        snprintf(key, sizeof key, "grad.%s", gradients[i].name);
-        const float *expected = golden_array(golden, key, DTYPE_F32, &elements);
-        ck_assert_uint_eq(elements, named_elements(&gradients[i]));
-        worst_of(worst, relative_distance(gradients[i].data, expected, NULL, elements), table, name, key);
-    }
-}
 
 static void run(Adapted *adapted, const char *table, const Case *c, EngineOptions options, Worst *loss,
                 Worst *gradient) {
@@ -88,7 +52,7 @@ static void run(Adapted *adapted, const char *table, const Case *c, EngineOption
     double found = engine_run(&engine, batch, run_weight(batch));
     const double *expected = golden_array(&adapted->golden, "loss", DTYPE_F64, &n);
     worst_of(loss, fabs(found - *expected), table, c->name, "");
-    compare_gradients(adapted, table, c->name, gradient);
+    adapted_gradients(adapted, table, c->name, gradient);
     engine_close(&engine);
 }
 
@@ -141,68 +105,28 @@ END_TEST
 /* ---- training ---- */
 
 typedef struct {
-    Worst change, loss, norm, rate;
+    AdaptedDistance peft;
+    Worst rate;
 } Distance;
 
-static Optimizer *adapter_optimizer(Adapted *adapted, const Recipe *recipe) {
-    const Lora *lora = adapted->lora;
-    Optimizer *optimizer = NULL;
-    OptimParameter *parameters = arena_alloc(&adapted->golden.arena, (size_t)lora->n_weights * sizeof *parameters);
-    for (int i = 0; i < lora->n_weights; i++) {
-        Weight *w = lora->weights[i];
-        parameters[i] = (OptimParameter){
-            .value = w->value, .grad = w->grad, .n = weight_elements(w), .decay = w->decay, .rate = lora_rate(lora, w)};
-    }
-    CHECK_OK(optimizer_new(&optimizer, parameters, (size_t)lora->n_weights, recipe->optimizer));
-    return optimizer;
-}
-
-static void compare_change(Adapted *adapted, float *const *before, const char *table, const char *name, Worst *worst) {
-    for (size_t i = 0; i < adapted->n; i++) {
-        const NamedArray *after = &adapted->arrays[i];
-        char key[160];
-        size_t elements;
-        snprintf(key, sizeof key, "theta.%s", after->name);
-        const float *expected = golden_array(&adapted->golden, key, DTYPE_F32, &elements);
-        worst_of(worst, relative_distance(after->data, expected, before[i], elements), table, name, key);
-    }
+static void compare_rates(Golden *golden, const Recipe *recipe, const char *table, const char *name, Worst *worst) {
+    size_t n;
+    const double *rates = golden_array(golden, "learning_rates", DTYPE_F64, &n);
+    ck_assert_uint_eq(n, GOLDEN_STEPS);
+    for (int step = 0; step < GOLDEN_STEPS; step++)
+        worst_of(worst, fabs(schedule_at(&recipe->schedule, step) / rates[step] - 1), table, name, "");
 }
 
 /* 20 updates; the wrongs change what is trained first. */
 static void train(Distance *distance, const char *table, const Case *c, void (*wrong)(LoraOptions *),
                   void (*wrong_recipe)(Recipe *)) {
     Adapted adapted;
-    Engine engine;
-    size_t m;
     adapted_open(&adapted, c, wrong);
-    Golden *golden = &adapted.golden;
-    Recipe recipe = golden_recipe(golden->expected);
+    Recipe recipe = golden_recipe(adapted.golden.expected);
     if (!wrong) ck_assert(recipe.plus_ratio == fmax(1, c->options.plus_ratio));
     if (wrong_recipe) wrong_recipe(&recipe);
-    float **before = arena_alloc(&golden->arena, adapted.n * sizeof *before);
-    for (size_t i = 0; i < adapted.n; i++) {
-        size_t bytes = named_bytes(&adapted.arrays[i]);
-        before[i] = memcpy(arena_alloc(&golden->arena, bytes), adapted.arrays[i].data, bytes);
-    }
-    const double *losses = golden_array(golden, "losses", DTYPE_F64, &m);
-    const double *norms = golden_array(golden, "grad_norms", DTYPE_F64, &m);
-    const double *rates = golden_array(golden, "learning_rates", DTYPE_F64, &m);
-    ck_assert_uint_eq(m, GOLDEN_STEPS);
-    Optimizer *optimizer = adapter_optimizer(&adapted, &recipe);
-    engine_open(&engine, golden->model, 128, (EngineOptions){0});
-    for (int step = 0; step < GOLDEN_STEPS; step++) {
-        const Run *batch = &golden->batches[step % GOLDEN_BATCHES];
-        double loss = engine_run(&engine, batch, run_weight(batch));
-        double norm = optimizer_grad_norm(optimizer), rate = schedule_at(&recipe.schedule, step);
-        optimizer_step(optimizer, rate, norm);
-        optimizer_zero_grad(optimizer);
-        worst_of(&distance->loss, fabs(loss - losses[step]), table, c->name, "");
-        worst_of(&distance->norm, fabs(norm / norms[step] - 1), table, c->name, "");
-        worst_of(&distance->rate, fabs(rate / rates[step] - 1), table, c->name, "");
-    }
-    compare_change(&adapted, before, table, c->name, &distance->change);
-    engine_close(&engine);
-    optimizer_free(optimizer);
+    compare_rates(&adapted.golden, &recipe, table, c->name, &distance->rate);
+    adapted_train(&adapted, &recipe, table, c->name, &distance->peft);
     adapted_close(&adapted);
 }
 
@@ -211,12 +135,12 @@ START_TEST(twenty_adamw_steps_end_where_those_of_peft_end) {
         Distance d = {0};
         if (!golden_select(golden_kernels[k])) continue;
         for (int c = 0; c < N_CASES; c++) train(&d, golden_kernels[k], &golden_adapters[c], NULL, NULL);
-        printf("%s: losses %.1e (%s), change %.1e (%s), norms %.1e\n", golden_kernels[k], d.loss.value, d.loss.where,
-               d.change.value, d.change.where, d.norm.value);
+        printf("%s: losses %.1e (%s), change %.1e (%s), norms %.1e\n", golden_kernels[k], d.peft.loss.value,
+               d.peft.loss.where, d.peft.change.value, d.peft.change.where, d.peft.norm.value);
         ck_assert_msg(d.rate.value <= 1e-14, "learning rate: %g, %s", d.rate.value, d.rate.where);
-        ck_assert_msg(d.norm.value <= 1e-5, "norm: %g, %s", d.norm.value, d.norm.where);
-        ck_assert_msg(d.loss.value <= loss_bound, "loss: %g, %s", d.loss.value, d.loss.where);
-        ck_assert_msg(d.change.value <= change_bound, "change: %g, %s", d.change.value, d.change.where);
+        ck_assert_msg(d.peft.norm.value <= 1e-5, "norm: %g, %s", d.peft.norm.value, d.peft.norm.where);
+        ck_assert_msg(d.peft.loss.value <= loss_bound, "loss: %g, %s", d.peft.loss.value, d.peft.loss.where);
+        ck_assert_msg(d.peft.change.value <= change_bound, "change: %g, %s", d.peft.change.value, d.peft.change.where);
     }
 }
 END_TEST
@@ -242,8 +166,8 @@ START_TEST(a_wrong_recipe_is_noticed_in_every_case) {
         for (int c = 0; c < N_CASES; c++) {
             Distance d = {0};
             train(&d, "auto", &golden_adapters[c], controls[i].adapter, controls[i].recipe);
-            ck_assert_msg(d.change.value > 5 * change_bound, "%s in %s passes: change %g", controls[i].what,
-                          golden_adapters[c].name, d.change.value);
+            ck_assert_msg(d.peft.change.value > 5 * change_bound, "%s in %s passes: change %g", controls[i].what,
+                          golden_adapters[c].name, d.peft.change.value);
         }
 }
 END_TEST
