@@ -22,10 +22,11 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig
 
-from sft_trl import BETAS, DECAY, HERE, OUT, RATE, RECORDS, STEPS, Recorder
+from sft_trl import OUT, RECORDS, Recorder
+from trl_recipe import STEPS, arguments, llama3_tokenizer
 
 KINDS = {
     "lora": dict(r=4, lora_alpha=8),
@@ -71,12 +72,7 @@ def make(kind, tokenizer):
     (directory / "README.md").unlink(missing_ok=True)
     start = load_file(directory / "adapter_model.safetensors")
     assert start.keys() == trained(model).keys()
-    args = SFTConfig(
-        output_dir="/tmp/sft_trl", max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        learning_rate=RATE, lr_scheduler_type="constant", warmup_steps=0, weight_decay=DECAY, adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1], adam_epsilon=1e-8, max_grad_norm=1.0, optim="adamw_torch", logging_steps=1,
-        completion_only_loss=True, packing=False, max_length=128, report_to=[], save_strategy="no", use_cpu=True,
-        bf16=False, fp16=False, gradient_checkpointing=False, seed=1)
+    args = arguments(SFTConfig, "sft_trl", 4, gradient_accumulation_steps=2, completion_only_loss=True, packing=False)
     Recorder.losses, first = [], FirstGradients()
     trainer = Recorder(model=model, args=args, train_dataset=Dataset.from_list(RECORDS), processing_class=tokenizer,
                        callbacks=[first])
@@ -93,10 +89,7 @@ def make(kind, tokenizer):
 
 
 def main():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "tokenizer_chat.json"),
-                                        bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
-                                        pad_token="<|end_of_text|>")
-    tokenizer.chat_template = (OUT / "chat_template.jinja").read_text()
+    tokenizer = llama3_tokenizer()
     for kind in KINDS:
         make(kind, tokenizer)
 

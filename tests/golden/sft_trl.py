@@ -13,19 +13,17 @@ Made with TRL 1.16, torch 2.13.0 and transformers 5.24.0. Run: python tests/gold
 """
 
 import json
-import pathlib
 
 import torch
 import transformers
 import trl
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
+from trl_recipe import HERE, STEPS, arguments, llama3_tokenizer
 
-HERE = pathlib.Path(__file__).parent
 OUT = HERE / "sft_trl"
-STEPS, RATE, DECAY, BETAS = 20, 2e-3, 0.1, (0.9, 0.95)
 
 RECORDS = [
     {"prompt": [{"role": "user", "content": "What is two and two?"}],
@@ -72,20 +70,12 @@ class Recorder(SFTTrainer):
 
 def main():
     OUT.mkdir(exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "tokenizer_chat.json"),
-                                        bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
-                                        pad_token="<|end_of_text|>")
-    tokenizer.chat_template = (OUT / "chat_template.jinja").read_text()
+    tokenizer = llama3_tokenizer()
     (OUT / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
     model = make_model(len(tokenizer))
     model.save_pretrained(OUT, safe_serialization=True)
     (OUT / "generation_config.json").unlink(missing_ok=True)
-    args = SFTConfig(
-        output_dir="/tmp/sft_trl", max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        learning_rate=RATE, lr_scheduler_type="constant", warmup_steps=0, weight_decay=DECAY, adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1], adam_epsilon=1e-8, max_grad_norm=1.0, optim="adamw_torch", logging_steps=1,
-        completion_only_loss=True, packing=False, max_length=128, report_to=[], save_strategy="no", use_cpu=True,
-        bf16=False, fp16=False, gradient_checkpointing=False, seed=1)
+    args = arguments(SFTConfig, "sft_trl", 4, gradient_accumulation_steps=2, completion_only_loss=True, packing=False)
     trainer = Recorder(model=model, args=args, train_dataset=Dataset.from_list(RECORDS), processing_class=tokenizer)
     trainer.train()
     losses = [sum(Recorder.losses[i:i + 2]) for i in range(0, 2 * STEPS, 2)]
