@@ -4,20 +4,13 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "eval/correlation.h"
 #include "model/core/error.h"
 
-static double correlation(const double *x, const double *y, size_t n) {
-    double mx = 0, my = 0, xx = 0, yy = 0, xy = 0;
-    for (size_t i = 0; i < n; i++) {
-        mx += x[i] / (double)n;
-        my += y[i] / (double)n;
-    }
-    for (size_t i = 0; i < n; i++) {
-        xx += (x[i] - mx) * (x[i] - mx);
-        yy += (y[i] - my) * (y[i] - my);
-        xy += (x[i] - mx) * (y[i] - my);
-    }
-    return xx > 0 && yy > 0 ? xy / sqrt(xx * yy) : 0;
+/* 0 where one of the two does not vary. */
+static double together(const double *x, const double *y, size_t n) {
+    double r = correlation(x, y, n);
+    return isnan(r) ? 0 : r;
 }
 
 /* ---- ranks ---- */
@@ -50,15 +43,15 @@ static void correlate(RewardCard *card, const RewardPair *pairs, size_t n, doubl
         x[i] = pairs[i].reward[0] - pairs[i].reward[1];
         y[i] = pairs[i].length[0] - pairs[i].length[1];
     }
-    card->difference_pearson = correlation(x, y, n);
+    card->difference_pearson = together(x, y, n);
     for (size_t i = 0; i < 2 * n; i++) {
         x[i] = pairs[i / 2].reward[i % 2];
         y[i] = pairs[i / 2].length[i % 2];
     }
-    card->length_pearson = correlation(x, y, 2 * n);
+    card->length_pearson = together(x, y, 2 * n);
     rank(x, 2 * n, scratch);
     rank(y, 2 * n, scratch);
-    card->length_spearman = correlation(x, y, 2 * n);
+    card->length_spearman = together(x, y, 2 * n);
 }
 
 static void take_rewards(RewardCard *card, const RewardPair *pairs, size_t n) {

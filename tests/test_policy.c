@@ -7,6 +7,7 @@
 #include "tests/check_main.h"
 #include "train/objectives/advantages.h"
 #include "train/objectives/policy_loss.h"
+#include "eval/correlation.h"
 #include "train/objectives/policy_watch.h"
 
 static json_t *golden(void) {

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "eval/correlation.h"
 #include "model/core/error.h"
 #include "train/objectives/micro_batch.h"
 #include "train/objectives/policy_loss.h"

@@ -14,24 +14,6 @@ static const double LENGTH_GROWN = 1.2;      /* times the first rollout's */
 static const double LENGTH_FOLLOWED = 0.7;   /* correlation of score and length */
 static const double NO_SIGNAL = 0.9;         /* share of prompts */
 
-double correlation(const double *x, const double *y, size_t n) {
-    double sx = 0, sy = 0, sxx = 0, syy = 0, sxy = 0, m = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (isnan(x[i]) || isnan(y[i])) continue;
-        m++;
-        sx += x[i];
-        sy += y[i];
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (isnan(x[i]) || isnan(y[i])) continue;
-        double a = x[i] - sx / m, b = y[i] - sy / m;
-        sxx += a * a;
-        syy += b * b;
-        sxy += a * b;
-    }
-    return sxx > 0 && syy > 0 ? sxy / sqrt(sxx * syy) : NAN;
-}
-
 /* Whether it may be told now. */
 static bool tell(PolicyWatch *watch, Watched what) {
     if (watch->told[what] > 0 && watch->n - watch->told[what] < TELL_AGAIN) return false;

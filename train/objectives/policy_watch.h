@@ -32,7 +32,4 @@ typedef struct {
 /* Takes in one rollout more. Appends a line for each thing that is wrong, each at most once in 20 rollouts. */
 void policy_watch(PolicyWatch *watch, const WatchFigures *figures, Text *out);
 
-/* Pearson's; NaN where one of the two does not vary. Pairs with a NaN are left out. */
-double correlation(const double *x, const double *y, size_t n);
-
 #endif
