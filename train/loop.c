@@ -14,6 +14,7 @@
 #include "model/core/text.h"
 #include "train/console/interrupt.h"
 #include "train/console/progress.h"
+#include "train/figures.h"
 
 struct Loop {
     LoopParts parts;
@@ -228,38 +229,6 @@ int loop_validate(Loop *loop, Validation *result) {
     return OK;
 }
 
-enum { MOST_METRICS = 16 + OBJECTIVE_MAX_SOURCES + OBJECTIVE_MAX_METRICS, METRIC_NAME = 128 };
-
-/* The figures of one step, before they are written. */
-typedef struct {
-    Metric rows[MOST_METRICS];
-    char source_names[OBJECTIVE_MAX_SOURCES][METRIC_NAME], own_names[OBJECTIVE_MAX_METRICS][METRIC_NAME];
-    size_t n;
-} Figures;
-
-static void put(Figures *figures, const char *name, double value) {
-    figures->rows[figures->n++] = (Metric){.name = name, .value = value};
-}
-
-/* The objective's own. */
-static void put_metrics(Figures *figures, const char *prefix, const Objective *objective, const ObjectiveSums *sums) {
-    for (int i = 0; i < objective->n_metrics; i++) {
-        if (!objective->metrics[i] || !(sums->metric_weight[i] > 0)) continue;
-        snprintf(figures->own_names[i], METRIC_NAME, "%s%s", prefix, objective->metrics[i]);
-        put(figures, figures->own_names[i], sums->metric[i] / sums->metric_weight[i]);
-    }
-}
-
-/* "loss/NAME" for every source that has tokens, where there are several. */
-static void put_source_losses(Figures *figures, const char *prefix, int n, const double *loss, const double *weight,
-                              const Loader *loader, const char *(*name_of)(const Loader *, int)) {
-    for (int s = 0; s < n && n > 1 && s < OBJECTIVE_MAX_SOURCES; s++) {
-        bool rest = n > OBJECTIVE_MAX_SOURCES && s == OBJECTIVE_MAX_SOURCES - 1;
-        snprintf(figures->source_names[s], METRIC_NAME, "%s/%s", prefix, rest ? "others" : name_of(loader, s));
-        if (weight[s] > 0) put(figures, figures->source_names[s], loss[s] / weight[s]);
-    }
-}
-
 static double memory_gib(void) {
     return (double)memory_use().resident / 0x1p30;
 }
@@ -278,18 +247,16 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
         return OK;
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
-    put(&figures, "loss", result->loss);
-    put(&figures, "grad_norm", result->grad_norm);
-    put(&figures, "learning_rate", result->learning_rate);
-    put(&figures, "num_tokens", (double)state->tokens);
-    if (!objective->no_tokens) put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
-    if (sums->entropy > 0) put(&figures, "entropy", sums->entropy / sums->scored);
-    put_metrics(&figures, "", objective, sums);
-    put(&figures, "tokens_per_second", rate);
-    put(&figures, "memory", memory_gib());
-    if (loader)
-        put_source_losses(&figures, "loss", loader_n_sources(loader), sums->source_loss, sums->source_weight, loader,
-                          loader_source_name);
+    figures_put(&figures, "loss", result->loss);
+    figures_put(&figures, "grad_norm", result->grad_norm);
+    figures_put(&figures, "learning_rate", result->learning_rate);
+    figures_put(&figures, "num_tokens", (double)state->tokens);
+    if (!objective->no_tokens) figures_put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
+    if (sums->entropy > 0) figures_put(&figures, "entropy", sums->entropy / sums->scored);
+    figures_put_own(&figures, "", objective, sums);
+    figures_put(&figures, "tokens_per_second", rate);
+    figures_put(&figures, "memory", memory_gib());
+    if (loader) figures_put_sources(&figures, "loss", loader_n_sources(loader), sums, loader, loader_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
@@ -297,12 +264,12 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     if (!loop->parts.metrics) return OK;
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
-    put(&figures, "eval_loss", result->loss);
-    if (!loop->parts.objective->no_tokens) put(&figures, "eval_mean_token_accuracy", result->accuracy);
-    if (result->entropy > 0) put(&figures, "eval_entropy", result->entropy);
-    put_metrics(&figures, "eval_", loop->parts.objective, &result->sums);
-    put_source_losses(&figures, "eval_loss", loader_n_validation_sources(loader), result->sums.source_loss,
-                      result->sums.source_weight, loader, loader_validation_source_name);
+    figures_put(&figures, "eval_loss", result->loss);
+    if (!loop->parts.objective->no_tokens) figures_put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (result->entropy > 0) figures_put(&figures, "eval_entropy", result->entropy);
+    figures_put_own(&figures, "eval_", loop->parts.objective, &result->sums);
+    figures_put_sources(&figures, "eval_loss", loader_n_validation_sources(loader), &result->sums, loader,
+                        loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
 }
 
