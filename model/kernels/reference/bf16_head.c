@@ -22,34 +22,6 @@ static double logit(const Logits *l, int t, int v) {
     return (double)l->scale * sum;
 }
 
-static void skipped_token(HeadResults out, int t) {
-    out.logprob[t] = 0;
-    out.lse[t] = 0;
-    if (out.entropy) out.entropy[t] = 0;
-    if (out.top1) out.top1[t] = -1;
-    if (out.mean_logit) out.mean_logit[t] = 0;
-}
-
-/* Results of token t from its row of logits. */
-static void token_results(HeadResults out, int t, const float *z, int vocab, int target) {
-    int top = 0;
-    for (int v = 1; v < vocab; v++)
-        if (z[v] > z[top] || isnan(z[top])) top = v;
-    double sum = 0, weighted = 0, total = 0;
-    for (int v = 0; v < vocab; v++) {
-        double e = exp((double)z[v] - (double)z[top]);
-        sum += e;
-        weighted += e * ((double)z[v] - (double)z[top]);
-        total += (double)z[v];
-    }
-    double lse = (double)z[top] + log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
-    out.lse[t] = (float)lse;
-    out.logprob[t] = (float)((double)z[target] - lse);
-    if (out.entropy) out.entropy[t] = (float)(log(sum) - weighted / sum);
-    if (out.top1) out.top1[t] = top;
-    if (out.mean_logit) out.mean_logit[t] = (float)(total / vocab);
-}
-
 static void reference_bf16_head_forward(HeadResults out, const bf16 *x, Panels forward, const int32_t *targets,
                                         const float *mask, int n_tokens, float logit_scale, float *scratch) {
     const Logits logits = {x, forward, logit_scale};
@@ -58,11 +30,11 @@ static void reference_bf16_head_forward(HeadResults out, const bf16 *x, Panels f
     for (int t = 0; t < n_tokens; t++) {
         float *z = scratch + (size_t)omp_get_thread_num() * (size_t)vocab;
         if (mask && mask[t] == 0) {
-            skipped_token(out, t);
+            reference_token_skipped(out, t);
             continue;
         }
         for (int v = 0; v < vocab; v++) z[v] = (float)logit(&logits, t, v);
-        token_results(out, t, z, vocab, targets[t]);
+        reference_token_results(out, t, z, vocab, targets[t]);
     }
 }
 

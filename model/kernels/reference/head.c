@@ -18,7 +18,7 @@ static double logit(const float *x, const float *w, int width, float logit_scale
     return logit_scale * sum;
 }
 
-static void skipped_token(HeadResults out, int t) {
+void reference_token_skipped(HeadResults out, int t) {
     out.logprob[t] = 0;
     out.lse[t] = 0;
     if (out.entropy) out.entropy[t] = 0;
@@ -26,22 +26,21 @@ static void skipped_token(HeadResults out, int t) {
     if (out.mean_logit) out.mean_logit[t] = 0;
 }
 
-/* Results of token t from its row of logits. */
-static void token_results(HeadResults out, int t, const float *z, int vocab, int target) {
+void reference_token_results(HeadResults out, int t, const float *z, int vocab, int target) {
     int top = 0;
     for (int v = 1; v < vocab; v++)
         if (z[v] > z[top] || isnan(z[top])) top = v;
     double sum = 0, weighted = 0, total = 0;
     for (int v = 0; v < vocab; v++) {
-        double e = exp((double)z[v] - z[top]);
+        double e = exp((double)z[v] - (double)z[top]);
         sum += e;
-        weighted += e * z[v];
-        total += z[v];
+        weighted += e * ((double)z[v] - (double)z[top]);
+        total += (double)z[v];
     }
-    double lse = z[top] + log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
+    double lse = (double)z[top] + log(sum); /* cppcheck-suppress invalidFunctionArg ; one term is 1 */
     out.lse[t] = (float)lse;
-    out.logprob[t] = (float)(z[target] - lse);
-    if (out.entropy) out.entropy[t] = (float)(lse - weighted / sum);
+    out.logprob[t] = (float)((double)z[target] - lse);
+    if (out.entropy) out.entropy[t] = (float)(log(sum) - weighted / sum);
     if (out.top1) out.top1[t] = top;
     if (out.mean_logit) out.mean_logit[t] = (float)(total / vocab);
 }
@@ -52,12 +51,12 @@ void reference_head_forward(HeadResults out, const float *x, const float *w, con
     for (int t = 0; t < n_tokens; t++) {
         float *z = scratch + (size_t)omp_get_thread_num() * (size_t)vocab;
         if (mask && mask[t] == 0) {
-            skipped_token(out, t);
+            reference_token_skipped(out, t);
             continue;
         }
         const float *x_D = x + (size_t)t * (size_t)width;
         for (int v = 0; v < vocab; v++) z[v] = (float)logit(x_D, w + (size_t)v * (size_t)width, width, logit_scale);
-        token_results(out, t, z, vocab, targets[t]);
+        reference_token_results(out, t, z, vocab, targets[t]);
     }
 }
 

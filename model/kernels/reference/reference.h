@@ -33,6 +33,10 @@ void reference_swiglu_forward(float *y, const float *gate_up, int n_tokens, int 
 void reference_swiglu_backward(float *dgate_up, bool accumulate, const float *dy, const float *gate_up, int n_tokens,
                                int width);
 
+/* What the references of the head share: the results of token t from its row of logits, and of one that the mask leaves
+ * out. */
+void reference_token_results(HeadResults out, int t, const float *z, int vocab, int target);
+void reference_token_skipped(HeadResults out, int t);
 void reference_head_forward(HeadResults out, const float *x, const float *w, const int32_t *targets, const float *mask,
                             int n_tokens, int width, int vocab, float logit_scale, float *scratch);
 void reference_head_backward(float *dx, bool accumulate, float *dw, const float *dlogprob, const float *x,
