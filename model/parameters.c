@@ -173,11 +173,11 @@ static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, 
         bool narrow = found[v]->dtype == DTYPE_BF16 || found[v]->dtype == DTYPE_F16;
         mapped = mapped && found[v]->data && narrow && (v == 0 || found[v]->dtype == found[v - 1]->dtype);
     }
-    RowMajor stored = {
-        .dtype = mapped ? found[0]->dtype : DTYPE_BF16, .n_views = mapped ? weight->n_views : 1, .cols = weight->cols};
+    RowMajor stored = {.dtype = DTYPE_BF16, .n_views = mapped ? weight->n_views : 1, .cols = weight->cols};
     for (int v = 0; v < weight->n_views; v++) {
         size_t at = (size_t)weight->views[v].first_row * (size_t)weight->cols;
         if (mapped) {
+            stored.dtype = found[v]->dtype;
             stored.view[v] = found[v]->data;
             stored.first_row[v] = weight->views[v].first_row;
             stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;

@@ -157,9 +157,15 @@ static int loss_on(double *loss, Run *run, const StepBatch *step, Dtype precisio
     return rc;
 }
 
+static uint64_t bits_of(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 int run_check_adapter(Run *run, const LoopOptions *options) {
     StepBatch batch;
-    double with, without;
+    double with = 0, without = 0;
     if (*run->config->lora_init) return OK; /* it is not fresh */
     TRY(loader_step(run->loader, 0, &batch));
     if (batch.n_micro == 0) return OK;
@@ -168,7 +174,7 @@ int run_check_adapter(Run *run, const LoopOptions *options) {
     int rc = loss_on(&without, run, &batch, options->precision);
     lora_attach(run->lora, true);
     TRY(rc);
-    if (memcmp(&with, &without, sizeof with) != 0)
+    if (bits_of(with) != bits_of(without))
         FAIL(ERR_FAILED,
              "the fresh adapter changes the model: the summed loss of the first micro-batch is %.17g with it and "
              "%.17g without it",

@@ -27,7 +27,8 @@ Tensor *op_attention_cached(Tape *tape, Tensor *qkv, AttentionShape shape, const
 void op_attention_cached_forward(OpCall *call) {
     const CachedAttributes *a = call->node->attributes;
     const AttentionShape *shape = &a->shape;
-    size_t keys = (size_t)(shape->n_heads * shape->head_dim), width = (size_t)(shape->n_kv_heads * shape->head_dim);
+    size_t head_dim = (size_t)shape->head_dim, keys = (size_t)shape->n_heads * head_dim;
+    size_t width = (size_t)shape->n_kv_heads * head_dim;
     CachedAttention c = {.n_tokens = call->batch->n_tokens,
                          .n_heads = shape->n_heads,
                          .n_kv_heads = shape->n_kv_heads,

@@ -21,7 +21,7 @@ static int add_micro(RandomSteps *steps, int n_sequences) {
         micro->positions[t] = t % steps->context;
         micro->weights[t] = 1;
     }
-    for (int s = 0; s < n_sequences; s++) micro->segment[s] = (uint64_t)(steps->tokens + s * steps->context);
+    for (int s = 0; s < n_sequences; s++) micro->segment[s] = (uint64_t)(steps->tokens + (int64_t)s * steps->context);
     for (int s = 0; s <= n_sequences; s++) micro->segment_start[s] = s * steps->context;
     steps->tokens += n;
     return OK;

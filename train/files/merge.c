@@ -109,9 +109,11 @@ int merge_difference(MergeDifference *difference, MergeParts parts, const char *
     LlamaShape shape;
     rc = logits_of_model(&before, ids, &n, &shape, parts.paths[0], &parts);
     if (rc == OK) rc = logits_of_model(&after, ids, &n, &shape, merged, NULL);
-    if (shape.score_head) memset(ids, 0, sizeof ids); /* the only logit */
-    if (rc == OK) compare(difference, before, after, ids, n, shape.score_head ? 1 : shape.vocab_size);
-    if (rc == OK && shape.score_head) *difference = of_scores(*difference);
+    if (rc == OK) {
+        if (shape.score_head) memset(ids, 0, sizeof ids); /* the only logit */
+        compare(difference, before, after, ids, n, shape.score_head ? 1 : shape.vocab_size);
+        if (shape.score_head) *difference = of_scores(*difference);
+    }
     free(before);
     free(after);
     return rc;
