@@ -45,6 +45,7 @@ static void copy_values(Llama *to, const Llama *frozen) {
             else
                 for (size_t c = 0; c < width; c++) ((bf16 *)(uintptr_t)w->stored.view[0])[at + c] = f32_to_bf16(row[c]);
         }
+        free(row);
     }
 }
 
