@@ -106,9 +106,9 @@ head -n $split prompts.txt >learned.txt
 tail -n +$((split + 1)) prompts.txt >held.txt
 same_figures() {
     local name
-    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=8 train.validate_every=8 &&
-        run 0 eval policy measured held.txt --reference base --reward regex --pattern s --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
-    for name in reward reward_std objective/kl objective/entropy completions/mean_length; do
+    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=8 train.validate_every=8 ppo.pattern=ll &&
+        run 0 eval policy measured held.txt --reference base --reward regex --pattern ll --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
+    for name in reward objective/kl objective/entropy completions/mean_length; do
         a=$(metric measured 8 eval_$name) b=$(sed -nE "s|.*\"$name\": ([-0-9.e+]+).*|\1|p" "$scratch/out")
         holds "($a - $b) ^ 2 <= (2e-4 * $a) ^ 2 && $a != 0" || { echo "$name: $a, $b"; return 1; }
     done

@@ -317,17 +317,19 @@ END_TEST
 START_TEST(another_mask_template_or_column_is_another_cache) {
     setup();
     const char *path = write_records("records.jsonl", 5, false);
-    uint64_t fingerprints[5];
+    uint64_t fingerprints[6];
     ChatColumns columns;
     ChatTemplate *other;
     CHECK_OK(chat_columns_parse(&columns, "completion=answer"));
     CHECK_OK(chat_template_new(&other, chat_template_spec("chatml"), NULL, tokenizer));
-    const ChatEncoderOptions rows[5] = {{chat, NULL, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL},
-                                        {chat, NULL, TRAIN_ON_LAST, 160, OVERLONG_FAIL},
-                                        {other, NULL, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL},
-                                        {chat, NULL, TRAIN_ON_ASSISTANT, 100, OVERLONG_FAIL},
-                                        {chat, &columns, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL}};
-    for (int i = 0; i < 5; i++) {
+    const ChatEncoderOptions rows[6] = {
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_LAST, .context = 160},
+        {.chat = other, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 100},
+        {.chat = chat, .columns = &columns, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 160, .mask_stop = true}};
+    for (int i = 0; i < 6; i++) {
         chat_encoder_init(&encoder, &rows[i]);
         fingerprints[i] = encoder.base.key;
         for (int k = 0; k < i; k++) ck_assert(fingerprints[k] != fingerprints[i]);
