@@ -80,7 +80,7 @@ sample_base() { # SAMPLES
 
 # The rule decides between two answers of the base (Rafailov et al. 2023).
 learn_dpo() { # SAMPLES STEPS
-    local k=${1:-256} steps=${2:-60}
+    local k=${1:-128} steps=${2:-60}
     sample_base "$k"
     train dpo dpo model.base="$out/base" template.name=plain data.train="$out/base-samples-$k/pairs.jsonl" data.validation=0 train.checkpoint_every=5 \
         preferences.per_batch=128 preferences.mask_stop=true dpo.beta=1 optim.lr=1.5e-4 train.steps="$steps"
@@ -90,7 +90,7 @@ learn_dpo() { # SAMPLES STEPS
 # Rounds as in Llama 2's section 3.2.3: the best answers of the newest model teach the base, each time anew. Answers are cut off,
 # and do not teach how to end.
 learn_rejection() { # ROUNDS SAMPLES
-    local rounds=${1:-4} k=${2:-256} round model=$out/base records
+    local rounds=${1:-4} k=${2:-128} round model=$out/base records
     sample_base "$k"
     for round in $(seq 1 "$rounds"); do
         records=$out/base-samples-$k
