@@ -298,6 +298,44 @@ failed:
     return rc;
 }
 
+/* The weight's values wherever `from` has them. */
+static void borrow(Weight *weight, const Weight *from) {
+    weight->value = from->value;
+    weight->stored = from->stored;
+    weight->forward = from->forward;
+    weight->backward = from->backward;
+    weight->narrow = from->narrow;
+}
+
+int llama_new_on_body(Llama **out, const Llama *body, LlamaOptions options) {
+    int rc = OK;
+    Llama *model = calloc(1, sizeof *model);
+    *out = NULL;
+    if (!model) FAIL(ERR_FAILED, "out of memory");
+    model->shape = body->shape;
+    model->shape.score_head = true;
+    model->shape.tied = false;
+    model->rotary = body->rotary;
+    TRY_TO(failed, describe_all(model));
+    Weight *head = &model->head;
+    for (int i = 0; model->weights[i] != head; i++) borrow(model->weights[i], body->weights[i]);
+    model->value_bytes = weight_value_bytes(head);
+    model->grad_bytes = options.training ? model->value_bytes : 0;
+    head->trainable = options.training;
+    if (!options.names_only) {
+        TRY_TO(failed, weight_pages(&model->values, model->value_bytes, "a score head"));
+        TRY_TO(failed, weight_pages(&model->grads, model->grad_bytes, "a score head's gradients"));
+        head->value = model->values;
+        head->grad = model->grads;
+        head->stored = weight_row_major(head, head->value, DTYPE_F32);
+    }
+    *out = model;
+    return OK;
+failed:
+    llama_free(model);
+    return rc;
+}
+
 void llama_free(Llama *model) {
     if (!model) return;
     pages_free(model->values, model->value_bytes); /* NULL where there are names only */
