@@ -99,6 +99,10 @@ void llama_pack(Llama *model);
  * step, before the norm. */
 void llama_merge_tied_gradients(Llama *model);
 
+/* How much of grad_bytes is ever touched by steps of so many tokens: an embedding that is tied sums its gradient in a
+ * row for each of them. */
+size_t llama_touched_gradient_bytes(const Llama *model, size_t tokens);
+
 /* The gradients as one array (with zeros between weights, for alignment). */
 void llama_gradients(const Llama *model, float **gradients, size_t *n);
 

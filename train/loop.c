@@ -263,10 +263,26 @@ static double memory_gib(void) {
     return (double)memory_use().resident / 0x1p30;
 }
 
+/* What the objective says in words is kept with the figures. */
+static int watch(Loop *loop, int64_t step, const ObjectiveSums *sums) {
+    Objective *objective = loop->parts.objective;
+    int rc = OK;
+    objective->watch(objective, step, sums);
+    for (char *line = objective->remarks.bytes, *end; rc == OK && line && *line; line = end + 1) {
+        end = strchr(line, '\n');
+        if (!end) break;
+        *end = '\0';
+        Metric remark = {.name = "remark", .text = line};
+        if (loop->parts.metrics) rc = metrics_write(loop->parts.metrics, step, &remark, 1);
+    }
+    text_free(&objective->remarks);
+    return rc;
+}
+
 static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
     const ObjectiveSums *sums = &result->agreed.sums;
     Objective *objective = loop->parts.objective;
-    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) objective->watch(objective, state->step, sums);
+    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) TRY(watch(loop, state->step, sums));
     double rate = sums->tokens / result->seconds;
     char details[128];
     if (progress_due(&loop->progress))

@@ -124,6 +124,21 @@ static void find_stops(Run *run) {
     for (int i = 0; i < run->base.generation.n_eos; i++) add_stop(ppo, run->base.generation.eos_token_ids[i]);
 }
 
+int ppo_scorer(Scorer **scorer, const Config *config) {
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
+        TRY(config_require(config, OPTION_ppo_model));
+        return scorer_llama2_new(scorer, config->ppo_model, config->ppo_safety_model);
+    }
+    return scorer_new(scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
+                                               .word = config->ppo_word,
+                                               .pattern = config->ppo_pattern,
+                                               .program = config->ppo_program,
+                                               .model = config->ppo_model,
+                                               .length = (double)config->ppo_length,
+                                               .timeout = config->ppo_timeout,
+                                               .section = "ppo"});
+}
+
 /* Without a template, neither named nor the model's own, prompts are texts that the model continues. */
 static int prepare(Run *run) {
     const Config *config = run->config;
@@ -138,18 +153,7 @@ static int prepare(Run *run) {
     if (ppo->n_stops == 0)
         log_warning("%s has no token that ends an answer: all will have generate.max_new_tokens (%d)",
                     config->model_base, ppo->options.max_new_tokens);
-    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
-        TRY(config_require(config, OPTION_ppo_model));
-        return scorer_llama2_new(&ppo->scorer, config->ppo_model, config->ppo_safety_model);
-    }
-    return scorer_new(&ppo->scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
-                                                     .word = config->ppo_word,
-                                                     .pattern = config->ppo_pattern,
-                                                     .program = config->ppo_program,
-                                                     .model = config->ppo_model,
-                                                     .length = (double)config->ppo_length,
-                                                     .timeout = config->ppo_timeout,
-                                                     .section = "ppo"});
+    return ppo_scorer(&ppo->scorer, config);
 }
 
 /* ---- the data ---- */
@@ -238,20 +242,21 @@ static void sample(Run *run, int64_t step) {
         sample_text(run->model, run->tokenizer, run->config, step);
 }
 
+const Stage stage_ppo = {
+    .about = about,
+    .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
+    .defaults = defaults,
+    .prepare = prepare,
+    .open = open,
+    .measure = ppo_measure,
+    .reloaded = reloaded,
+    .new_rows = new_rows,
+    .ready = ready,
+    .restart = restart,
+    .objective = objective,
+    .sample = sample,
+    .free = free_own};
+
 int command_ppo(int argc, char **argv) {
-    static const Stage ppo = {
-        .about = about,
-        .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
-        .defaults = defaults,
-        .prepare = prepare,
-        .open = open,
-        .measure = ppo_measure,
-        .reloaded = reloaded,
-        .new_rows = new_rows,
-        .ready = ready,
-        .restart = restart,
-        .objective = objective,
-        .sample = sample,
-        .free = free_own};
-    return run_command(&ppo, argc, argv);
+    return run_command(&stage_ppo, argc, argv);
 }

@@ -34,6 +34,9 @@ typedef struct {
     bool made; /* rollout is of the model's present or, within its updates, recent state */
 } Ppo;
 
+/* By ppo.reward and what belongs to it. */
+int ppo_scorer(Scorer **scorer, const Config *config);
+
 /* ---- ppo_prompts.c ---- */
 
 /* Reads data.train and data.validation, and splits prompts off where a share is given. */

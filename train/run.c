@@ -303,8 +303,6 @@ static void show_curve(const Run *run) {
 
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
-    TRY(config_require(run->config, OPTION_output));
-    TRY(config_require(run->config, OPTION_data_train));
     TRY(mesh_agree(run->mesh, check_memory(run)));
     TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
     TRY(mesh_agree(run->mesh, open_tokenizer(run)));
@@ -442,6 +440,16 @@ static int train(Run *run) {
     return rc;
 }
 
+int run_check_config(const Stage *stage, Config *config) {
+    if (stage->defaults) TRY(stage->defaults(config));
+    TRY(config_check(config));
+    TRY(run_check_adapter_options(config));
+    TRY(config_require(config, OPTION_output));
+    TRY(config_require(config, OPTION_data_train));
+    setup_resolve_precision(config);
+    return OK;
+}
+
 int run_command(const Stage *stage, int argc, char **argv) {
     int rc = OK;
     Run run = {.stage = stage, .lock = -1};
@@ -459,10 +467,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
                     .sections = stage->sections};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
-    if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
-    TRY_TO(done, config_check(run.config));
-    TRY_TO(done, run_check_adapter_options(run.config));
-    setup_resolve_precision(run.config);
+    TRY_TO(done, run_check_config(stage, run.config));
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));

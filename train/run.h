@@ -67,6 +67,11 @@ struct Run {
     size_t n_stop_tokens;
 };
 
+extern const Stage stage_pretrain, stage_sft, stage_dpo, stage_reward, stage_ppo;
+
+/* Fills in what the stage resolves, and checks what can be without its files. */
+int run_check_config(const Stage *stage, Config *config);
+
 /* The whole of a command: arguments, the run, its end. Returns the exit status. */
 int run_command(const Stage *stage, int argc, char **argv);
 

@@ -39,6 +39,8 @@ int tokenizer_export(const Tokenizer *tokenizer, const char *directory);
 int tokenizer_extend(Tokenizer **extended, const Tokenizer *tokenizer, const char *const *names, size_t n);
 
 int tokenizer_vocab_size(const Tokenizer *tokenizer);
+/* The first id of both that means different text; -1: none. */
+int tokenizer_first_difference(const Tokenizer *a, const Tokenizer *b);
 int32_t tokenizer_bos(const Tokenizer *tokenizer); /* -1 where there is none */
 int32_t tokenizer_eos(const Tokenizer *tokenizer);
 /* The id of a special (control) token by its exact text, e.g. "<|eot_id|>"; -1 where there is none. */

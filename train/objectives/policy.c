@@ -379,7 +379,7 @@ static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums
                             .beta = rollout->options.beta};
     Text text = {0};
     policy_watch(&self->watch, &figures, &text);
-    objective_tell(step, &text);
+    objective_tell(base, step, &text);
     text_free(&text);
 }
 

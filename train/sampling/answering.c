@@ -57,3 +57,14 @@ int answering_longest(const Answering *a, const Config *config) {
     int64_t wanted = longest + config->generate_max_new_tokens;
     return (int)(wanted < limit ? wanted : limit);
 }
+
+int answering_scorer(Scorer **scorer, const Config *config) {
+    return scorer_new(scorer, &(ScorerOptions){.kind = (RewardKind)config->rejection_reward,
+                                               .word = config->rejection_word,
+                                               .pattern = config->rejection_pattern,
+                                               .program = config->rejection_program,
+                                               .model = config->rejection_model,
+                                               .length = (double)config->rejection_length,
+                                               .timeout = config->rejection_timeout,
+                                               .section = "rejection"});
+}

@@ -15,7 +15,6 @@
 #include "train/console/interrupt.h"
 #include "train/console/output_folder.h"
 #include "train/console/progress.h"
-#include "train/answers/scorer.h"
 
 typedef struct {
     Config *config;
@@ -333,14 +332,7 @@ static int prepare(Rejection *r) {
     TRY(config_require(config, OPTION_output));
     TRY(config_require(config, OPTION_model_base));
     TRY(config_require(config, OPTION_rejection_prompts));
-    TRY(scorer_new(&r->scorer, &(ScorerOptions){.kind = (RewardKind)config->rejection_reward,
-                                                .word = config->rejection_word,
-                                                .pattern = config->rejection_pattern,
-                                                .program = config->rejection_program,
-                                                .model = config->rejection_model,
-                                                .length = (double)config->rejection_length,
-                                                .timeout = config->rejection_timeout,
-                                                .section = "rejection"}));
+    TRY(answering_scorer(&r->scorer, config));
     TRY(output_folder_check(config->output, &resuming));
     TRY(answering_open(
         &r->answering, config,
@@ -458,7 +450,7 @@ int command_rejection(int argc, char **argv) {
         .config = r.config,
         .config_file = true,
         .section = "rejection",
-        .sections = "output model tokenizer template generate rejection"};
+        .sections = REJECTION_SECTIONS};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (!cli.helped) TRY_TO(done, run(&r, json));
 done:

@@ -1,0 +1,12 @@
+/* The two halves of the report: see report.c. */
+#ifndef CRIA_TRAIN_ROUNDS_REPORT_H
+#define CRIA_TRAIN_ROUNDS_REPORT_H
+
+#include <jansson.h>
+
+#include "train/rounds/rounds.h"
+
+/* report.md of the list of rounds in report.json. */
+int report_text(const json_t *all, const Rounds *rounds, Text *out);
+
+#endif
