@@ -7,8 +7,9 @@ NAME.json (its options, the loss of every update and the logged metrics of every
 value.*).
 
 The trainer's own code does all but what is drawn: batches, completions, scores and the order of minibatches are put in
-its way (the order as cria draws it: ORDERS, by rollout and epoch). Two of its means are over padding too
-(policy/approxkl_avg, val/ratio); `width` says how much there was. policy/entropy_avg is left out: it is the entropy of
+its way (the order as cria draws it: ORDERS, by rollout and epoch). Some of its means are over padding too
+(policy/approxkl_avg, val/ratio; objective/entropy, where each token of it counts as one of log-probability 1); `width`
+says how much there was. policy/entropy_avg is left out: it is the entropy of
 what follows the padding as well. The completion that fills the width is the only one that does not end by itself: TRL
 puts the score behind the last token where there is padding, cria where the answer has ended.
 
@@ -90,10 +91,9 @@ def run_case(name, options, rollouts):
     reference = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="eager")
     value = LlamaForSequenceClassification(LlamaConfig.from_pretrained(BASE, num_labels=1, attn_implementation="eager"))
     value.load_state_dict(load_file(OUT / "value.safetensors"))
-    minibatches = options["num_mini_batches"]
     args = PPOConfig(
-        output_dir="/tmp/ppo_train_trl", total_episodes=ROLLOUTS * PROMPTS, gradient_accumulation_steps=minibatches,
-        per_device_train_batch_size=PROMPTS // minibatches, local_rollout_forward_batch_size=PROMPTS,
+        output_dir="/tmp/ppo_train_trl", total_episodes=ROLLOUTS * PROMPTS, gradient_accumulation_steps=1,
+        per_device_train_batch_size=PROMPTS, local_rollout_forward_batch_size=PROMPTS,
         num_sample_generations=0, response_length=LONGEST, learning_rate=RATE, lr_scheduler_type="constant",
         warmup_steps=0, weight_decay=DECAY, adam_beta1=BETAS[0], adam_beta2=BETAS[1], adam_epsilon=1e-8,
         optim="adamw_torch", logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False, fp16=False,
@@ -138,8 +138,6 @@ def run_case(name, options, rollouts):
 
     trainer.accelerator.backward = keep
     trainer.log = lambda metrics, *more: rows.append(dict(metrics))
-    # Under `accumulate` accelerate divides the loss by the number of micro-batches and steps at the last alone.
-    trainer.accelerator.gradient_accumulation_steps = 1
     trainer.train()
     arrays = {"policy." + n: p.detach().contiguous() for n, p in policy.named_parameters()}
     arrays |= {"value." + n: p.detach().contiguous() for n, p in value.named_parameters()}
