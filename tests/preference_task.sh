@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A preference with a known optimum: from stories260K, stories that have a cat in them. The base's have one in at most
-# 5 % of its samples; RLOO and GRPO are to reach 90 % on prompts that they have not learned from, at a KL divergence of
+# 5 % of its samples; RLOO, GRPO and PPO are to reach 90 % on prompts that they have not learned from, at a KL divergence of
 # at most 10 nats an answer. Minutes on two cores; not a part of `make test`. Prints a table of held-out reward and KL
 # by step, and a figure of reward against KL.
 # usage: [CRIA=build/cria] [STORIES=../shared/data/stories260K] [OUT=DIRECTORY] tests/preference_task.sh
@@ -36,9 +36,10 @@ generate: {max_new_tokens: 48}
 train: {context: 128, tokens_per_microbatch: 1024, steps: 40, validate_every: 5}
 END
 
-declare -A recipe=([rloo]="optim.lr=3e-4 ppo.beta=0.05" [grpo]="optim.lr=3e-4 ppo.beta=0.12")
+declare -A recipe=([rloo]="optim.lr=3e-4 ppo.beta=0.05" [grpo]="optim.lr=3e-4 ppo.beta=0.12"
+    [ppo]="optim.lr=3e-4 ppo.beta=0.05 ppo.value_lr=1e-3 ppo.epochs=2 train.steps=60 train.validate_every=10")
 status=0
-for algorithm in rloo grpo; do
+for algorithm in rloo grpo ppo; do
     rm -rf "${out:?}/$algorithm"
     # shellcheck disable=SC2086
     "$cria" ppo "$out/ppo.yaml" output="$out/$algorithm" ppo.algorithm=$algorithm ${recipe[$algorithm]} ${MORE:-} 2>"$out/$algorithm.log" ||
@@ -52,7 +53,7 @@ done
 cat "$out"/*.points | awk '
     { x = int($4 * 4 + 0.5); y = int($3 * 20 + 0.5); if (x > 60) x = 60
       mark = substr($1, 1, 1); cell[y, x] = cell[y, x] == "" || cell[y, x] == mark ? mark : "*" }
-    END { print "reward of held-out prompts against KL (nats; r: RLOO, g: GRPO, *: both)"
+    END { print "reward of held-out prompts against KL (nats; r: RLOO, g: GRPO, p: PPO, *: several)"
           for (y = 20; y >= 0; y--) { line = ""; for (x = 0; x <= 60; x++) line = line (cell[y, x] == "" ? " " : cell[y, x])
               printf "%4d %% |%s\n", 5 * y, line }
           print "       +-------------------------------------------------------------\n        0         2.5       5         7.5       10        12.5      15" }'

@@ -7,11 +7,10 @@
 #include "model/core/log.h"
 #include "train/commands.h"
 #include "train/other_model.h"
+#include "train/ppo_plan.h"
 #include "train/ppo_stage.h"
 #include "train/sample.h"
 #include "train/setup.h"
-
-enum { USUAL_SAMPLES = 8 /* of a group */ };
 
 static void free_own(Run *run) {
     Ppo *ppo = run->own;
@@ -93,11 +92,8 @@ static int check_options(const Config *config) {
     return OK;
 }
 
-/* A step is as many answers as there are, so that tokens_per_batch has no part in it but to bound a micro-batch. */
 static int defaults(Config *config) {
     TRY(config_require(config, OPTION_model_base));
-    if (config->ppo_samples == 0) config->ppo_samples = config->ppo_algorithm == ALGORITHM_PPO ? 1 : USUAL_SAMPLES;
-    TRY(check_options(config));
     if (config_is_set(config, OPTION_train_tokens_per_batch))
         return config_fail(config, OPTION_train_tokens_per_batch,
                            "a step is ppo.prompts / ppo.minibatches prompts with ppo.samples answers each, however "
@@ -105,9 +101,8 @@ static int defaults(Config *config) {
     if (config->train_tokens > 0)
         return config_fail(config, OPTION_train_tokens,
                            "answers' lengths are not known beforehand: give train.steps or train.epochs");
-    double tokens = (double)config->ppo_prompts * (double)config->ppo_samples * (double)config->train_context;
-    config->train_tokens_per_batch = tokens < 0x1p52 ? (int64_t)tokens : INT64_C(1) << 52;
-    return OK;
+    ppo_settle(config);
+    return check_options(config);
 }
 
 /* ---- the model ---- */

@@ -8,6 +8,20 @@
 #include "train/other_model.h"
 #include "train/setup.h"
 
+enum { USUAL_SAMPLES = 8 /* of a group */ };
+
+void ppo_settle(Config *config) {
+    if (config->ppo_samples == 0) config->ppo_samples = config->ppo_algorithm == ALGORITHM_PPO ? 1 : USUAL_SAMPLES;
+    double tokens = (double)config->ppo_prompts * (double)config->ppo_samples * (double)config->train_context;
+    config->train_tokens_per_batch = tokens < 0x1p52 ? (int64_t)tokens : INT64_C(1) << 52;
+}
+
+bool ppo_is_planned(const Config *config) {
+    for (int id = 0; id < OPTION_COUNT; id++)
+        if (config_in_sections((OptionId)id, "ppo") && config_is_set(config, (OptionId)id)) return true;
+    return false;
+}
+
 static int pass_bytes(uint64_t *bytes, Llama *model, int capacity, const Config *config) {
     LogprobPass *pass;
     TRY(logprob_pass_new(&pass, model, config->ppo_temperature, capacity, setup_precision(config), NULL));
