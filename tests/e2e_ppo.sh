@@ -147,6 +147,17 @@ tell "a reference that is not what training begins from" $?
 run 0 ppo ppo.yaml output=again ppo.algorithm=ppo lora.rank=4 lora.init=valued_adapter ppo.reference=base \
     ppo.value_model=valued_adapter train.steps=4 && holds "$(metric again 1 objective/kl) != 0"
 tell "an adapter goes on towards its own reference" $?
+run 0 ppo ppo.yaml output=later ppo.algorithm=ppo ppo.value_model=valued train.steps=4 &&
+    holds "$(metric later 1 val/var_explained) > 0 && $(metric later 1 val/var_explained) < 1"
+tell "a value model goes on as that of another run" $?
+for base in int8 nf4; do
+    run 0 ppo ppo.yaml output=on_$base ppo.algorithm=ppo lora.rank=4 lora.base=$base train.steps=8 && ppo_is_whole on_$base 8
+    tell "on a base in $base" $?
+done
+grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && for how in "" "lora.rank=4"; do
+    run 0 ppo ppo.yaml output=narrow_ppo$how precision=bf16 ppo.algorithm=ppo train.steps=8 $how && ppo_is_whole narrow_ppo$how 8
+    tell "in bf16 ${how}" $?
+done
 
 # ---- resumption ----
 

@@ -5,12 +5,17 @@
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/file.h"
 #include "model/core/log.h"
+#include "model/formats/checkpoint.h"
 #include "train/answers/scorer.h"
 #include "train/files/adapter_file.h"
 #include "train/other_model.h"
 #include "train/run_adapter.h"
 #include "train/setup.h"
+
+#define VALUE_NAME "value"
+#define VALUE_FILE VALUE_NAME ".h5" /* in a checkpoint, as train/run_files.c writes a companion */
 
 void value_model_free(ValueModel *value) {
     optimizer_free(value->companion.optimizer);
@@ -42,7 +47,7 @@ static int make_model(ValueModel *value, const Run *run) {
 static int make_companion(ValueModel *value, const Run *run) {
     Companion *companion = &value->companion;
     double rate = run->config->ppo_value_lr;
-    *companion = (Companion){.name = "value", .rate = rate > 0 ? rate / run->config->optim_lr : 1};
+    *companion = (Companion){.name = VALUE_NAME, .rate = rate > 0 ? rate / run->config->optim_lr : 1};
     TRY(trained_list(&companion->trained, value->model, value->lora, &value->arena));
     return setup_optimizer(&companion->optimizer, &companion->trained, run->config, &value->arena);
 }
@@ -117,11 +122,33 @@ static int start_as_adapter(ValueModel *value, const Run *run, const Source *sou
     return run_load_adapter(run, value->lora, source->option, source->path);
 }
 
+/* Of a run of PPO its value model is meant. malloc'd. */
+static int resolve(char **path, const char *given) {
+    char *folder = NULL, *own = NULL;
+    if (checkpoint_resolve(&folder, given) == OK) own = path_join(folder, VALUE_FILE);
+    error_clear();
+    free(folder);
+    bool found = own && file_exists(own);
+    *path = found ? own : strdup(given);
+    if (!found) free(own);
+    if (!*path) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static int start_as_other(ValueModel *value, const Run *run, const Source *source) {
+    char *path;
+    TRY(resolve(&path, source->path));
+    Source resolved = {path, source->option, source->wanted};
+    int rc = value->lora ? start_as_adapter(value, run, &resolved) : start_as_model(value, run, &resolved);
+    free(path);
+    return rc;
+}
+
 int value_model_start(ValueModel *value, const Run *run) {
     Source source = source_of(run->config);
     optimizer_reset(value->companion.optimizer);
     if (!source.path) return start_as_policy(value, run);
-    int rc = value->lora ? start_as_adapter(value, run, &source) : start_as_model(value, run, &source);
+    int rc = start_as_other(value, run, &source);
     if (rc == OK || source.wanted) return rc;
     log_info("the value model begins as the policy, for it cannot begin as the reward model: %s", error_text());
     error_clear();
