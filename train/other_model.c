@@ -29,8 +29,10 @@ static uint64_t resident_bytes(const Llama *model) {
            llama_table_bytes(&model->shape, model->rotary.n_positions);
 }
 
-int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options) {
+int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options,
+                      int (*pass)(uint64_t *bytes, Llama *model, const MemoryPlan *plan)) {
     ModelFile file;
+    uint64_t more = 0;
     *bytes = 0;
     if (adapter_recognises(path)) {
         text_printf(&plan->notes, "%s is an adapter: the model that it is read with is not counted\n", path);
@@ -43,7 +45,8 @@ int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, Model
         error_clear();
         return OK;
     }
-    *bytes = resident_bytes(file.model);
+    int rc = pass ? pass(&more, file.model, plan) : OK;
+    *bytes = resident_bytes(file.model) + more;
     model_file_close(&file);
-    return OK;
+    return rc;
 }

@@ -9,8 +9,9 @@
  * path. */
 int other_model_check(const Run *run, OptionId option, const ModelFile *file);
 
-/* What it holds in memory once it is opened so, the mapped file left out. Where PATH is an adapter or is not there yet,
- * *bytes is 0 and a note says so. */
-int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options);
+/* What it holds in memory once it is opened so, the mapped file left out; with a `pass` also what that says of the
+ * model, which has names only. Where PATH is an adapter or is not there yet, *bytes is 0 and a note says so. */
+int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options,
+                      int (*pass)(uint64_t *bytes, Llama *model, const MemoryPlan *plan));
 
 #endif

@@ -19,6 +19,8 @@
 #include "train/loop.h"
 #include "train/files/model_file.h"
 #include "train/files/model_template.h"
+#include "train/objectives/reference.h"
+#include "train/other_model.h"
 #include "train/ppo_plan.h"
 #include "train/probe.h"
 #include "train/objectives/reward_objective.h"
@@ -308,15 +310,31 @@ static uint64_t larger(uint64_t a, uint64_t b) {
 }
 
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute) {
-    return larger(training_total(plan, plan->activations[recompute]), plan->tokenising);
+    return larger(training_total(plan, plan->activations[recompute]), larger(plan->tokenising, plan->referring));
+}
+
+/* Another model beside the policy, before anything of training is touched. */
+static int referring_pass(uint64_t *bytes, Llama *model, const MemoryPlan *plan) {
+    return reference_pass_bytes(bytes, model, (int)plan->microbatch, plan->precision);
+}
+
+static int reference_part(MemoryPlan *plan, const Config *config) {
+    if (!*config->dpo_reference) return OK;
+    return other_model_bytes(&plan->referring, plan, config->dpo_reference,
+                             (ModelFileOptions){.precision = setup_precision(config)}, referring_pass);
+}
+
+/* What is there before gradients, moments and activations are touched. */
+static uint64_t early_total(const MemoryPlan *plan) {
+    return plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
+           plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
 }
 
 static void add_up(MemoryPlan *plan) {
-    if (plan->tokenising > 0) /* parameters exist by then, gradients and moments are untouched */
-        plan->tokenising += plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
-                            plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
+    if (plan->tokenising > 0) plan->tokenising += early_total(plan);
+    if (plan->referring > 0) plan->referring += early_total(plan) + plan->bytes[PLAN_ORDER] + plan->bytes[PLAN_BATCH];
     plan->training = training_total(plan, plan->activations[plan->recompute]);
-    plan->total = larger(plan->training, plan->tokenising);
+    plan->total = larger(plan->training, larger(plan->tokenising, plan->referring));
     plan->fits = plan->available == 0 || plan->total <= plan->available;
 }
 
@@ -395,10 +413,7 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
-    if (*config->dpo_reference)
-        text_puts(&plan->notes,
-                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
-                  "before gradients and moments are: it is not counted\n");
+    TRY_TO(done, reference_part(plan, config));
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));

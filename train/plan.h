@@ -1,8 +1,9 @@
 /* The memory a training run will need, part by part, before anything large is allocated. What is counted is what will
  * be resident (anonymous and shared pages); mapped files, which the system can take back, are not.
  *
- * Two moments are the largest: making a token cache (parameters are there, gradients and activations not yet), and a
- * checkpoint or sample in the midst of training. The plan is the larger of the two. */
+ * Three moments are the largest: making a token cache and computing another reference's log-probabilities (parameters
+ * are there, gradients and activations not yet), and a checkpoint or sample in the midst of training. The plan is the
+ * largest of them. */
 #ifndef CRIA_TRAIN_PLAN_H
 #define CRIA_TRAIN_PLAN_H
 
@@ -50,8 +51,9 @@ typedef struct {
     double recompute_bytes[RECOMPUTE_KINDS]; /* what norms and SwiGLUs that are computed again read and write */
     double step_seconds[RECOMPUTE_KINDS];    /* by plan_predict; 0: not measured */
     uint64_t tokenising;                     /* the whole need of that moment; 0 where no cache is to be made */
+    uint64_t referring;                      /* likewise of another reference's log-probabilities; 0: none */
     uint64_t training;                       /* the whole need of the other */
-    uint64_t total;                          /* the larger */
+    uint64_t total;                          /* the largest */
     uint64_t available; /* for one rank here: train.memory_limit, or the machine's part of it; 0: not known */
     bool fits;
     int64_t documents, tokens; /* of the data; 0 where it is absent */

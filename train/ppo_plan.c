@@ -47,7 +47,8 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, int64_t answers, const 
 static int scorer_bytes(MemoryPlan *plan, const char *path) {
     uint64_t bytes;
     if (!*path) return OK;
-    TRY(other_model_bytes(&bytes, plan, path, (ModelFileOptions){.head = HEAD_SCORE, .inference = INFERENCE_AUTO}));
+    TRY(other_model_bytes(&bytes, plan, path, (ModelFileOptions){.head = HEAD_SCORE, .inference = INFERENCE_AUTO},
+                          NULL));
     plan->bytes[PLAN_PARAMETERS] += bytes;
     return OK;
 }
@@ -58,7 +59,8 @@ static int reference_bytes(MemoryPlan *plan, const Llama *model, const Config *c
         TRY(other_model_bytes(&bytes, plan, config->ppo_reference,
                               (ModelFileOptions){.precision = setup_precision(config),
                                                  .frozen = setup_frozen(config),
-                                                 .unpacked = !config->train_packed_weights}));
+                                                 .unpacked = !config->train_packed_weights},
+                              NULL));
     plan->bytes[PLAN_PARAMETERS] += bytes;
     return OK;
 }

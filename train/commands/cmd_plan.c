@@ -110,6 +110,9 @@ static void print_plan(const MemoryPlan *plan) {
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");
+    if (plan->referring > 0)
+        print_same("(reference)", plan->referring,
+                   "the whole need while the reference's log-probabilities are computed");
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) totals[kind] = plan_total_with(plan, kind);
     snprintf(configured, sizeof configured, "(%s is configured)", plan_recompute_name(plan->recompute));
     print_row("total", totals, configured);
