@@ -190,8 +190,8 @@ static int add_adapter_texts(const RunFiles *files, Arena *arena, NamedText **te
     NamedText *all;
     ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
     memcpy(all, *texts, *n * sizeof *all);
-    TRY(adapter_describe(all + *n, &files->trained->lora->options, files->trained->model->shape.score_head,
-                         files->base_path, files->output, files->base_fingerprint, arena));
+    TRY(adapter_describe(all + *n, &files->trained->lora->options, trained_saved(files->trained), files->base_path,
+                         files->output, files->base_fingerprint, arena));
     *texts = all;
     *n += ADAPTER_TEXTS;
     return OK;
