@@ -90,8 +90,19 @@ static bool is_score_head(const Llama *model, const Weight *weight) {
     return model->shape.score_head && weight == &model->head;
 }
 
+static bool is_vocabulary(const Llama *model, const Weight *weight) {
+    return weight == &model->embedding || (weight == &model->head && !is_score_head(model, weight));
+}
+
+/* Trained though the rest may be frozen. */
+static bool is_beside(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return (options.train_head && is_score_head(model, weight)) ||
+           (options.train_vocabulary && is_vocabulary(model, weight));
+}
+
 static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight);
+    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight) &&
+           !is_beside(model, weight, options);
 }
 
 /* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
@@ -123,16 +134,21 @@ static size_t frozen_bytes(const Llama *model, const Weight *weight, LlamaOption
 
 /* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    bool wanted = options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && !options.unpacked;
-    return wanted && weight->n_dims == 2 && weight != &model->embedding && !is_score_head(model, weight);
+    bool wanted = options.precision == DTYPE_BF16 && !options.unpacked;
+    return wanted && !is_frozen(model, weight, options) && weight->n_dims == 2 && weight != &model->embedding &&
+           !is_score_head(model, weight);
+}
+
+static bool has_backward(const Weight *weight, LlamaOptions options) {
+    return options.training || weight->trainable;
 }
 
 /* How much storage the model takes. */
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        bool is_head_alone = options.train_head && is_score_head(model, weight);
-        weight->trainable = (options.training && !is_frozen(model, weight, options)) || is_head_alone;
+        weight->trainable =
+            (options.training && !is_frozen(model, weight, options)) || is_beside(model, weight, options);
         weight->narrow = is_narrow(model, weight, options);
         if (!weight->tied && weight->narrow) model->frozen_bytes += frozen_bytes(model, weight, options);
         if (!weight->tied && !weight->narrow) model->value_bytes += weight_value_bytes(weight);
@@ -142,7 +158,7 @@ static void measure(Llama *model, LlamaOptions options) {
             model->grad_bytes += arena_round_up((size_t)weight->rows * sizeof *weight->row_slot);
         if (is_packed(model, weight, options))
             model->packing_bytes +=
-                weight_forward_bytes(weight) + (options.training ? weight_backward_bytes(weight) : 0);
+                weight_forward_bytes(weight) + (has_backward(weight, options) ? weight_backward_bytes(weight) : 0);
     }
 }
 
@@ -159,8 +175,8 @@ static void place_packings(Llama *model, LlamaOptions options) {
         if (!is_packed(model, weight, options)) continue;
         weight->forward = next;
         next += weight_forward_bytes(weight) / sizeof *next;
-        if (options.training) weight->backward = next;
-        if (options.training) next += weight_backward_bytes(weight) / sizeof *next;
+        if (has_backward(weight, options)) weight->backward = next;
+        if (has_backward(weight, options)) next += weight_backward_bytes(weight) / sizeof *next;
         if (weight->tied) weight->tied->forward = weight->forward; /* the optimizer's pass over the values finds them */
         if (weight->tied) weight->tied->backward = weight->backward;
     }

@@ -168,8 +168,15 @@ Frozen setup_frozen(const Config *config) {
     return setup_precision(config) == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
 }
 
+bool setup_trains_vocabulary(const Config *config) {
+    enum { VOCABULARY_FROZEN };
+    return config->lora_rank > 0 && config->lora_vocabulary != VOCABULARY_FROZEN;
+}
+
 LlamaOptions setup_llama(const Config *config, int n_positions) {
     return (LlamaOptions){.training = config->lora_rank == 0,
+                          .train_head = config->lora_rank > 0,
+                          .train_vocabulary = setup_trains_vocabulary(config),
                           .precision = setup_precision(config),
                           .frozen = setup_frozen(config),
                           .unpacked = !config->train_packed_weights,
