@@ -6,6 +6,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "train/commands.h"
+#include "train/other_model.h"
 #include "train/ppo_stage.h"
 #include "train/sample.h"
 #include "train/setup.h"
@@ -183,16 +184,11 @@ static int open_reference(Run *run) {
     const Config *config = run->config;
     ModelFile *file = &ppo->other_reference;
     TRY(model_file_open(file, config->ppo_reference,
-                        (ModelFileOptions){.precision = ppo->precision,
+                        (ModelFileOptions){.need_tokenizer = true,
+                                           .precision = ppo->precision,
                                            .frozen = setup_frozen(config),
                                            .unpacked = !config->train_packed_weights}));
-    if (!file->tokenizer || tokenizer_fingerprint(file->tokenizer) != tokenizer_fingerprint(run->tokenizer))
-        return config_fail(config, OPTION_ppo_reference,
-                           "its tokenizer is not the policy's, whose tokens it is to judge");
-    if (config->train_context > file->model->rotary.n_positions)
-        return config_fail(config, OPTION_ppo_reference, "it was made for at most %d tokens; train.context is %lld",
-                           file->model->rotary.n_positions, (long long)config->train_context);
-    return OK;
+    return other_model_check(run, OPTION_ppo_reference, file);
 }
 
 /* The model as it is before any checkpoint is loaded into it. */
