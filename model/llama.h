@@ -57,6 +57,10 @@ typedef struct {
 
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
+/* A reward (or value) model on the body of another: every weight but the head is `body`'s, values, packings and tables
+ * in its own storage, frozen here whatever they are there; adapters are not shared. The score head is this one's, zero.
+ * Of `options` training and names_only count. `body` must outlive it. */
+int llama_new_on_body(Llama **model, const Llama *body, LlamaOptions options);
 void llama_free(Llama *model);
 /* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in fewer
  * bits only), else fp32. */
@@ -82,6 +86,8 @@ int llama_init_head(Llama *model, LlamaInit init);
 /* Copies every parameter of `from`, a model of the same shape but that its vocabulary may be smaller: the rows beyond
  * it are left alone. */
 void llama_copy_rows(Llama *to, const Llama *from);
+/* The same, but for the head, which is left alone: the two may have heads of different kinds. */
+void llama_copy_body(Llama *to, const Llama *from);
 /* Sets the rows first … of embedding and head to the mean of the rows before them, so that a new token begins as an
  * average one (Hewitt 2021, "Initializing new word embeddings for pretrained language models"). */
 void llama_init_new_rows(Llama *model, int first);
@@ -92,6 +98,10 @@ void llama_pack(Llama *model);
 /* Where the head is tied to the embedding, adds what came through the embedding to the gradient and clears it. Once a
  * step, before the norm. */
 void llama_merge_tied_gradients(Llama *model);
+
+/* How much of grad_bytes is ever touched by steps of so many tokens: an embedding that is tied sums its gradient in a
+ * row for each of them. */
+size_t llama_touched_gradient_bytes(const Llama *model, size_t tokens);
 
 /* The gradients as one array (with zeros between weights, for alignment). */
 void llama_gradients(const Llama *model, float **gradients, size_t *n);

@@ -157,7 +157,7 @@ static void open_case(Fixture *f, const char *name, int capacity) {
     if (options.beta != 0)
         CHECK_OK(
             logprob_pass_new(&f->reference_pass, f->reference, options.temperature, capacity, DTYPE_F32, f->memory));
-    CHECK_OK(policy_objective_new(&f->parts.objective, &f->rollout, capacity));
+    CHECK_OK(policy_objective_new(&f->parts.objective, &f->rollout, NULL, capacity));
     make_optimizer(f);
     f->parts.model = f->policy;
     f->parts.batches = (LoopBatches){.context = f, .step = next_step};

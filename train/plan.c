@@ -214,7 +214,8 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     uint64_t sampling = 0;
     TRY(planned_model(&model, &lora, plan, config, n_positions));
     plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + (mapped ? 0 : model->frozen_bytes);
-    plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
+    plan->bytes[PLAN_GRADIENTS] =
+        llama_touched_gradient_bytes(model, (size_t)setup_batch(config).tokens_per_batch / (size_t)plan->ranks);
     plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
     if (lora) {
         plan->bytes[PLAN_PARAMETERS] += lora->value_bytes + lora->packing_bytes;

@@ -19,7 +19,7 @@ typedef enum {
     PLAN_TOKENIZER,   /* measured where it can be opened */
     PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, quantised
                          with its embedding and head */
-    PLAN_GRADIENTS,   /* a tied head has its own accumulator */
+    PLAN_GRADIENTS,   /* a tied embedding sums the rows of a step apart */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
     PLAN_TABLES,      /* rotary tables and names */

@@ -17,8 +17,11 @@ static void free_own(Run *run) {
     if (!ppo) return;
     logprob_pass_free(ppo->policy_pass);
     logprob_pass_free(ppo->reference_pass);
+    value_pass_free(ppo->value_pass);
     tape_memory_free(ppo->memory);
     llama_free(ppo->reference);
+    model_file_close(&ppo->other_reference);
+    value_model_free(&ppo->value);
     rollout_free(&ppo->rollout);
     rollout_free(&ppo->validation);
     scorer_free(ppo->scorer);
@@ -31,9 +34,10 @@ static void free_own(Run *run) {
 
 static void about(Text *out) {
     text_puts(out, "Trains model.base by reinforcement: it answers prompts (data.train: lines of text, or JSONL of\n"
-                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those\n"
-                   "that score better than others to the same prompt become more probable (ppo.algorithm), near the\n"
-                   "model it began from (ppo.beta). A rollout is ppo.prompts prompts with ppo.samples answers each,\n"
+                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those that score\n"
+                   "better than others to the same prompt (ppo.algorithm grpo, rloo), or than a value model that is\n"
+                   "trained beside foretells (ppo), become more probable, near the model it began from (ppo.beta). A "
+                   "rollout is ppo.prompts prompts with ppo.samples answers each,\n"
                    "of at most generate.max_new_tokens; ppo.epochs x ppo.minibatches optimizer steps learn from it.\n"
                    "Held-out prompts (data.validation) are answered every train.validate_every steps. The same\n"
                    "command on the same output resumes.");
@@ -43,6 +47,7 @@ static void about(Text *out) {
 
 static PolicyOptions policy_options(const Config *config) {
     double high = config->ppo_epsilon_high;
+    bool exact = config->lora_dropout <= 0; /* what is trained is what is measured */
     return (PolicyOptions){.algorithm = (PolicyAlgorithm)config->ppo_algorithm,
                            .prompts = (int)config->ppo_prompts,
                            .samples = (int)config->ppo_samples,
@@ -58,19 +63,23 @@ static PolicyOptions policy_options(const Config *config) {
                            .scale = (ScaleRewards)config->ppo_scale_rewards,
                            .normalise = config->ppo_normalize_advantages,
                            .whiten_scores = config->ppo_whiten_scores,
+                           .most_distance = exact ? ppo_most_distance(setup_precision(config)) : 0,
+                           .missing_eos_penalty = config->ppo_missing_eos_penalty,
+                           .kl_estimator = (KlEstimator)config->ppo_kl_estimator,
+                           .gamma = config->ppo_gamma,
+                           .lambda = config->ppo_lambda,
+                           .whiten_rewards = config->ppo_whiten_rewards,
+                           .value_epsilon = config->ppo_cliprange_value,
+                           .value_weight = config->ppo_vf_coef,
                            .seed = (uint64_t)config->seed};
 }
 
 static int check_options(const Config *config) {
     int64_t answers = config->ppo_prompts * config->ppo_samples;
-    if (config->ppo_algorithm == ALGORITHM_PPO)
-        return config_fail(config, OPTION_ppo_algorithm,
-                           "ppo needs a value model, which cria does not train yet; grpo and rloo "
-                           "need none");
-    if (*config->lora_init)
+    if (*config->lora_init && !*config->ppo_reference)
         return config_fail(config, OPTION_lora_init,
                            "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
-                           "begin from that",
+                           "begin from that, or name another reference (ppo.reference)",
                            config->lora_init);
     if (config->ppo_prompts % config->ppo_minibatches != 0)
         return config_fail(config, OPTION_ppo_minibatches, "%lld does not divide ppo.prompts, %lld",
@@ -164,10 +173,27 @@ static int open(Run *run) {
     return OK;
 }
 
-/* The reference is the model as it is before any checkpoint is loaded into it. */
-static int ready(Run *run) {
+/* Another MODEL, which must know the same tokens. */
+static int open_reference(Run *run) {
     Ppo *ppo = run->own;
-    if (run->config->lora_rank > 0) return OK;
+    const Config *config = run->config;
+    ModelFile *file = &ppo->other_reference;
+    TRY(model_file_open(file, config->ppo_reference,
+                        (ModelFileOptions){.precision = ppo->precision,
+                                           .frozen = setup_frozen(config),
+                                           .unpacked = !config->train_packed_weights}));
+    if (!file->tokenizer || tokenizer_fingerprint(file->tokenizer) != tokenizer_fingerprint(run->tokenizer))
+        return config_fail(config, OPTION_ppo_reference,
+                           "its tokenizer is not the policy's, whose tokens it is to judge");
+    if (config->train_context > file->model->rotary.n_positions)
+        return config_fail(config, OPTION_ppo_reference, "it was made for at most %d tokens; train.context is %lld",
+                           file->model->rotary.n_positions, (long long)config->train_context);
+    return OK;
+}
+
+/* The model as it is before any checkpoint is loaded into it. */
+static int copy_reference(Run *run) {
+    Ppo *ppo = run->own;
     LlamaOptions options = setup_llama(run->config, run->model->rotary.n_positions);
     options.training = false;
     TRY(llama_new(&ppo->reference, &run->model->shape, options));
@@ -175,10 +201,27 @@ static int ready(Run *run) {
     return OK;
 }
 
+static int ready(Run *run) {
+    Ppo *ppo = run->own;
+    if (*run->config->ppo_reference)
+        TRY(open_reference(run));
+    else if (run->config->lora_rank == 0)
+        TRY(copy_reference(run));
+    if (ppo->options.algorithm != ALGORITHM_PPO) return OK;
+    TRY(value_model_new(&ppo->value, run));
+    run->companion = &ppo->value.companion;
+    return OK;
+}
+
+static int restart(Run *run) {
+    Ppo *ppo = run->own;
+    return value_model_start(&ppo->value, run);
+}
+
 static int objective(Objective **out, Run *run, int capacity) {
     Ppo *ppo = run->own;
     ppo->capacity = capacity;
-    return policy_objective_new(out, &ppo->rollout, capacity);
+    return policy_objective_new(out, &ppo->rollout, ppo->value.model, capacity);
 }
 
 static void reloaded(Run *run) {
@@ -209,6 +252,7 @@ const Stage stage_ppo = {
     .reloaded = reloaded,
     .new_rows = new_rows,
     .ready = ready,
+    .restart = restart,
     .objective = objective,
     .sample = sample,
     .free = free_own};

@@ -240,6 +240,12 @@ static int reload_model_base(Run *run) {
     return OK;
 }
 
+static int restart_model(Run *run) {
+    if (run->lora) restore_head(run);
+    if (run->lora) return run_start_adapter(run);
+    return run->base.model ? reload_model_base(run) : initialise(run);
+}
+
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
@@ -249,10 +255,8 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) restore_head(run);
-    if (run->lora) return mesh_agree(run->mesh, run_start_adapter(run));
-    if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
-    return initialise(run);
+    TRY(mesh_agree(run->mesh, restart_model(run)));
+    return run->companion ? mesh_agree(run->mesh, run->stage->restart(run)) : OK;
 }
 
 static int measure_hook(void *context, const LoopState *state, double *loss, bool *found) {
@@ -309,13 +313,14 @@ static int prepare(Run *run, bool *resumed) {
     malloc_trim(0); /* what tokenising took */
     if (run->loader) run->data_fingerprint = loader_fingerprint(run->loader);
     TRY(agree_on_data(run));
-    if (run->stage->ready) TRY(run->stage->ready(run));
+    if (run->stage->ready) TRY(mesh_agree(run->mesh, run->stage->ready(run)));
     TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
                             .trained = &run->trained,
                             .optimizer = run->optimizer,
+                            .companion = run->companion,
                             .tokenizer = run->tokenizer,
                             .base = run->base.model && has_own_tokenizer(run->config) ? &run->base : NULL,
                             .base_path = run->config->model_base,
@@ -353,8 +358,9 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     if (run->lora) run_announce_adapter(run);
     if (run->loader) announce_data(run, options);
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
-             text_bytes(bytes, llama_bytes(run->model) + (run->lora ? lora_bytes(run->lora) : 0) +
-                                   optimizer_bytes(run->optimizer)),
+             text_bytes(bytes,
+                        trained_bytes(&run->trained, run->optimizer) +
+                            (run->companion ? trained_bytes(&run->companion->trained, run->companion->optimizer) : 0)),
              text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), plural(threads_count()),
              mesh_size(run->mesh), plural(mesh_size(run->mesh)));
     if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
@@ -406,6 +412,7 @@ static int train(Run *run) {
                        .loader = run->loader,
                        .batches = run->batches,
                        .optimizer = run->optimizer,
+                       .companion = run->companion,
                        .objective = run->objective,
                        .mesh = run->mesh,
                        .metrics = run->metrics,

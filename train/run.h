@@ -29,6 +29,7 @@ typedef struct {
     int (*measure)(Run *run, int64_t step, double *loss, bool *found);
     void (*reloaded)(Run *run); /* with `open`: the model was set back to an earlier one */
     int (*ready)(Run *run);     /* the data are open, the model is what training begins from; may be NULL */
+    int (*restart)(Run *run);   /* with a companion: back to what it began as, without moments */
     int (*objective)(Objective **objective, Run *run, int capacity); /* run->state says where the run is */
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
@@ -55,6 +56,7 @@ struct Run {
     Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;
     Optimizer *optimizer;
+    const Companion *companion; /* set by the stage's `ready`, which owns it; NULL: none */
     Objective *objective;
     MetricsWriter *metrics;
     Loop *loop;

@@ -69,6 +69,10 @@ Tape *tape_new(const TapeOptions *options) {
     return tape;
 }
 
+const TapeOptions *tape_options(const Tape *tape) {
+    return &tape->options;
+}
+
 void tape_free(Tape *tape) {
     if (!tape) return;
     if (tape->owns_memory)

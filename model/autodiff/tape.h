@@ -51,6 +51,7 @@ typedef struct {
 /* NULL when memory is out. */
 Tape *tape_new(const TapeOptions *options);
 void tape_free(Tape *tape);
+const TapeOptions *tape_options(const Tape *tape); /* as it was made with: for another tape beside it */
 
 /* ---- recording (the operations are in model/ops/ops.h) ---- */
 

@@ -42,6 +42,10 @@ struct Objective {
     /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
      * gradients depend on, from forward passes on the evaluation tape. */
     int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
+    /* May be NULL. First of all with a micro-batch in training: forward and backward of a second model that the
+     * objective trains (the loop's companion), on a tape of its own, which may share the memory of the training tape.
+     */
+    int (*companion)(Objective *self, const MicroBatch *micro, const StepBatch *step, ObjectiveSums *sums);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);

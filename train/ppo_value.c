@@ -1,0 +1,130 @@
+/* See ppo_value.h. */
+#include "train/ppo_value.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/log.h"
+#include "train/answers/scorer.h"
+#include "train/files/adapter_file.h"
+#include "train/run_adapter.h"
+#include "train/setup.h"
+
+void value_model_free(ValueModel *value) {
+    optimizer_free(value->companion.optimizer);
+    lora_free(value->lora);
+    llama_free(value->model);
+    arena_free(&value->arena);
+    *value = (ValueModel){.model = NULL};
+}
+
+/* ---- what it is ---- */
+
+static int make_model(ValueModel *value, const Run *run) {
+    LlamaOptions how = setup_llama(run->config, run->model->rotary.n_positions);
+    LlamaShape shape = run->model->shape;
+    LoraOptions options;
+    bool adapted;
+    TRY(setup_lora(&options, &adapted, run->config));
+    how.training = true;
+    if (adapted) {
+        TRY(llama_new_on_body(&value->model, run->model, how));
+        return lora_new(&value->lora, value->model, options,
+                        (LlamaOptions){.training = true, .precision = setup_precision(run->config)});
+    }
+    shape.score_head = true;
+    shape.tied = false;
+    return llama_new(&value->model, &shape, how);
+}
+
+static int make_companion(ValueModel *value, const Run *run) {
+    Companion *companion = &value->companion;
+    double rate = run->config->ppo_value_lr;
+    *companion = (Companion){.name = "value", .rate = rate > 0 ? rate / run->config->optim_lr : 1};
+    TRY(trained_list(&companion->trained, value->model, value->lora, &value->arena));
+    return setup_optimizer(&companion->optimizer, &companion->trained, run->config, &value->arena);
+}
+
+int value_model_new(ValueModel *value, const Run *run) {
+    TRY(make_model(value, run));
+    TRY(make_companion(value, run));
+    return value_model_start(value, run);
+}
+
+/* ---- what it begins as ---- */
+
+typedef struct {
+    const char *path; /* NULL: the policy */
+    OptionId option;  /* that names it */
+    bool wanted;      /* by ppo.value_model; else the policy serves where it does not fit */
+} Source;
+
+static Source source_of(const Config *config) {
+    if (strcmp(config->ppo_value_model, "from-policy") == 0) return (Source){.path = NULL};
+    if (*config->ppo_value_model) return (Source){config->ppo_value_model, OPTION_ppo_value_model, true};
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_model)
+        return (Source){config->ppo_model, OPTION_ppo_model, false};
+    return (Source){.path = NULL};
+}
+
+static void no_head(const ValueModel *value) {
+    Weight *head = &value->model->head;
+    memset(head->value, 0, weight_elements(head) * sizeof *head->value);
+}
+
+/* A score head of zeros: all values are 0 at first. */
+static int start_as_policy(ValueModel *value, const Run *run) {
+    no_head(value);
+    if (value->lora) return lora_init(value->lora, (uint64_t)run->config->seed);
+    llama_copy_body(value->model, run->model);
+    return OK;
+}
+
+/* It must read the policy's tokens, and be of its shape. */
+static int check_kind(const ValueModel *value, const Run *run, const Source *source, const ModelFile *file) {
+    const LlamaShape *wanted = &value->model->shape, *found = &file->model->shape;
+    if (!file->tokenizer || tokenizer_fingerprint(file->tokenizer) != tokenizer_fingerprint(run->tokenizer))
+        return config_fail(run->config, source->option,
+                           "its tokenizer is not the policy's, whose tokens it is to judge");
+    if (found->dim != wanted->dim || found->n_layers != wanted->n_layers || found->n_heads != wanted->n_heads ||
+        found->n_kv_heads != wanted->n_kv_heads || found->ffn_dim != wanted->ffn_dim ||
+        found->vocab_size != wanted->vocab_size)
+        return config_fail(run->config, source->option,
+                           "it is of another shape than the policy (%d layers of %d, %d rows of embedding; the policy "
+                           "has %d of %d, %d), and the value model is as large as the policy",
+                           found->n_layers, found->dim, found->vocab_size, wanted->n_layers, wanted->dim,
+                           wanted->vocab_size);
+    return OK;
+}
+
+static int start_as_model(ValueModel *value, const Run *run, const Source *source) {
+    ModelFile file;
+    TRY(model_file_open(&file, source->path, (ModelFileOptions){.head = HEAD_TO_SCORE, .training = true}));
+    int rc = check_kind(value, run, source, &file);
+    if (rc == OK) llama_copy_rows(value->model, file.model);
+    model_file_close(&file);
+    return rc;
+}
+
+/* On the base that the policy has; the head stays zero where none was trained beside it. */
+static int start_as_adapter(ValueModel *value, const Run *run, const Source *source) {
+    if (!adapter_recognises(source->path))
+        return config_fail(run->config, source->option,
+                           "%s is a whole model; under lora.rank the value model is an adapter on model.base, and "
+                           "begins as one of that or as the policy (from-policy)",
+                           source->path);
+    no_head(value);
+    return run_load_adapter(run, value->lora, source->option, source->path);
+}
+
+int value_model_start(ValueModel *value, const Run *run) {
+    Source source = source_of(run->config);
+    optimizer_reset(value->companion.optimizer);
+    if (!source.path) return start_as_policy(value, run);
+    int rc = value->lora ? start_as_adapter(value, run, &source) : start_as_model(value, run, &source);
+    if (rc == OK || source.wanted) return rc;
+    log_info("the value model begins as the policy, for it cannot begin as the reward model: %s", error_text());
+    error_clear();
+    return start_as_policy(value, run);
+}
