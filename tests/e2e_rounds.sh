@@ -45,7 +45,7 @@ stages:
     run: ppo
     first_round: 2
     data: {train: prompts.txt, validation: 0}
-    ppo: {algorithm: rloo, reward: model, model: "{judge}", prompts: 4, samples: 2}
+    ppo: {algorithm: ppo, reward: model, model: "{judge}", value_model: "{judge}", prompts: 4, samples: 2}
   - {stage: average, run: merge, models: ["{tune}", "{policy}"], weights: [0.5, 0.5]}
 END
 run 0 pretrain base.yaml
@@ -55,7 +55,7 @@ rounds() { run "$1" rounds rounds.yaml "${@:2}"; }
 # What must be the same: every record, report, config and text, and the arrays of every checkpoint that is kept.
 facts() { # RUN
     (cd "$1" && find . -name '*.json' ! -name manifest.json ! -name state.json -o -name '*.jsonl' ! -name metrics.jsonl -o -name '*.yaml' -o -name report.md | sort | xargs cksum
-        find . -name manifest.json | sort | xargs grep -H -E '"name": "(model|optimizer).h5"'
+        find . -name manifest.json | sort | xargs grep -H -E '"name": "[a-z_]+.h5"'
         find . -name metrics.jsonl | sort | while read -r file; do echo "$file"; losses "$(dirname "$file")"; done)
 }
 
@@ -77,9 +77,9 @@ refused 2 'models: \["{tune}"' 'models: ["{average}"' && says 'in round 1 that s
 tell "a stage that comes later" $?
 refused 2 'pairs-{round}' 'pears-{round}' && says 'pears-1.jsonl' && says 'pears-2.jsonl'
 tell "files that are not there, of all rounds" $?
-refused 2 'algorithm: rloo' 'algorithm: rlo' && says "did you mean 'rloo'"
+refused 2 'algorithm: ppo' 'algorithm: rlo' && says "did you mean 'rloo'"
 tell "an option of the last round" $?
-refused 2 'prompts: 4, samples: 2' 'prompts: 4, samples: 1' && says 'ppo.samples'
+refused 2 'prompts: 4, samples: 2' 'prompts: 4, minibatches: 3' && says 'ppo.minibatches'
 tell "what a stage's command says of its options" $?
 refused 2 'stage: tune, run: sft' 'stage: tune, run: sft, reward: {margin: none}' && says "stage 'tune': cria sft does not read reward.margin"
 tell "an option that its command does not read" $?
@@ -171,6 +171,21 @@ for signal in INT TERM; do
     tell "and the same command goes on" $?
     rm -r run
 done
+if "$cria" eval policy --help >/dev/null 2>&1; then # put in later, behind a round that is finished
+    cat >>rounds.yaml <<'END'
+  - {stage: measure, run: eval, rejection: {prompts: prompts.txt, samples: 2, reward: model, model: "{judge}"}}
+END
+    sed -i 's/last_round: 1/first_round: 1, last_round: 1/' rounds.yaml
+    rounds 0 && facts run >measured.facts && grep -q '"objective/kl": [0-9.]' run/round-2/measure/policy.json && grep -q 'of the model that it is compared with .* KL divergence from that .* nats an answer' run/report.md
+    tell "the policy of a round is measured beside what it began as" $?
+    sed -i s/finished/begun/ run/round-1/measure.json && rm run/round-1/measure/policy.json && rounds 0 && facts run | cmp - measured.facts
+    tell "and again, after a death in the middle of that" $?
+    rounds 2 generate.top_p=0.9 output=other && says "stage 'measure'" && says 'whole distribution'
+    tell "from the whole distribution alone" $?
+    sed -i '/stage: measure/d' rounds.yaml
+else
+    skip "cria eval policy is not here"
+fi
 sed -i 's|model: "{judge}", earlier|program: "exit 4", earlier|; s|reward: model, program|reward: program, program|' rounds.yaml
 run 1 rounds rounds.yaml output=fails && one_error && says 'status 4' && says 'round-1/best did not come to its end; once that is mended, the same command goes on' && [ -s fails/report.md ]
 tell "a stage that fails ends the run with its own status and words" $?

@@ -197,6 +197,8 @@ static int wanted_by(OptionId id, const RoundStage *stage) {
     case OPTION_rejection_prompts:
     case OPTION_rejection_earlier:
         return MAKES_RECORDS;
+    case OPTION_ppo_value_model:
+        return MAKES_POLICY | MAKES_REWARD;
     case OPTION_model_base: /* a reward model may learn on */
         return stage->spec->command->makes == MAKES_REWARD ? MAKES_POLICY | MAKES_REWARD : MAKES_POLICY;
     default:
