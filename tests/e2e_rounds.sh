@@ -171,6 +171,19 @@ for signal in INT TERM; do
     tell "and the same command goes on" $?
     rm -r run
 done
+lose_stage() { # the stage dies, and not the run
+    "$cria" rounds rounds.yaml >"$scratch/out" 2>"$scratch/err" </dev/null &
+    local pid=$! deadline=$((SECONDS + 60))
+    until begun run/round-1/dpo || ! kill -0 $pid 2>/dev/null || [ $SECONDS -ge $deadline ]; do sleep 0.01; done
+    until pkill -KILL -P $pid || ! kill -0 $pid 2>/dev/null || [ $SECONDS -ge $deadline ]; do :; done
+    { wait $pid; } 2>/dev/null
+    status=$?
+}
+lose_stage
+[ "$status" -eq 1 ] && one_error && says 'error: round-1/dpo: cria dpo was ended by signal 9'
+tell "a stage that is killed alone is told of" $?
+rounds 0 && facts run | cmp - ../whole.facts
+tell "and is gone on with" $?
 if "$cria" eval policy --help >/dev/null 2>&1; then # put in later, behind a round that is finished
     cat >>rounds.yaml <<'END'
   - {stage: measure, run: eval, rejection: {prompts: prompts.txt, samples: 2, reward: model, model: "{judge}"}}

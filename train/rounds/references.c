@@ -274,8 +274,9 @@ const RoundStage *references_stage(const Rounds *rounds, const char *path) {
         for (size_t i = 0; i < rounds->n_stages; i++) {
             const char *name = rounds->stages[i].name;
             size_t length = strlen(name);
-            char after = strncmp(path + n + 1, name, length) == 0 ? path[n + 1 + length] : 'x';
-            if (after == '\0' || after == '/') return &rounds->stages[i];
+            const char *rest = path + n + 1;
+            if (strncmp(rest, name, length) == 0 && (rest[length] == '\0' || rest[length] == '/'))
+                return &rounds->stages[i];
         }
     }
     return NULL;
