@@ -27,11 +27,13 @@ typedef struct {
     bf16 *packings;
     char *frozen;                                                /* the matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
+    Dtype inference;                                             /* see llama_inference_dtype */
     bool packed_only;
 } Llama;
 
 /* How matrices that are not trained are kept: row-major, without fp32 values, gradients or packings. Embedding and head
- * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32). */
+ * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32), but for
+ * `quantised_head`. */
 typedef enum {
     FROZEN_NONE,
     FROZEN_16BIT, /* where a file has them mapped in bf16 or fp16, there */
@@ -46,6 +48,8 @@ typedef struct {
     bool training;         /* allocate gradients */
     Dtype precision;       /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
     Frozen frozen;         /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool quantised_head;   /* with FROZEN_INT8 and FROZEN_NF4 the head too, and an embedding tied to it, in either
+                              precision: for models that only generate (op_logits; op_head has no fp32 values then) */
     bool train_head;       /* a score head has gradients though the rest has none: beside an adapter */
     bool train_vocabulary; /* so have the embedding and a language model's head, which are not frozen then */
     bool unpacked;         /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */

@@ -105,15 +105,20 @@ static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions opt
            !is_beside(model, weight, options);
 }
 
+static bool is_read_by_head(const Llama *model, const Weight *weight) {
+    return weight == &model->head || (weight == &model->embedding && model->head.tied);
+}
+
 /* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
 static bool is_narrow(const Llama *model, const Weight *weight, LlamaOptions options) {
-    bool head = weight == &model->head || (weight == &model->embedding && model->head.tied);
-    return is_frozen(model, weight, options) && !(head && options.precision == DTYPE_F32);
+    bool wide_head = options.precision == DTYPE_F32 && !options.quantised_head;
+    return is_frozen(model, weight, options) && !(wide_head && is_read_by_head(model, weight));
 }
 
 static bool is_quantised(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && weight != &model->embedding &&
-           weight != &model->head;
+    bool whole = weight == &model->embedding || weight == &model->head; /* in 16 bits */
+    if (options.quantised_head) whole = whole && !is_read_by_head(model, weight);
+    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && !whole;
 }
 
 static QuantisedKind quantised_kind(LlamaOptions options) {
@@ -305,6 +310,8 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
+    bool narrow = options.precision == DTYPE_BF16 && model->head.narrow;
+    model->inference = narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
     if (!options.names_only) TRY_TO(failed, allocate(model, options));
     TRY_TO(failed, make_rotary(model, options));
     *out = model;
@@ -363,7 +370,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->head.narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->inference;
 }
 
 size_t llama_bytes(const Llama *model) {
