@@ -140,7 +140,6 @@ static int planned_model(Llama **model, Lora **lora, const MemoryPlan *plan, con
     how.names_only = true;
     TRY(setup_lora(&options, &adapted, config));
     *lora = NULL;
-    how.train_head = adapted;
     TRY(llama_new(model, &plan->shape, how));
     if (!adapted) return OK;
     how.training = true;
@@ -183,7 +182,8 @@ int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *l
     for (int i = 0; i < trained.n_weights; i++)
         parameters[i] = (OptimParameter){.n = weight_elements(trained.weights[i])};
     plan->bytes[PLAN_PARAMETERS] += model->value_bytes + model->packing_bytes;
-    plan->bytes[PLAN_GRADIENTS] += model->grad_bytes;
+    plan->bytes[PLAN_GRADIENTS] +=
+        llama_touched_gradient_bytes(model, (size_t)setup_batch(config).tokens_per_batch / (size_t)plan->ranks);
     plan->bytes[PLAN_TABLES] += model->arena.total;
     plan->bytes[PLAN_MOMENTS] += optimizer_bytes_for(parameters, (size_t)trained.n_weights, setup_moments(config));
     plan->saved_arrays += trained.n_weights;
@@ -224,6 +224,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     TRY_TO(done, plan_add_trained(plan, &plan->trained, model, lora, config));
     plan->bytes[PLAN_PARAMETERS] += mapped ? 0 : model->frozen_bytes;
     plan->bytes[PLAN_TABLES] += llama_table_bytes(&plan->shape, n_positions);
+    for (int i = 0; lora && i < lora->n_weights; i++) plan->adapter += weight_elements(lora->weights[i]);
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
@@ -245,7 +246,8 @@ static void step_work(MemoryPlan *plan, const Config *config) {
     double norms = tokens * recomputed_norm_bytes(&plan->shape, dtype_size(plan->precision));
     plan->step_flops = 3 * tokens * forward_flops_total(forward);
     if (config->lora_rank > 0) /* of frozen matrices no gradients; the adapter's own products */
-        plan->step_flops += tokens * (6 * (double)plan->trained - forward.matrices - forward.head);
+        plan->step_flops += tokens * (6 * (double)plan->adapter - forward.matrices);
+    if (config->lora_rank > 0 && !setup_trains_vocabulary(config)) plan->step_flops -= tokens * forward.head;
     plan->update_bytes = adamw_bytes_per_parameter(plan->packed, setup_moments(config)) * (double)plan->trained;
     plan->recompute_bytes[RECOMPUTE_NORMS] = plan->recompute_bytes[RECOMPUTE_LAYER] = norms;
     plan->recompute_flops[RECOMPUTE_LAYER] = tokens * (forward.matrices + forward.attention);
@@ -395,6 +397,7 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     plan->precision = setup_precision(config);
     plan->microbatch = setup_microbatch(config, ranks);
     plan->frozen = setup_frozen(config);
+    plan->vocabulary = setup_trains_vocabulary(config);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     uint64_t before = resident_now();
     TRY_TO(done, find_shape(plan, config, head, &tokenizer));

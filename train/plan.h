@@ -34,7 +34,8 @@ typedef enum {
 typedef struct {
     LlamaShape shape;
     bool mapped;                    /* the base stays in its mapped file */
-    uint64_t trained;               /* parameters */
+    uint64_t trained, adapter;      /* parameters; adapter: those of them that are an adapter's */
+    bool vocabulary;                /* is trained beside the adapter */
     int64_t sample_tokens;          /* of the longest sample answer with its prompt */
     int saved_arrays;               /* of a checkpoint's model.h5 */
     int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */

@@ -81,6 +81,10 @@ static int check_options(const Config *config) {
                            "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
                            "begin from that, or name another reference (ppo.reference)",
                            config->lora_init);
+    if (setup_trains_vocabulary(config))
+        return config_fail(config, OPTION_lora_vocabulary,
+                           "the reference is the model without its adapter, so that what is trained must be the "
+                           "adapter alone; frozen is expected");
     if (config->ppo_prompts % config->ppo_minibatches != 0)
         return config_fail(config, OPTION_ppo_minibatches, "%lld does not divide ppo.prompts, %lld",
                            (long long)config->ppo_minibatches, (long long)config->ppo_prompts);

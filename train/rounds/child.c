@@ -101,7 +101,9 @@ static int own_words(char ***out, const ChildOptions *options) {
     return OK;
 }
 
+/* Before it watches for signals itself, while it opens its files, one that is passed on ends it: that is no failure. */
 static int ended(int status, const char *command) {
+    if (requested && !(WIFEXITED(status) && WEXITSTATUS(status) == OK)) FAIL(ERR_INTERRUPTED, "interrupted");
     if (WIFSIGNALED(status))
         FAIL(ERR_FAILED, "cria %s was ended by signal %d (%s)%s", command, WTERMSIG(status),
              strsignal(WTERMSIG(status)), WTERMSIG(status) == SIGKILL ? "; is there enough memory?" : "");

@@ -16,8 +16,8 @@ void children_begin(void);
 void children_end(void);
 
 /* Runs it to its end. It does not outlive this process. OK, or its status, as an error that the child has told already;
- * ERR_INTERRUPTED where a signal came before it was started; ERR_FAILED, to be told here, where it could not be started
- * or died of a signal. */
+ * ERR_INTERRUPTED where a signal came before it was started, or ended it; ERR_FAILED, to be told here, where it could
+ * not be started or died of a signal. */
 int child_run(const ChildOptions *options);
 
 #endif

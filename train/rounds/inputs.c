@@ -15,7 +15,8 @@
 /* Words that stand where a path may, and what is written rather than read. */
 static bool is_input(OptionId id, const char *path) {
     if (id == OPTION_output || id == OPTION_data_cache || !*path) return false;
-    return strcmp(path, "from-model") != 0 && !(id == OPTION_tokenizer_path && strcmp(path, "bytes") == 0);
+    if (id == OPTION_tokenizer_path) return strcmp(path, "from-model") != 0 && strcmp(path, "bytes") != 0;
+    return id != OPTION_ppo_value_model || strcmp(path, "from-policy") != 0;
 }
 
 static int visit_sources(const ConfigSources *paths, const ConfigSources *symbolic, OptionId id, InputVisit *visit,

@@ -129,10 +129,11 @@ int rounds_plan(const Rounds *rounds, const RoundState *states, bool print) {
                        .states = states,
                        .bytes = calloc(rounds->n_specs, sizeof *planner.bytes),
                        .tokens = calloc(rounds->n_specs, sizeof *planner.tokens)};
-    if (!planner.bytes || !planner.tokens) rc = error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
-    for (size_t i = 0; i < rounds->n_stages && rc == OK; i++)
-        if (print || !states[i].finished) rc = plan_stage(&planner, &rounds->stages[i]);
-    if (rc == OK && print) print_all(&planner);
+    if (!planner.bytes || !planner.tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < rounds->n_stages; i++)
+        if (print || !states[i].finished) TRY_TO(done, plan_stage(&planner, &rounds->stages[i]));
+    if (print) print_all(&planner);
+done:
     free(planner.bytes);
     free(planner.tokens);
     return rc;

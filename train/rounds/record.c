@@ -84,16 +84,18 @@ static int inputs_of(const RoundStage *stage, json_t **sums) {
 }
 
 int record_write(const RoundStage *stage, bool finished) {
-    json_t *sums = NULL;
-    int rc = inputs_of(stage, &sums);
-    json_t *record = rc == OK ? json_pack("{s:s, s:i, s:s, s:s, s:s, s:o, s:O}", "cria", "rounds", "format", 1, "stage",
-                                          stage->name, "run", stage->spec->command->name, "state",
-                                          finished ? "finished" : "begun", "options", options_of(stage), "inputs", sums)
-                              : NULL;
-    char *text = record ? json_dumps(record, JSON_INDENT(2)) : NULL;
-    if (rc == OK && !text) rc = error_set(ERR_FAILED, __FILE__, __LINE__, "%s: out of memory", stage->record);
-    if (rc == OK) rc = directory_make_parent(stage->record);
-    if (rc == OK) rc = file_write_atomic(stage->record, text, strlen(text));
+    int rc = OK;
+    json_t *sums = NULL, *record = NULL;
+    char *text = NULL;
+    TRY_TO(done, inputs_of(stage, &sums));
+    record = json_pack("{s:s, s:i, s:s, s:s, s:s, s:o, s:O}", "cria", "rounds", "format", 1, "stage", stage->name,
+                       "run", stage->spec->command->name, "state", finished ? "finished" : "begun", "options",
+                       options_of(stage), "inputs", sums);
+    text = record ? json_dumps(record, JSON_INDENT(2)) : NULL;
+    if (!text) FAIL_TO(done, ERR_FAILED, "%s: out of memory", stage->record);
+    TRY_TO(done, directory_make_parent(stage->record));
+    TRY_TO(done, file_write_atomic(stage->record, text, strlen(text)));
+done:
     free(text);
     json_decref(record);
     json_decref(sums);

@@ -112,7 +112,7 @@ static int unknown_stage(const Asker *a, const char *name) {
 static int check_product(const Asker *a, const RoundStage *stage, const char *rest) {
     int makes = makes_of(a->rounds, stage);
     if (!(makes & a->wanted))
-        FAIL_ASKER(a, "stage '%s' makes %s, and %s is needed", stage->spec->name, makes_name(makes),
+        FAIL_ASKER(a, "stage '%s' makes %s; needed here: %s", stage->spec->name, makes_name(makes),
                    makes_name(a->wanted));
     bool model = (makes & (MAKES_POLICY | MAKES_REWARD)) != 0, folder = *rest == '\0';
     bool records = strcmp(rest, "/sft.jsonl") == 0 || strcmp(rest, "/pairs.jsonl") == 0;
@@ -156,7 +156,7 @@ static int add_newest(const Asker *a, Paths *paths, const char *name, const char
     const RoundStage *found = NULL;
     if (start || strcmp(name, "policy") == 0) {
         if (!(a->wanted & MAKES_POLICY))
-            FAIL_ASKER(a, "{%s} is a language model, and %s is needed", name, makes_name(a->wanted));
+            FAIL_ASKER(a, "{%s} is a language model; needed here: %s", name, makes_name(a->wanted));
         found = newest_policy(a, start);
         if (found) return add_folder(a, paths, found, rest);
         if (!*a->rounds->config->model_base)
@@ -197,6 +197,8 @@ static int wanted_by(OptionId id, const RoundStage *stage) {
     case OPTION_rejection_prompts:
     case OPTION_rejection_earlier:
         return MAKES_RECORDS;
+    case OPTION_ppo_value_model:
+        return MAKES_POLICY | MAKES_REWARD;
     case OPTION_model_base: /* a reward model may learn on */
         return stage->spec->command->makes == MAKES_REWARD ? MAKES_POLICY | MAKES_REWARD : MAKES_POLICY;
     default:
@@ -272,8 +274,9 @@ const RoundStage *references_stage(const Rounds *rounds, const char *path) {
         for (size_t i = 0; i < rounds->n_stages; i++) {
             const char *name = rounds->stages[i].name;
             size_t length = strlen(name);
-            char after = strncmp(path + n + 1, name, length) == 0 ? path[n + 1 + length] : 'x';
-            if (after == '\0' || after == '/') return &rounds->stages[i];
+            const char *rest = path + n + 1;
+            if (strncmp(rest, name, length) == 0 && (rest[length] == '\0' || rest[length] == '/'))
+                return &rounds->stages[i];
         }
     }
     return NULL;

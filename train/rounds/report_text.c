@@ -91,7 +91,9 @@ static void put_merge(Text *out, const json_t *stage) {
     json_t *model, *models = json_object_get(stage, "models");
     const char *weights = json_string_value(at(stage, "weights"));
     text_puts(out, "of");
-    json_array_foreach(models, i, model) text_printf(out, "%s %s", i ? "," : "", json_string_value(model));
+    json_array_foreach(models, i, model) {
+        text_printf(out, "%s %s", i ? "," : "", json_string_value(model));
+    }
     if (weights) text_printf(out, "; weights %s", weights);
 }
 
@@ -130,7 +132,9 @@ static void put_remarks(Text *out, const json_t *stage) {
     json_t *remark, *remarks = json_object_get(stage, "remarks");
     if (json_array_size(remarks) == 0) return;
     text_printf(out, "\nWhat %s said:\n\n", json_string_value(at(stage, "stage")));
-    json_array_foreach(remarks, i, remark) text_printf(out, "- %s\n", json_string_value(remark));
+    json_array_foreach(remarks, i, remark) {
+        text_printf(out, "- %s\n", json_string_value(remark));
+    }
 }
 
 /* ---- over the rounds ---- */
@@ -190,9 +194,15 @@ int report_text(const json_t *all, const Rounds *rounds, Text *out) {
         json_t *stage, *stages = json_object_get(round, "stages");
         text_printf(out, "\n## Round %lld\n\n| stage | command | what came of it: first → last |\n|---|---|---|\n",
                     (long long)json_integer_value(at(round, "round")));
-        json_array_foreach(stages, s, stage) put_stage(out, stage);
-        json_array_foreach(stages, s, stage) put_by_k(out, stage);
-        json_array_foreach(stages, s, stage) put_remarks(out, stage);
+        json_array_foreach(stages, s, stage) {
+            put_stage(out, stage);
+        }
+        json_array_foreach(stages, s, stage) {
+            put_by_k(out, stage);
+        }
+        json_array_foreach(stages, s, stage) {
+            put_remarks(out, stage);
+        }
     }
     return text_check(out);
 }

@@ -311,11 +311,12 @@ static int make_round(Rounds *rounds, int64_t round) {
     if (of_round == 0) FAIL(ERR_USAGE, "%s: round %lld has no stage", rounds->path, (long long)round);
     for (size_t i = 0; i < rounds->n_specs; i++) {
         if (!has_part(&rounds->specs[i], round)) continue;
+        number++;
         RoundStage *stage = &rounds->stages[rounds->n_stages];
         *stage = (RoundStage){.spec = &rounds->specs[i],
                               .round = round,
                               .place = rounds->n_stages,
-                              .number = ++number,
+                              .number = number,
                               .of_round = of_round};
         int rc = make_stage(rounds, stage);
         rounds->n_stages++;
