@@ -314,6 +314,30 @@ START_TEST(twenty_steps_of_policy_and_value_model_end_where_those_of_trl_end) {
 }
 END_TEST
 
+/* One log-probability of the rollout is not the policy's. */
+static int tampered_step(void *context, int64_t step, StepBatch *batch) {
+    Fixture *f = context;
+    TRY(next_step(context, step, batch));
+    f->rollout.answers[1].logprob[0] += 1e-3f;
+    return OK;
+}
+
+START_TEST(a_policy_that_is_not_what_was_measured_is_refused) {
+    Fixture f;
+    Loop *loop;
+    LoopState state = {.best_step = -1};
+    LoopStep result;
+    open_case(&f, "plain", 256);
+    f.parts.batches.step = tampered_step;
+    LoopOptions options = {.steps = 1, .tokens_per_microbatch = 256, .schedule = {.peak = 4e-3, .total = 1}};
+    CHECK_OK(loop_new(&loop, &f.parts, &options));
+    ck_assert_int_eq(loop_step(loop, &state, &result), ERR_FAILED);
+    ck_assert_msg(strstr(error_text(), "its ratio is 0.999"), "%s", error_text());
+    loop_free(loop);
+    close_case(&f);
+}
+END_TEST
+
 static void other_lambda(PolicyOptions *options) {
     options->lambda = 1;
 }
@@ -339,4 +363,4 @@ START_TEST(another_lambda_penalty_whitening_or_weight_is_noticed) {
 END_TEST
 
 CHECK_MAIN("PPO and TRL", twenty_steps_of_policy_and_value_model_end_where_those_of_trl_end,
-           another_lambda_penalty_whitening_or_weight_is_noticed)
+           another_lambda_penalty_whitening_or_weight_is_noticed, a_policy_that_is_not_what_was_measured_is_refused)

@@ -32,7 +32,7 @@ typedef enum { ROWS_TOKENS, ROWS_SEGMENTS, ROWS_SAMPLES, ROWS_ONE } RowsKind;
 /* Memory that one or more tapes place their plans in: as large as the largest, mapped at the first replay. */
 typedef struct TapeMemory TapeMemory;
 TapeMemory *tape_memory_new(void);
-void tape_memory_free(TapeMemory *memory); /* after the tapes that use it */
+void tape_memory_free(TapeMemory *memory); /* it lives as long as a tape uses it */
 size_t tape_memory_bytes(const TapeMemory *memory);
 
 typedef struct {
