@@ -27,11 +27,13 @@ typedef struct {
     bf16 *packings;
     char *frozen;                                                /* the matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
+    Dtype inference;                                             /* see llama_inference_dtype */
     bool packed_only;
 } Llama;
 
 /* How matrices that are not trained are kept: row-major, without fp32 values, gradients or packings. Embedding and head
- * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32). */
+ * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32), but for
+ * `quantised_head`. */
 typedef enum {
     FROZEN_NONE,
     FROZEN_16BIT, /* where a file has them mapped in bf16 or fp16, there */
@@ -43,11 +45,14 @@ typedef enum {
 const char *frozen_name(Frozen frozen);
 
 typedef struct {
-    bool training;    /* allocate gradients */
-    Dtype precision;  /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
-    Frozen frozen;    /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
-    bool train_head;  /* a score head has gradients though the rest has none: beside an adapter */
-    bool unpacked;    /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
+    bool training;         /* allocate gradients */
+    Dtype precision;       /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
+    Frozen frozen;         /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool quantised_head;   /* with FROZEN_INT8 and FROZEN_NF4 the head too, and an embedding tied to it, in either
+                              precision: for models that only generate (op_logits; op_head has no fp32 values then) */
+    bool train_head;       /* a score head has gradients though the rest has none: beside an adapter */
+    bool train_vocabulary; /* so have the embedding and a language model's head, which are not frozen then */
+    bool unpacked;         /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
     bool packed_only; /* with DTYPE_BF16 and without `training`: matrices that llama_load has packed keep no fp32 values
                        */
     int n_positions;  /* rows of the rotary table; 0: shape.max_context */
@@ -112,11 +117,17 @@ void llama_gradients(const Llama *model, float **gradients, size_t *n);
  * (other than the tables that old files carry) are errors that name it. The matrices of a frozen model are used where
  * the file has them mapped in 16 bits: then the file must stay open as long as the model. */
 int llama_load(Llama *model, const NamedFile *file);
-/* The same, but for the head, of which the file may have one of the other kind: the model's is left as it is. */
-int llama_load_body(Llama *model, const NamedFile *file);
 /* The same errors, from names and shapes alone: nothing is read. */
 int llama_check_file(const Llama *model, const NamedFile *file);
-int llama_check_body(const Llama *model, const NamedFile *file);
+
+/* Where a file has not all of a model, or a smaller vocabulary. {0}: it has all. */
+typedef struct {
+    bool no_embedding, no_head; /* the model's are left as they are; the file may have another of its own */
+    bool tied;                  /* the file's embedding is its head too, and the model's head is a matrix of its own */
+    int rows; /* of the file's embedding and head: the first of the model's; 0: as many as the model has */
+} LlamaPart;
+int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file);
+int llama_check_part(const Llama *model, LlamaPart part, const NamedFile *file);
 
 /* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
  * Of a model with names only, they have no data. */

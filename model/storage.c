@@ -90,19 +90,35 @@ static bool is_score_head(const Llama *model, const Weight *weight) {
     return model->shape.score_head && weight == &model->head;
 }
 
+static bool is_vocabulary(const Llama *model, const Weight *weight) {
+    return weight == &model->embedding || (weight == &model->head && !is_score_head(model, weight));
+}
+
+/* Trained though the rest may be frozen. */
+static bool is_beside(const Llama *model, const Weight *weight, LlamaOptions options) {
+    return (options.train_head && is_score_head(model, weight)) ||
+           (options.train_vocabulary && is_vocabulary(model, weight));
+}
+
 static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight);
+    return options.frozen != FROZEN_NONE && weight->n_dims == 2 && !is_score_head(model, weight) &&
+           !is_beside(model, weight, options);
+}
+
+static bool is_read_by_head(const Llama *model, const Weight *weight) {
+    return weight == &model->head || (weight == &model->embedding && model->head.tied);
 }
 
 /* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
 static bool is_narrow(const Llama *model, const Weight *weight, LlamaOptions options) {
-    bool head = weight == &model->head || (weight == &model->embedding && model->head.tied);
-    return is_frozen(model, weight, options) && !(head && options.precision == DTYPE_F32);
+    bool wide_head = options.precision == DTYPE_F32 && !options.quantised_head;
+    return is_frozen(model, weight, options) && !(wide_head && is_read_by_head(model, weight));
 }
 
 static bool is_quantised(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && weight != &model->embedding &&
-           weight != &model->head;
+    bool whole = weight == &model->embedding || weight == &model->head; /* in 16 bits */
+    if (options.quantised_head) whole = whole && !is_read_by_head(model, weight);
+    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && !whole;
 }
 
 static QuantisedKind quantised_kind(LlamaOptions options) {
@@ -123,16 +139,21 @@ static size_t frozen_bytes(const Llama *model, const Weight *weight, LlamaOption
 
 /* Matrices that take part in products: all but the embedding, and a head that op_score reads. */
 static bool is_packed(const Llama *model, const Weight *weight, LlamaOptions options) {
-    bool wanted = options.precision == DTYPE_BF16 && options.frozen == FROZEN_NONE && !options.unpacked;
-    return wanted && weight->n_dims == 2 && weight != &model->embedding && !is_score_head(model, weight);
+    bool wanted = options.precision == DTYPE_BF16 && !options.unpacked;
+    return wanted && !is_frozen(model, weight, options) && weight->n_dims == 2 && weight != &model->embedding &&
+           !is_score_head(model, weight);
+}
+
+static bool has_backward(const Weight *weight, LlamaOptions options) {
+    return options.training || weight->trainable;
 }
 
 /* How much storage the model takes. */
 static void measure(Llama *model, LlamaOptions options) {
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        bool is_head_alone = options.train_head && is_score_head(model, weight);
-        weight->trainable = (options.training && !is_frozen(model, weight, options)) || is_head_alone;
+        weight->trainable =
+            (options.training && !is_frozen(model, weight, options)) || is_beside(model, weight, options);
         weight->narrow = is_narrow(model, weight, options);
         if (!weight->tied && weight->narrow) model->frozen_bytes += frozen_bytes(model, weight, options);
         if (!weight->tied && !weight->narrow) model->value_bytes += weight_value_bytes(weight);
@@ -142,7 +163,7 @@ static void measure(Llama *model, LlamaOptions options) {
             model->grad_bytes += arena_round_up((size_t)weight->rows * sizeof *weight->row_slot);
         if (is_packed(model, weight, options))
             model->packing_bytes +=
-                weight_forward_bytes(weight) + (options.training ? weight_backward_bytes(weight) : 0);
+                weight_forward_bytes(weight) + (has_backward(weight, options) ? weight_backward_bytes(weight) : 0);
     }
 }
 
@@ -159,8 +180,8 @@ static void place_packings(Llama *model, LlamaOptions options) {
         if (!is_packed(model, weight, options)) continue;
         weight->forward = next;
         next += weight_forward_bytes(weight) / sizeof *next;
-        if (options.training) weight->backward = next;
-        if (options.training) next += weight_backward_bytes(weight) / sizeof *next;
+        if (has_backward(weight, options)) weight->backward = next;
+        if (has_backward(weight, options)) next += weight_backward_bytes(weight) / sizeof *next;
         if (weight->tied) weight->tied->forward = weight->forward; /* the optimizer's pass over the values finds them */
         if (weight->tied) weight->tied->backward = weight->backward;
     }
@@ -289,6 +310,8 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
+    bool narrow = options.precision == DTYPE_BF16 && model->head.narrow;
+    model->inference = narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
     if (!options.names_only) TRY_TO(failed, allocate(model, options));
     TRY_TO(failed, make_rotary(model, options));
     *out = model;
@@ -347,7 +370,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->head.narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->inference;
 }
 
 size_t llama_bytes(const Llama *model) {

@@ -33,7 +33,8 @@ typedef enum {
 typedef struct {
     LlamaShape shape;
     bool mapped;                    /* the base stays in its mapped file */
-    uint64_t trained;               /* parameters */
+    uint64_t trained, adapter;      /* parameters; adapter: those of them that are an adapter's */
+    bool vocabulary;                /* is trained beside the adapter */
     int64_t sample_tokens;          /* of the longest sample answer with its prompt */
     int saved_arrays;               /* of a checkpoint's model.h5 */
     int ranks, ranks_here, threads; /* ranks_here: that share this machine's memory */
@@ -65,6 +66,10 @@ typedef struct {
  * into the config. */
 int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
+
+/* Counts a model that is trained, or the adapter on it, with gradients and moments; *elements (may be NULL): how many
+ * numbers. Values of a frozen model are not counted. */
+int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *lora, const Config *config);
 
 const char *plan_part_name(PlanPart part);
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */

@@ -6,6 +6,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "train/commands.h"
+#include "train/other_model.h"
 #include "train/ppo_stage.h"
 #include "train/sample.h"
 #include "train/setup.h"
@@ -81,6 +82,10 @@ static int check_options(const Config *config) {
                            "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
                            "begin from that, or name another reference (ppo.reference)",
                            config->lora_init);
+    if (setup_trains_vocabulary(config))
+        return config_fail(config, OPTION_lora_vocabulary,
+                           "the reference is the model without its adapter, so that what is trained must be the "
+                           "adapter alone; frozen is expected");
     if (config->ppo_prompts % config->ppo_minibatches != 0)
         return config_fail(config, OPTION_ppo_minibatches, "%lld does not divide ppo.prompts, %lld",
                            (long long)config->ppo_minibatches, (long long)config->ppo_prompts);
@@ -179,16 +184,11 @@ static int open_reference(Run *run) {
     const Config *config = run->config;
     ModelFile *file = &ppo->other_reference;
     TRY(model_file_open(file, config->ppo_reference,
-                        (ModelFileOptions){.precision = ppo->precision,
+                        (ModelFileOptions){.need_tokenizer = true,
+                                           .precision = ppo->precision,
                                            .frozen = setup_frozen(config),
                                            .unpacked = !config->train_packed_weights}));
-    if (!file->tokenizer || tokenizer_fingerprint(file->tokenizer) != tokenizer_fingerprint(run->tokenizer))
-        return config_fail(config, OPTION_ppo_reference,
-                           "its tokenizer is not the policy's, whose tokens it is to judge");
-    if (config->train_context > file->model->rotary.n_positions)
-        return config_fail(config, OPTION_ppo_reference, "it was made for at most %d tokens; train.context is %lld",
-                           file->model->rotary.n_positions, (long long)config->train_context);
-    return OK;
+    return other_model_check(run, OPTION_ppo_reference, file);
 }
 
 /* The model as it is before any checkpoint is loaded into it. */

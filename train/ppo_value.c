@@ -8,6 +8,7 @@
 #include "model/core/log.h"
 #include "train/answers/scorer.h"
 #include "train/files/adapter_file.h"
+#include "train/other_model.h"
 #include "train/run_adapter.h"
 #include "train/setup.h"
 
@@ -84,9 +85,6 @@ static int start_as_policy(ValueModel *value, const Run *run) {
 /* It must read the policy's tokens, and be of its shape. */
 static int check_kind(const ValueModel *value, const Run *run, const Source *source, const ModelFile *file) {
     const LlamaShape *wanted = &value->model->shape, *found = &file->model->shape;
-    if (!file->tokenizer || tokenizer_fingerprint(file->tokenizer) != tokenizer_fingerprint(run->tokenizer))
-        return config_fail(run->config, source->option,
-                           "its tokenizer is not the policy's, whose tokens it is to judge");
     if (found->dim != wanted->dim || found->n_layers != wanted->n_layers || found->n_heads != wanted->n_heads ||
         found->n_kv_heads != wanted->n_kv_heads || found->ffn_dim != wanted->ffn_dim ||
         found->vocab_size != wanted->vocab_size)
@@ -95,12 +93,13 @@ static int check_kind(const ValueModel *value, const Run *run, const Source *sou
                            "has %d of %d, %d), and the value model is as large as the policy",
                            found->n_layers, found->dim, found->vocab_size, wanted->n_layers, wanted->dim,
                            wanted->vocab_size);
-    return OK;
+    return other_model_check(run, source->option, file);
 }
 
 static int start_as_model(ValueModel *value, const Run *run, const Source *source) {
     ModelFile file;
-    TRY(model_file_open(&file, source->path, (ModelFileOptions){.head = HEAD_TO_SCORE, .training = true}));
+    TRY(model_file_open(&file, source->path,
+                        (ModelFileOptions){.head = HEAD_TO_SCORE, .training = true, .need_tokenizer = true}));
     int rc = check_kind(value, run, source, &file);
     if (rc == OK) llama_copy_rows(value->model, file.model);
     model_file_close(&file);

@@ -116,12 +116,43 @@ static void restore_head(const Run *run) {
     if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
 }
 
+static int read_again(const Weight *weight, const NamedFile *file) {
+    const NamedArray *array;
+    if (weight->tied || !weight->trainable) return OK;
+    TRY(named_get(&array, file, weight->views[0].name));
+    return named_read_f32(file, array, 0, named_elements(array), weight->value);
+}
+
+/* The vocabulary as the base has it. */
+static int restore_vocabulary(Run *run) {
+    ModelFile base;
+    if (!setup_trains_vocabulary(run->config)) return OK;
+    TRY(model_file_open(&base, run->config->model_base,
+                        (ModelFileOptions){.head = run->stage->head, .keep_open = true}));
+    int rc = read_again(&run->model->embedding, base.arrays);
+    if (rc == OK && !run->model->shape.score_head) rc = read_again(&run->model->head, base.arrays);
+    model_file_close(&base);
+    TRY(rc);
+    llama_pack(run->model);
+    if (run->stage->new_rows) run->stage->new_rows(run);
+    return OK;
+}
+
+/* What is trained beside an adapter, and then the adapter, as they began. */
+static int restart_adapter(Run *run) {
+    restore_head(run);
+    TRY(restore_vocabulary(run));
+    return run_start_adapter(run);
+}
+
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
     ModelFileOptions options = {.head = run->stage->head,
                                 .training = !adapted,
                                 .train_head = adapted,
+                                .train_vocabulary = setup_trains_vocabulary(config),
+                                .vocabulary = !adapted || setup_trains_vocabulary(config) ? run->vocabulary : 0,
                                 .precision = setup_precision(config),
                                 .frozen = setup_frozen(config),
                                 .unpacked = !config->train_packed_weights,
@@ -198,6 +229,7 @@ static int check_memory(Run *run) {
     MemoryPlan plan;
     int rc = memory_plan(&plan, run->config, run->stage->head, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
     if (rc == OK) rc = memory_plan_check(&plan);
+    run->vocabulary = plan.shape.vocab_size;
     if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);
     memory_plan_free(&plan);
     return rc;
@@ -241,8 +273,7 @@ static int reload_model_base(Run *run) {
 }
 
 static int restart_model(Run *run) {
-    if (run->lora) restore_head(run);
-    if (run->lora) return run_start_adapter(run);
+    if (run->lora) return restart_adapter(run);
     return run->base.model ? reload_model_base(run) : initialise(run);
 }
 

@@ -52,6 +52,7 @@ struct Run {
     int64_t steps_per_epoch, whole_steps; /* whole_steps: as LoopOptions has it */
     ModelFile base;                       /* where model.base was given */
     Llama *model;
+    int vocabulary; /* tokens of the model that is trained, as planned: its template may need more than the base has */
     float *first_head; /* a score head's values before training, in the arena; NULL where there is none */
     Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;

@@ -38,13 +38,28 @@ static int compare_options(const Config *config, OptionId option, const LoraOpti
     return OK;
 }
 
+/* What it has of a vocabulary must be what this run trains. */
+static int compare_vocabulary(const Run *run, const Llama *model, OptionId option, const LoraVocabulary *found) {
+    bool trained = setup_trains_vocabulary(run->config), tied = model->head.tied;
+    bool whole = found->embedding && (found->head || model->shape.score_head || (tied && found->tied));
+    if (!trained && found->rows > 0)
+        return config_fail(run->config, option, "its vocabulary was trained beside it; see lora.vocabulary");
+    if (found->rows > 0 && (!whole || (tied && !found->tied)))
+        return config_fail(run->config, option,
+                           "it has another embedding or head in place of the base's, and not one for both as this run");
+    return OK;
+}
+
 static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, OptionId option) {
     LoraOptions found;
+    LoraVocabulary vocabulary;
     TRY(lora_options_from_peft(&found, adapter));
+    TRY(lora_vocabulary(&vocabulary, adapter));
     TRY(compare_options(run->config, option, &lora->options, &found));
+    TRY(compare_vocabulary(run, lora->model, option, &vocabulary));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
     TRY(lora_load(lora, adapter->arrays));
-    return adapter_take_head(adapter, lora->model);
+    return adapter_take_saved(adapter, lora->model);
 }
 
 int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path) {
@@ -82,11 +97,11 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
     return n;
 }
 
-/* A stop token whose row was never trained is one of many alike, and an adapter, which leaves the head as it is, could
+/* A stop token whose row was never trained is one of many alike, and an adapter that leaves the head as it is could
  * never prefer it to them. A reward model ends no answers. */
 static int check_stops(const Run *run) {
     int rc = OK;
-    if (run->model->shape.score_head) return OK;
+    if (run->model->shape.score_head || setup_trains_vocabulary(run->config)) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
@@ -95,8 +110,8 @@ static int check_stops(const Run *run) {
         if (alike == 0) continue;
         FAIL_TO(done, ERR_REFUSED,
                 "%s never learned the stop token %s: %d other rows of its head are the same, and an adapter leaves "
-                "them so; answers would not end. Take a template with another stop, or train the whole model "
-                "(lora.rank 0)",
+                "them so; answers would not end. Take a template with another stop, or train the vocabulary too "
+                "(lora.vocabulary train)",
                 run->config->model_base, tokenizer_name(run->tokenizer, run->stop_tokens[i]), alike);
     }
 done:
@@ -120,18 +135,20 @@ static const char *kind_of(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
-static const char *frozen_note(Frozen frozen) {
-    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
-                                                    ", its matrices in int8, embedding and head in 16 bits",
-                                                    ", its matrices in NF4, embedding and head in 16 bits"};
-    return notes[frozen];
+static const char *frozen_note(bool vocabulary, Frozen frozen) {
+    static const char *const notes[2][FROZEN_KINDS] = {
+        {"", ", its matrices in 16 bits", ", its matrices in int8, embedding and head in 16 bits",
+         ", its matrices in NF4, embedding and head in 16 bits"},
+        {" but for embedding and head", " but for embedding and head, its matrices in 16 bits",
+         " but for embedding and head, its matrices in int8", " but for embedding and head, its matrices in NF4"}};
+    return notes[vocabulary][frozen];
 }
 
 void run_announce_adapter(const Run *run) {
     char parameters[32];
     log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", kind_of(&run->lora->options),
              run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-             frozen_note(setup_frozen(run->config)));
+             frozen_note(setup_trains_vocabulary(run->config), setup_frozen(run->config)));
 }
 
 /* ---- before the first step ---- */

@@ -193,8 +193,8 @@ static int add_adapter_texts(const RunFiles *files, const Trained *trained, Aren
     NamedText *all;
     ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
     memcpy(all, *texts, *n * sizeof *all);
-    TRY(adapter_describe(all + *n, &trained->lora->options, trained->model->shape.score_head, files->base_path,
-                         files->output, files->base_fingerprint, arena));
+    TRY(adapter_describe(all + *n, &trained->lora->options, trained_saved(trained), files->base_path, files->output,
+                         files->base_fingerprint, arena));
     *texts = all;
     *n += ADAPTER_TEXTS;
     return OK;

@@ -2,6 +2,7 @@
 #ifndef CRIA_TRAIN_TRAINED_H
 #define CRIA_TRAIN_TRAINED_H
 
+#include "model/formats/peft.h"
 #include "model/lora.h"
 #include "optim/optimizer.h"
 
@@ -32,5 +33,8 @@ double trained_rate(const Trained *trained, int i);
 int trained_arrays(const Trained *trained, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);
 /* Reads such arrays into such storage; {0}: into the parameters, and packs them. */
 int trained_load(const Trained *trained, WeightStorage storage, const NamedFile *file);
+
+/* What of the model is saved beside the adapter. */
+PeftSaved trained_saved(const Trained *trained);
 
 #endif

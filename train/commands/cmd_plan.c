@@ -40,6 +40,7 @@ static const char *parameters_note(const MemoryPlan *plan) {
         [FROZEN_16BIT] = "the model's matrices in 16 bits, where they are not mapped, and the adapter",
         [FROZEN_INT8] = "the model in int8, embedding and head in 16 bits, and the adapter",
         [FROZEN_NF4] = "the model in NF4, embedding and head in 16 bits, and the adapter"};
+    if (plan->vocabulary) return "the model, its embedding and head in fp32 since they are trained, and the adapter";
     if (plan->frozen != FROZEN_NONE) return frozen[plan->frozen];
     return plan->packed ? "fp32, and twice packed in bf16" : explanations[PLAN_PARAMETERS];
 }

@@ -370,13 +370,16 @@ static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums
     if (rollout->update != 0) return;
     RolloutFigures f = rollout_figures(rollout);
     size_t n = (size_t)rollout->options.prompts * (size_t)rollout->options.samples;
-    WatchFigures figures = {.reward = f.reward,
-                            .kl = rollout->has_reference ? f.kl : NAN,
-                            .entropy = sums->entropy / sums->scored,
-                            .length = f.length.mean,
-                            .length_correlation = correlation(rollout->scores, rollout->lengths, n),
-                            .equal_groups = has_groups(&rollout->options) ? rollout->equal_groups : NAN,
-                            .beta = rollout->options.beta};
+    WatchFigures figures = {
+        .reward = f.reward,
+        .kl = rollout->has_reference ? f.kl : NAN,
+        .entropy = sums->entropy / sums->scored,
+        .length = f.length.mean,
+        .length_correlation = correlation(rollout->scores, rollout->lengths, n),
+        .equal_groups = has_groups(&rollout->options) ? rollout->equal_groups : NAN,
+        .beta = rollout->options.beta,
+        .value_loss = self->value ? sums->metric[METRIC_VALUE_LOSS] / sums->metric_weight[METRIC_VALUE_LOSS] : NAN,
+        .explained = self->value ? rollout->explained : NAN};
     Text text = {0};
     policy_watch(&self->watch, &figures, &text);
     objective_tell(base, step, &text);
