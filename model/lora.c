@@ -26,7 +26,7 @@ const char *lora_target_name(LoraTarget target) {
 
 /* "base_model.model." + "model.layers.0.self_attn.q_proj" + suffix */
 static int adapter_name(char **name, Lora *lora, const char *of, const char *suffix) {
-    static const char prefix[] = "base_model.model.", ending[] = ".weight";
+    static const char prefix[] = LORA_PREFIX, ending[] = ".weight";
     size_t stem = strlen(of) - strlen(ending), size = sizeof prefix + stem + strlen(suffix);
     ARENA_TRY(*name, &lora->arena, size);
     snprintf(*name, size, "%s%.*s%s", prefix, (int)stem, of, suffix);
@@ -267,8 +267,8 @@ int lora_arrays(const Lora *lora, WeightStorage storage, Arena *arena, NamedArra
 static int check_names(const Lora *lora, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
         const char *name = named_at(file, f)->name;
-        bool known = strncmp(name, "cria.", strlen("cria.")) == 0 ||
-                     (lora->model->shape.score_head && strcmp(name, LORA_SCORE) == 0);
+        bool known = strncmp(name, "cria.", strlen("cria.")) == 0 || strcmp(name, LORA_EMBEDDING) == 0 ||
+                     strcmp(name, lora->model->shape.score_head ? LORA_SCORE : LORA_HEAD) == 0;
         for (int i = 0; i < lora->n_weights && !known; i++)
             for (int v = 0; v < lora->weights[i]->n_views && !known; v++)
                 known = strcmp(lora->weights[i]->views[v].name, name) == 0;

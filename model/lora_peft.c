@@ -51,6 +51,12 @@ static int target_of(const char *name) {
     return target_named(start, (size_t)(end - start));
 }
 
+/* "base_model.model.lm_head.weight": saved whole beside the adapter. */
+static bool is_saved(const PeftAdapter *adapter, const char *name) {
+    if (adapter->config.saved.score && strcmp(name, LORA_SCORE) == 0) return true;
+    return strcmp(name, LORA_EMBEDDING) == 0 || (!adapter->config.saved.score && strcmp(name, LORA_HEAD) == 0);
+}
+
 int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
     *options = (LoraOptions){.rank = adapter->config.rank,
                              .alpha = adapter->config.alpha,
@@ -59,7 +65,7 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
                              .dropout = adapter->config.dropout};
     for (size_t i = 0; i < named_count(adapter->arrays); i++) {
         const char *name = named_at(adapter->arrays, i)->name;
-        if (text_starts_with(name, own_prefix) || (adapter->config.score && strcmp(name, LORA_SCORE) == 0)) continue;
+        if (text_starts_with(name, own_prefix) || is_saved(adapter, name)) continue;
         int target = target_of(name);
         if (target < 0)
             FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (q, k, v, o, gate, up, down)",
@@ -67,6 +73,30 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
         options->targets |= 1u << target;
     }
     if (!options->targets) FAIL(ERR_REFUSED, "%s: there is no adapter in it", named_path(adapter->arrays));
+    return OK;
+}
+
+static int find_saved(const NamedArray **array, const PeftAdapter *adapter, const char *name, bool said) {
+    enum { MOST_ROWS = 1 << 24 };
+    *array = named_find(adapter->arrays, name);
+    if (!*array && said)
+        FAIL(ERR_REFUSED, "%s: %s is missing from the file, though 'modules_to_save' names it",
+             named_path(adapter->arrays), name);
+    if (*array && ((*array)->n_dims != 2 || (*array)->dims[0] < 1 || (*array)->dims[0] > MOST_ROWS))
+        FAIL(ERR_REFUSED, "%s: %s is no matrix with a row for each token", named_path(adapter->arrays), name);
+    return OK;
+}
+
+int lora_vocabulary(LoraVocabulary *v, const PeftAdapter *adapter) {
+    PeftSaved saved = adapter->config.saved;
+    *v = (LoraVocabulary){0};
+    TRY(find_saved(&v->embedding, adapter, LORA_EMBEDDING, saved.embedding));
+    if (!saved.score) TRY(find_saved(&v->head, adapter, LORA_HEAD, saved.head && !saved.tied));
+    v->tied = saved.tied && v->embedding;
+    if (v->embedding && v->head && v->embedding->dims[0] != v->head->dims[0])
+        FAIL(ERR_REFUSED, "%s: its embedding has %lld rows and its head %lld", named_path(adapter->arrays),
+             (long long)v->embedding->dims[0], (long long)v->head->dims[0]);
+    if (v->embedding || v->head) v->rows = (int)(v->embedding ? v->embedding : v->head)->dims[0];
     return OK;
 }
 
@@ -85,14 +115,14 @@ int lora_from_peft(Lora **lora, Llama *model, const PeftAdapter *adapter, LlamaO
 
 /* ---- writing ---- */
 
-PeftConfig lora_peft_config(const LoraOptions *options, bool score, const char *base,
+PeftConfig lora_peft_config(const LoraOptions *options, PeftSaved saved, const char *base,
                             const char *targets[LORA_TARGETS]) {
     PeftConfig config = {.rank = options->rank,
                          .alpha = options->alpha,
                          .dropout = options->dropout,
                          .rslora = options->rank_stabilised,
                          .dora = options->magnitudes,
-                         .score = score,
+                         .saved = saved,
                          .base = base,
                          .targets = targets};
     for (int t = 0; t < LORA_TARGETS; t++)
@@ -100,10 +130,10 @@ PeftConfig lora_peft_config(const LoraOptions *options, bool score, const char *
     return config;
 }
 
-static int write_sources(const LoraOptions *options, bool score, const char *directory, const char *base,
+static int write_sources(const LoraOptions *options, PeftSaved saved, const char *directory, const char *base,
                          const NamedSource *sources, size_t n) {
     const char *targets[LORA_TARGETS];
-    PeftConfig config = lora_peft_config(options, score, base, targets);
+    PeftConfig config = lora_peft_config(options, saved, base, targets);
     return peft_write(directory, &config, sources, n);
 }
 
@@ -117,7 +147,7 @@ int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
     sources = arena_alloc(&arena, n * sizeof *sources);
     if (!sources) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < n; i++) sources[i] = (NamedSource){.array = arrays[i]};
-    TRY_TO(done, write_sources(&lora->options, false, directory, base, sources, n));
+    TRY_TO(done, write_sources(&lora->options, (PeftSaved){0}, directory, base, sources, n));
 done:
     arena_free(&arena);
     return rc;
@@ -125,14 +155,20 @@ done:
 
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
     LoraOptions options;
+    LoraVocabulary vocabulary;
     size_t n = 0, all = named_count(adapter->arrays);
     TRY(lora_options_from_peft(&options, adapter));
-    NamedSource *sources = calloc(all, sizeof *sources);
+    TRY(lora_vocabulary(&vocabulary, adapter));
+    NamedSource *sources = calloc(all + 1, sizeof *sources);
     if (!sources) FAIL(ERR_FAILED, "out of memory");
     for (size_t i = 0; i < all; i++)
         if (!text_starts_with(named_at(adapter->arrays, i)->name, own_prefix))
             sources[n++].array = *named_at(adapter->arrays, i);
-    int rc = write_sources(&options, adapter->config.score, directory, adapter->config.base, sources, n);
+    if (vocabulary.tied && !named_find(adapter->arrays, LORA_HEAD)) {
+        sources[n].array = *vocabulary.embedding;
+        sources[n++].array.name = LORA_HEAD;
+    }
+    int rc = write_sources(&options, adapter->config.saved, directory, adapter->config.base, sources, n);
     free(sources);
     return rc;
 }
@@ -188,6 +224,7 @@ int lora_combine(Lora **out, Llama *model, const PeftAdapter *adapters, const do
                  LlamaOptions how) {
     int rc = OK, rank = 0;
     LoraOptions options, all = {0};
+    LoraVocabulary vocabulary;
     *out = NULL;
     if (n == 1 && fabs(weights[0] - 1) <= 0) return lora_from_peft(out, model, &adapters[0], how);
     for (int i = 0; i < n; i++) {
@@ -195,7 +232,12 @@ int lora_combine(Lora **out, Llama *model, const PeftAdapter *adapters, const do
         if (options.magnitudes)
             FAIL(ERR_REFUSED, "%s: it has DoRA's magnitudes, which are merged alone and with weight 1",
                  named_path(adapters[i].arrays));
-        if (adapters[i].config.score)
+        TRY(lora_vocabulary(&vocabulary, &adapters[i]));
+        if (vocabulary.rows > 0)
+            FAIL(ERR_REFUSED,
+                 "%s: it has a vocabulary that was trained beside it, and is merged alone and with weight 1",
+                 named_path(adapters[i].arrays));
+        if (adapters[i].config.saved.score)
             FAIL(ERR_REFUSED, "%s: it has a reward model's score head, and is merged alone and with weight 1",
                  named_path(adapters[i].arrays));
         all.targets |= options.targets;

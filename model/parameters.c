@@ -116,51 +116,56 @@ done:
     return rc;
 }
 
-/* Names that a file may hold though the model has no such parameter. */
-static bool may_be_ignored(const Llama *model, bool with_head, const char *name) {
-    bool is_head = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "score.weight") == 0;
-    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") || (is_head && !with_head) ||
-           (model->head.tied && strcmp(name, "lm_head.weight") == 0);
+/* Names that a file may hold though the model has no such parameter, or does not want it. */
+static bool may_be_ignored(const Llama *model, LlamaPart part, const char *name) {
+    bool is_lm_head = strcmp(name, "lm_head.weight") == 0, is_head = is_lm_head || strcmp(name, "score.weight") == 0;
+    return text_starts_with(name, "cria.") || text_ends_with(name, ".rotary_emb.inv_freq") ||
+           (is_head && part.no_head) || (is_lm_head && (model->head.tied || part.tied)) ||
+           (part.no_embedding && strcmp(name, model->embedding.views[0].name) == 0);
 }
 
 /* Every array of the file is a parameter, or known not to matter. */
-static int check_names(const Llama *model, bool with_head, const NamedArray *arrays, size_t n, const NamedFile *file) {
+static int check_names(const Llama *model, LlamaPart part, const NamedArray *arrays, size_t n, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
         const char *name = named_at(file, f)->name;
         size_t i = 0;
-        while (i < n && strcmp(arrays[i].name, name) != 0) i++;
-        if (i == n && !may_be_ignored(model, with_head, name))
+        while (i < n && (!arrays[i].name || strcmp(arrays[i].name, name) != 0)) i++;
+        if (i == n && !may_be_ignored(model, part, name))
             FAIL(ERR_REFUSED, "%s is in the file, but a Llama of this shape has no such parameter", name);
     }
     return OK;
 }
 
-/* The head is the last of the arrays, unless it is tied. */
-static size_t body_arrays(const Llama *model, size_t n) {
-    return n - (model->head.tied ? 0 : 1);
+/* llama_arrays as the file has them; without a name where it is not asked for one. The embedding is the first, and the
+ * head the last, unless it is tied. */
+static int arrays_of_file(const Llama *model, LlamaPart part, Arena *arena, NamedArray **arrays, size_t *n) {
+    TRY(llama_arrays(model, (WeightStorage){0}, arena, arrays, n));
+    NamedArray *embedding = &(*arrays)[0], *head = model->head.tied ? NULL : &(*arrays)[*n - 1];
+    if (part.rows > 0) embedding->dims[0] = part.rows;
+    if (part.rows > 0 && head && !model->shape.score_head) head->dims[0] = part.rows;
+    if (part.tied && head && !part.no_head) head->name = embedding->name;
+    if (part.no_embedding) embedding->name = NULL;
+    if (part.no_head && head) head->name = NULL;
+    return OK;
 }
 
-static int check_file(const Llama *model, bool with_head, const NamedFile *file) {
+int llama_check_part(const Llama *model, LlamaPart part, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     const NamedArray *found;
     size_t n;
-    TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
-    if (!with_head) n = body_arrays(model, n);
-    TRY_TO(done, check_names(model, with_head, arrays, n, file));
-    for (size_t i = 0; i < n; i++) TRY_TO(done, find_array(&found, &arrays[i], file));
+    TRY_TO(done, arrays_of_file(model, part, &arena, &arrays, &n));
+    TRY_TO(done, check_names(model, part, arrays, n, file));
+    for (size_t i = 0; i < n; i++)
+        if (arrays[i].name) TRY_TO(done, find_array(&found, &arrays[i], file));
 done:
     arena_free(&arena);
     return rc;
 }
 
 int llama_check_file(const Llama *model, const NamedFile *file) {
-    return check_file(model, true, file);
-}
-
-int llama_check_body(const Llama *model, const NamedFile *file) {
-    return check_file(model, false, file);
+    return llama_check_part(model, (LlamaPart){0}, file);
 }
 
 /* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
@@ -238,19 +243,21 @@ static void keep_packing(Weight *weight) {
     weight->stored = (RowMajor){0};
 }
 
-static int load(Llama *model, bool with_head, const NamedFile *file) {
+int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n, next = 0;
-    TRY_TO(done, llama_arrays(model, (WeightStorage){0}, &arena, &arrays, &n));
-    TRY_TO(done, check_names(model, with_head, arrays, with_head ? n : body_arrays(model, n), file));
+    TRY_TO(done, arrays_of_file(model, part, &arena, &arrays, &n));
+    TRY_TO(done, check_names(model, part, arrays, n, file));
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
-        if (weight->tied || (weight == &model->head && !with_head)) continue;
-        TRY_TO(done, load_weight(weight, &arrays[next], file));
-        if (model->packed_only && weight != &model->embedding) keep_packing(weight);
+        if (weight->tied) continue;
+        const NamedArray *wanted = &arrays[next];
         next += (size_t)weight->n_views;
+        if (!wanted->name) continue;
+        TRY_TO(done, load_weight(weight, wanted, file));
+        if (model->packed_only && weight != &model->embedding) keep_packing(weight);
     }
     if (model->head.tied) model->head.stored = model->head.tied->stored;
     if (!model->packed_only)
@@ -263,9 +270,5 @@ done:
 }
 
 int llama_load(Llama *model, const NamedFile *file) {
-    return load(model, true, file);
-}
-
-int llama_load_body(Llama *model, const NamedFile *file) {
-    return load(model, false, file);
+    return llama_load_part(model, (LlamaPart){0}, file);
 }

@@ -2,13 +2,15 @@
 #ifndef CRIA_TESTS_GOLDEN_ADAPTER_H
 #define CRIA_TESTS_GOLDEN_ADAPTER_H
 
-#include "model/lora.h"
+#include "model/lora_peft.h"
 #include "tests/golden_recipe.h"
+#include "train/trained.h"
 
 typedef struct {
     Golden golden; /* the base, its batches; `expected` is the adapter's */
     Lora *lora;
-    NamedArray *arrays; /* of the adapter */
+    Trained trained;    /* the adapter, and what of the base is trainable */
+    NamedArray *arrays; /* of both, by PEFT's names */
     size_t n;
 } Adapted;
 
@@ -21,8 +23,11 @@ static inline void adapted_attach(Adapted *adapted, const char *directory, LoraO
     CHECK_OK(named_open(&file, path));
     CHECK_OK(lora_new(&adapted->lora, golden->model, options, (LlamaOptions){.training = true}));
     CHECK_OK(lora_load(adapted->lora, file));
-    CHECK_OK(lora_arrays(adapted->lora, (WeightStorage){0}, &golden->arena, &adapted->arrays, &adapted->n));
-    ck_assert_uint_eq(adapted->n, named_count(file));
+    CHECK_OK(trained_list(&adapted->trained, golden->model, adapted->lora, &golden->arena));
+    CHECK_OK(trained_load(&adapted->trained, (WeightStorage){0}, file));
+    CHECK_OK(trained_arrays(&adapted->trained, (WeightStorage){0}, &golden->arena, &adapted->arrays, &adapted->n));
+    bool twice = golden->model->head.tied && named_find(file, LORA_HEAD);
+    ck_assert_uint_eq(adapted->n + twice, named_count(file));
     named_close(file);
 }
 
@@ -33,12 +38,13 @@ static inline void adapted_close(Adapted *adapted) {
 
 static inline void adapted_gradients(Adapted *adapted, const char *table, const char *name, Worst *worst) {
     Golden *golden = &adapted->golden;
-    Lora *lora = adapted->lora;
+    const Trained *trained = &adapted->trained;
     NamedArray *gradients;
+    llama_merge_tied_gradients(golden->model);
     size_t n, elements = 0;
-    void **storage = arena_alloc(&golden->arena, (size_t)lora->n_weights * sizeof *storage);
-    for (int i = 0; i < lora->n_weights; i++) storage[i] = lora->weights[i]->grad;
-    CHECK_OK(lora_arrays(lora, (WeightStorage){storage, DTYPE_F32, NULL}, &golden->arena, &gradients, &n));
+    void **storage = arena_alloc(&golden->arena, (size_t)trained->n_weights * sizeof *storage);
+    for (int i = 0; i < trained->n_weights; i++) storage[i] = trained->weights[i]->grad;
+    CHECK_OK(trained_arrays(trained, (WeightStorage){storage, DTYPE_F32, NULL}, &golden->arena, &gradients, &n));
     for (size_t i = 0; i < n; i++) {
         char key[160];
         snprintf(key, sizeof key, "grad.%s", gradients[i].name);
@@ -55,15 +61,18 @@ typedef struct {
 } AdaptedDistance;
 
 static inline Optimizer *adapted_optimizer(Adapted *adapted, const Recipe *recipe) {
-    const Lora *lora = adapted->lora;
+    const Trained *trained = &adapted->trained;
     Optimizer *optimizer = NULL;
-    OptimParameter *parameters = arena_alloc(&adapted->golden.arena, (size_t)lora->n_weights * sizeof *parameters);
-    for (int i = 0; i < lora->n_weights; i++) {
-        Weight *w = lora->weights[i];
-        parameters[i] = (OptimParameter){
-            .value = w->value, .grad = w->grad, .n = weight_elements(w), .decay = w->decay, .rate = lora_rate(lora, w)};
+    OptimParameter *parameters = arena_alloc(&adapted->golden.arena, (size_t)trained->n_weights * sizeof *parameters);
+    for (int i = 0; i < trained->n_weights; i++) {
+        Weight *w = trained->weights[i];
+        parameters[i] = (OptimParameter){.value = w->value,
+                                         .grad = w->grad,
+                                         .n = weight_elements(w),
+                                         .decay = w->decay,
+                                         .rate = trained_rate(trained, i)};
     }
-    CHECK_OK(optimizer_new(&optimizer, parameters, (size_t)lora->n_weights, recipe->optimizer));
+    CHECK_OK(optimizer_new(&optimizer, parameters, (size_t)trained->n_weights, recipe->optimizer));
     return optimizer;
 }
 
@@ -102,7 +111,9 @@ static inline void adapted_train(Adapted *adapted, const Recipe *recipe, const c
     engine_open(&engine, golden->model, 128, (EngineOptions){0});
     for (int step = 0; step < GOLDEN_STEPS; step++) {
         const Run *batch = &golden->batches[step % GOLDEN_BATCHES];
-        double loss = engine_run(&engine, batch, run_weight(batch)), norm = optimizer_grad_norm(optimizer);
+        double loss = engine_run(&engine, batch, run_weight(batch));
+        llama_merge_tied_gradients(golden->model);
+        double norm = optimizer_grad_norm(optimizer);
         if (step == 0) adapted_gradients(adapted, table, name, &distance->gradient);
         optimizer_step(optimizer, schedule_at(&recipe->schedule, step), norm);
         optimizer_zero_grad(optimizer);

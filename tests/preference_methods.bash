@@ -111,3 +111,4 @@ reinforce() { # METHOD STEPS ARGUMENTS …
 }
 learn_rloo() { reinforce rloo "${1:-40}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.03; }
 learn_grpo() { reinforce grpo "${1:-40}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.08; }
+learn_ppo() { reinforce ppo "${1:-60}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.05 ppo.value_lr=1e-3 ppo.epochs=2; }

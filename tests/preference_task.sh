@@ -16,7 +16,7 @@ mkdir -p "$out"
 export OMP_WAIT_POLICY=passive
 . tests/preference_methods.bash
 methods=("$@")
-[ ${#methods[@]} -gt 0 ] || methods=(dpo rejection rloo grpo)
+[ ${#methods[@]} -gt 0 ] || methods=(dpo rejection rloo grpo ppo)
 
 prepare
 share=$(reward_of base)

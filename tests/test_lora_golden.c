@@ -9,21 +9,25 @@ static const double change_bound = 5e-5; /* of ‖Δθ − Δθ_ref‖ / ‖Δθ
 enum {
     QV = 1u << LORA_Q | 1u << LORA_V,
     QKUP = 1u << LORA_Q | 1u << LORA_K | 1u << LORA_UP,
+    QDOWN = 1u << LORA_Q | 1u << LORA_DOWN,
     VOGATE = 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE
 };
 
 typedef struct {
     const char *name, *base;
+    bool vocabulary; /* is trained too */
     LoraOptions options;
 } Case;
 
 static const Case golden_adapters[] = {
-    {"plain", "gqa", {.rank = 3, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1}},
-    {"rslora", "tied", {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = (1u << LORA_TARGETS) - 1}},
-    {"subset", "packed", {.rank = 3, .alpha = 7, .targets = QV}},
-    {"plus", "llama31", {.rank = 4, .alpha = 8, .targets = QKUP, .plus_ratio = 8}},
-    {"dora", "odd_heads", {.rank = 4, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1, .magnitudes = true}},
-    {"dora_fresh", "gqa", {.rank = 2, .alpha = 4, .targets = VOGATE, .magnitudes = true, .plus_ratio = 4}},
+    {"plain", "gqa", false, {.rank = 3, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1}},
+    {"rslora", "tied", false, {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = (1u << LORA_TARGETS) - 1}},
+    {"subset", "packed", false, {.rank = 3, .alpha = 7, .targets = QV}},
+    {"plus", "llama31", false, {.rank = 4, .alpha = 8, .targets = QKUP, .plus_ratio = 8}},
+    {"dora", "odd_heads", false, {.rank = 4, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1, .magnitudes = true}},
+    {"dora_fresh", "gqa", false, {.rank = 2, .alpha = 4, .targets = VOGATE, .magnitudes = true, .plus_ratio = 4}},
+    {"vocabulary", "gqa", true, {.rank = 3, .alpha = 6, .targets = QDOWN}},
+    {"vocabulary_tied", "tied", true, {.rank = 3, .alpha = 6, .targets = QDOWN}},
 };
 enum { N_CASES = sizeof golden_adapters / sizeof *golden_adapters };
 
@@ -34,6 +38,7 @@ static void adapted_open(Adapted *adapted, const Case *c, void (*wrong)(LoraOpti
     if (wrong) wrong(&options);
     golden_open(golden, c->base);
     for (int i = 0; i < golden->model->n_weights; i++) golden->model->weights[i]->trainable = false;
+    golden->model->embedding.trainable = golden->model->head.trainable = c->vocabulary;
     named_close(golden->expected);
     snprintf(path, sizeof path, "tests/golden/lora_%s/expected.safetensors", c->name);
     CHECK_OK(named_open(&golden->expected, path));

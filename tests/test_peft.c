@@ -102,7 +102,10 @@ START_TEST(what_is_not_implemented_is_refused_by_its_key) {
         {"{\"peft_type\": \"LORA\", \"bias\": \"all\"}", "'bias' is 'all'"},
         {"{\"peft_type\": \"LORA\", \"rank_pattern\": {\"q_proj\": 4}}", "'rank_pattern'"},
         {"{\"peft_type\": \"LORA\", \"alpha_pattern\": {\"q_proj\": 4}}", "'alpha_pattern'"},
-        {"{\"peft_type\": \"LORA\", \"modules_to_save\": [\"lm_head\"]}", "'modules_to_save'"},
+        {"{\"peft_type\": \"LORA\", \"modules_to_save\": [\"lm_head\", \"q_proj\"]}", "'modules_to_save' has 'q_proj'"},
+        {"{\"peft_type\": \"LORA\", \"modules_to_save\": \"lm_head\"}", "'modules_to_save'"},
+        {"{\"peft_type\": \"LORA\", \"modules_to_save\": [3]}", "'modules_to_save'"},
+        {"{\"peft_type\": \"LORA\", \"ensure_weight_tying\": 1}", "'ensure_weight_tying'"},
         {"{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_CLS\", \"modules_to_save\": [\"score\", \"lm_head\"]}",
          "'modules_to_save'"},
         {"{\"peft_type\": \"LORA\", \"modules_to_save\": [\"score\"]}", "'modules_to_save'"},
@@ -124,6 +127,8 @@ START_TEST(what_is_not_implemented_is_refused_by_its_key) {
         CHECK_ERROR(parse(refused[i][0]), ERR_REFUSED, refused[i][1]);
     CHECK_OK(parse(
         "{\"peft_type\": \"LORA\", \"task_type\": \"SEQ_CLS\", \"modules_to_save\": [\"classifier\", \"score\"]}"));
+    CHECK_OK(parse("{\"peft_type\": \"LORA\", \"modules_to_save\": [\"embed_tokens\", \"model.embed_tokens\"], "
+                   "\"ensure_weight_tying\": true}"));
     CHECK_OK(parse("{\"peft_type\": \"LORA\", \"modules_to_save\": [], \"rank_pattern\": {}, \"bias\": null, "
                    "\"init_lora_weights\": \"gaussian\", \"qalora_group_size\": 16}"));
 }

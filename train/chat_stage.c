@@ -24,24 +24,18 @@ int chat_stage_defaults(Config *config) {
 
 /* ---- the model ---- */
 
-/* A larger embedding and head for the tokens that were added, unless there are rows to spare. */
-static int grow_model(Run *run, ChatStage *stage) {
+/* The model was made with rows for the tokens that were added, unless it is frozen. */
+static int check_rows(const Run *run, int before) {
     int wanted = tokenizer_vocab_size(run->tokenizer);
-    LlamaShape shape = run->model->shape;
-    stage->first_new_row = shape.vocab_size;
-    if (wanted <= shape.vocab_size) return OK;
-    if (run->config->lora_rank > 0)
+    if (run->config->lora_rank > 0 && !setup_trains_vocabulary(run->config))
         return config_fail(
-            run->config, OPTION_lora_rank,
-            "the chat template needs %d tokens that %s lacks, whose rows an adapter does not train: take a "
-            "template made of its own tokens (alpaca, plain), or train the whole model (lora.rank 0)",
-            wanted - shape.vocab_size, run->config->model_base);
-    Llama *grown;
-    shape.vocab_size = wanted;
-    TRY(llama_new(&grown, &shape, setup_llama(run->config, run->model->rotary.n_positions)));
-    llama_copy_rows(grown, run->model);
-    llama_free(run->model);
-    run->model = run->base.model = grown;
+            run->config, OPTION_lora_vocabulary,
+            "the chat template needs %d tokens that %s lacks, whose rows an adapter does not train: train the "
+            "vocabulary beside it (lora.vocabulary train) or the whole model (lora.rank 0), or take a template made "
+            "of its own tokens (alpaca, plain)",
+            wanted - before, run->config->model_base);
+    if (wanted > run->model->shape.vocab_size)
+        FAIL(ERR_FAILED, "%d tokens, and a model planned for %d", wanted, run->model->shape.vocab_size);
     return OK;
 }
 
@@ -58,8 +52,8 @@ static int extend(Run *run, ChatStage *stage) {
     if (!extended) return OK;
     if (run->tokenizer != run->base.tokenizer) tokenizer_free(run->tokenizer);
     run->tokenizer = extended;
-    TRY(grow_model(run, stage));
-    if (before < stage->first_new_row) stage->first_new_row = before;
+    TRY(check_rows(run, before));
+    stage->first_new_row = before < run->base.n_rows ? before : run->base.n_rows;
     chat_stage_new_rows(run);
     return OK;
 }

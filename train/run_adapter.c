@@ -22,38 +22,57 @@ int run_check_adapter_options(const Config *config) {
 
 /* ---- how it begins ---- */
 
-static int compare_options(const Config *config, const LoraOptions *wanted, const LoraOptions *found) {
+static int compare_options(const Config *config, OptionId option, const LoraOptions *wanted, const LoraOptions *found) {
     if (found->rank != wanted->rank)
-        return config_fail(config, OPTION_lora_init, "its rank is %d, and lora.rank %d", found->rank, wanted->rank);
+        return config_fail(config, option, "its rank is %d, and lora.rank %d", found->rank, wanted->rank);
     if (fabs(found->alpha - wanted->alpha) > 0)
-        return config_fail(config, OPTION_lora_init, "its alpha is %g, and lora.alpha %g", found->alpha, wanted->alpha);
+        return config_fail(config, option, "its alpha is %g, and lora.alpha %g", found->alpha, wanted->alpha);
     if (found->rank_stabilised != wanted->rank_stabilised)
-        return config_fail(config, OPTION_lora_init, "it has%s rsLoRA's scale; see lora.rslora",
+        return config_fail(config, option, "it has%s rsLoRA's scale; see lora.rslora",
                            found->rank_stabilised ? "" : " not");
     if (found->magnitudes != wanted->magnitudes)
-        return config_fail(config, OPTION_lora_init, "it has%s DoRA's magnitudes; see lora.dora",
+        return config_fail(config, option, "it has%s DoRA's magnitudes; see lora.dora",
                            found->magnitudes ? "" : " not");
     if (found->targets != wanted->targets)
-        return config_fail(config, OPTION_lora_init, "it adapts other matrices than lora.targets names");
+        return config_fail(config, option, "it adapts other matrices than lora.targets names");
     return OK;
 }
 
-static int load_values(Run *run, const PeftAdapter *adapter) {
+/* What it has of a vocabulary must be what this run trains. */
+static int compare_vocabulary(const Run *run, const Llama *model, OptionId option, const LoraVocabulary *found) {
+    bool trained = setup_trains_vocabulary(run->config), tied = model->head.tied;
+    bool whole = found->embedding && (found->head || model->shape.score_head || (tied && found->tied));
+    if (!trained && found->rows > 0)
+        return config_fail(run->config, option, "its vocabulary was trained beside it; see lora.vocabulary");
+    if (found->rows > 0 && (!whole || (tied && !found->tied)))
+        return config_fail(run->config, option,
+                           "it has another embedding or head in place of the base's, and not one for both as this run");
+    return OK;
+}
+
+static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, OptionId option) {
     LoraOptions found;
+    LoraVocabulary vocabulary;
     TRY(lora_options_from_peft(&found, adapter));
-    TRY(compare_options(run->config, &run->lora->options, &found));
+    TRY(lora_vocabulary(&vocabulary, adapter));
+    TRY(compare_options(run->config, option, &lora->options, &found));
+    TRY(compare_vocabulary(run, lora->model, option, &vocabulary));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
-    TRY(lora_load(run->lora, adapter->arrays));
-    return adapter_take_head(adapter, run->model);
+    TRY(lora_load(lora, adapter->arrays));
+    return adapter_take_saved(adapter, lora->model);
+}
+
+int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path) {
+    PeftAdapter adapter;
+    TRY(adapter_open(&adapter, path));
+    int rc = load_values(run, lora, &adapter, option);
+    peft_close(&adapter);
+    return rc;
 }
 
 int run_start_adapter(Run *run) {
-    PeftAdapter adapter;
     if (!*run->config->lora_init) return lora_init(run->lora, (uint64_t)run->config->seed);
-    TRY(adapter_open(&adapter, run->config->lora_init));
-    int rc = load_values(run, &adapter);
-    peft_close(&adapter);
-    return rc;
+    return run_load_adapter(run, run->lora, OPTION_lora_init, run->config->lora_init);
 }
 
 /* Other rows of the head that are as good as this one: within a thousandth of its length. `row` and `other` are [dim];
@@ -78,11 +97,11 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
     return n;
 }
 
-/* A stop token whose row was never trained is one of many alike, and an adapter, which leaves the head as it is, could
+/* A stop token whose row was never trained is one of many alike, and an adapter that leaves the head as it is could
  * never prefer it to them. A reward model ends no answers. */
 static int check_stops(const Run *run) {
     int rc = OK;
-    if (run->model->shape.score_head) return OK;
+    if (run->model->shape.score_head || setup_trains_vocabulary(run->config)) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
@@ -91,8 +110,8 @@ static int check_stops(const Run *run) {
         if (alike == 0) continue;
         FAIL_TO(done, ERR_REFUSED,
                 "%s never learned the stop token %s: %d other rows of its head are the same, and an adapter leaves "
-                "them so; answers would not end. Take a template with another stop, or train the whole model "
-                "(lora.rank 0)",
+                "them so; answers would not end. Take a template with another stop, or train the vocabulary too "
+                "(lora.vocabulary train)",
                 run->config->model_base, tokenizer_name(run->tokenizer, run->stop_tokens[i]), alike);
     }
 done:
@@ -116,18 +135,20 @@ static const char *kind_of(const LoraOptions *options) {
     return options->rank_stabilised ? "rsLoRA" : "LoRA";
 }
 
-static const char *frozen_note(Frozen frozen) {
-    static const char *const notes[FROZEN_KINDS] = {"", ", its matrices in 16 bits",
-                                                    ", its matrices in int8, embedding and head in 16 bits",
-                                                    ", its matrices in NF4, embedding and head in 16 bits"};
-    return notes[frozen];
+static const char *frozen_note(bool vocabulary, Frozen frozen) {
+    static const char *const notes[2][FROZEN_KINDS] = {
+        {"", ", its matrices in 16 bits", ", its matrices in int8, embedding and head in 16 bits",
+         ", its matrices in NF4, embedding and head in 16 bits"},
+        {" but for embedding and head", " but for embedding and head, its matrices in 16 bits",
+         " but for embedding and head, its matrices in int8", " but for embedding and head, its matrices in NF4"}};
+    return notes[vocabulary][frozen];
 }
 
 void run_announce_adapter(const Run *run) {
     char parameters[32];
     log_info("adapter: %s of rank %d, %s parameters; the model is frozen%s", kind_of(&run->lora->options),
              run->lora->options.rank, text_thousands(parameters, trained_elements(&run->trained)),
-             frozen_note(setup_frozen(run->config)));
+             frozen_note(setup_trains_vocabulary(run->config), setup_frozen(run->config)));
 }
 
 /* ---- before the first step ---- */

@@ -168,8 +168,15 @@ Frozen setup_frozen(const Config *config) {
     return setup_precision(config) == DTYPE_BF16 ? FROZEN_16BIT : FROZEN_NONE;
 }
 
+bool setup_trains_vocabulary(const Config *config) {
+    enum { VOCABULARY_FROZEN };
+    return config->lora_rank > 0 && config->lora_vocabulary != VOCABULARY_FROZEN;
+}
+
 LlamaOptions setup_llama(const Config *config, int n_positions) {
     return (LlamaOptions){.training = config->lora_rank == 0,
+                          .train_head = config->lora_rank > 0,
+                          .train_vocabulary = setup_trains_vocabulary(config),
                           .precision = setup_precision(config),
                           .frozen = setup_frozen(config),
                           .unpacked = !config->train_packed_weights,
@@ -262,6 +269,10 @@ LoopOptions setup_loop(const Config *config, int64_t steps, int n_ranks) {
 
 InferencePrecision setup_inference(const Config *config) {
     return (InferencePrecision)(config->generate_precision + INFERENCE_AUTO);
+}
+
+Frozen setup_inference_weights(const Config *config) {
+    return (Frozen)config->generate_weights;
 }
 
 SamplerOptions setup_sampler(const Config *config) {

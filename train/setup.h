@@ -45,6 +45,9 @@ Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);
 
+/* Whether the vocabulary is trained beside an adapter. */
+bool setup_trains_vocabulary(const Config *config);
+
 /* *wanted: whether lora.rank asks for an adapter. Its dropout has the run's seed. */
 int setup_lora(LoraOptions *options, bool *wanted, const Config *config);
 
@@ -53,6 +56,7 @@ int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config 
 
 /* generate.precision */
 InferencePrecision setup_inference(const Config *config);
+Frozen setup_inference_weights(const Config *config);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);

@@ -1,6 +1,9 @@
 /* See trained.h. */
 #include "train/trained.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "model/core/error.h"
 #include "model/lora_peft.h"
 #include "model/storage.h"
@@ -10,14 +13,19 @@ static void add_all(Trained *trained, Weight *const *weights, int n) {
         if (!weights[i]->tied && weights[i]->trainable) trained->weights[trained->n_weights++] = weights[i];
 }
 
-/* Beside an adapter a score head is stored by PEFT's name: another view of the same values and gradients. */
-static int rename_head(Trained *trained, Arena *arena) {
+/* Beside an adapter what is trained of the model is stored by PEFT's names: another view of the same values and
+ * gradients. */
+static int rename_all(Trained *trained, Arena *arena) {
     for (int i = 0; i < trained->n_weights; i++) {
-        if (trained->weights[i] != &trained->model->head) continue;
+        const Weight *weight = trained->weights[i];
         Weight *renamed;
+        char *name;
+        size_t size = sizeof LORA_PREFIX + strlen(weight->views[0].name);
         ARENA_TRY(renamed, arena, 1);
-        *renamed = trained->model->head;
-        renamed->views[0].name = LORA_SCORE;
+        ARENA_TRY(name, arena, size);
+        snprintf(name, size, LORA_PREFIX "%s", weight->views[0].name);
+        *renamed = *weight;
+        renamed->views[0].name = name;
         trained->weights[i] = renamed;
     }
     return OK;
@@ -28,7 +36,7 @@ int trained_list(Trained *trained, Llama *model, Lora *lora, Arena *arena) {
     ARENA_TRY(trained->weights, arena, model->n_weights + (lora ? lora->n_weights : 0));
     add_all(trained, model->weights, model->n_weights);
     if (!lora) return OK;
-    TRY(rename_head(trained, arena));
+    TRY(rename_all(trained, arena));
     add_all(trained, lora->weights, lora->n_weights);
     return OK;
 }
@@ -37,6 +45,10 @@ uint64_t trained_elements(const Trained *trained) {
     uint64_t sum = 0;
     for (int i = 0; i < trained->n_weights; i++) sum += weight_elements(trained->weights[i]);
     return sum;
+}
+
+size_t trained_bytes(const Trained *trained, const Optimizer *optimizer) {
+    return llama_bytes(trained->model) + (trained->lora ? lora_bytes(trained->lora) : 0) + optimizer_bytes(optimizer);
 }
 
 double trained_rate(const Trained *trained, int i) {
@@ -55,4 +67,12 @@ int trained_load(const Trained *trained, WeightStorage storage, const NamedFile 
     llama_pack(trained->model);
     if (trained->lora) lora_pack(trained->lora);
     return OK;
+}
+
+PeftSaved trained_saved(const Trained *trained) {
+    const Llama *model = trained->model;
+    PeftSaved saved = {.score = model->shape.score_head, .embedding = model->embedding.trainable};
+    saved.head = saved.embedding && !saved.score;
+    saved.tied = saved.head && model->head.tied;
+    return saved;
 }

@@ -61,20 +61,27 @@ static int check_start(const json_t *root, const char *name) {
          text);
 }
 
-/* Matrices that are saved whole: a score head alone. PEFT names it `classifier` too, which a Llama has not. */
-static int check_saved(const json_t *root, bool score, const char *name) {
-    const json_t *saved = json_object_get(root, "modules_to_save"), *each;
+/* Matrices that are saved whole. PEFT names a score head `classifier` too, which a Llama has not; and a tied embedding
+ * `model.embed_tokens` beside what it was called. */
+static int read_saved(PeftSaved *saved, const json_t *root, const char *name) {
+    const json_t *list = json_object_get(root, "modules_to_save"), *each;
     size_t i;
-    if (is_unused(saved)) return OK;
-    bool known = score && json_is_array(saved);
-    json_array_foreach(saved, i, each) {
-        const char *module = json_string_value(each);
-        known = known && module && (strcmp(module, "score") == 0 || strcmp(module, "classifier") == 0);
+    TRY(json_read_bool(&saved->tied, root, "ensure_weight_tying", name));
+    if (is_unused(list)) return OK;
+    if (!json_is_array(list)) FAIL(ERR_REFUSED, "%s: 'modules_to_save' is no list of names", name);
+    json_array_foreach(list, i, each) {
+        const char *module = json_is_string(each) ? json_string_value(each) : "";
+        const char *last = strrchr(module, '.') ? strrchr(module, '.') + 1 : module;
+        bool score = strcmp(module, "score") == 0 || strcmp(module, "classifier") == 0;
+        bool embedding = strcmp(last, "embed_tokens") == 0, head = strcmp(module, "lm_head") == 0;
+        if (!(saved->score ? score || embedding : embedding || head))
+            FAIL(ERR_REFUSED,
+                 "%s: 'modules_to_save' has '%s'; embed_tokens and lm_head are implemented, and the score head of a "
+                 "reward model",
+                 name, module);
+        saved->embedding = saved->embedding || embedding;
+        saved->head = saved->head || head;
     }
-    if (!known)
-        FAIL(ERR_REFUSED,
-             "%s: 'modules_to_save' is set; only adapted matrices are read, and the score head of a reward model",
-             name);
     return OK;
 }
 
@@ -111,8 +118,8 @@ int peft_config_parse(PeftConfig *config, const char *json, size_t size, const c
     const char *base = "";
     *config = (PeftConfig){.rank = 8, .alpha = 8}; /* LoraConfig() */
     TRY(json_read_object(&root, json, size, name));
-    TRY_TO(done, check_kind(root, &config->score, name));
-    TRY_TO(done, check_saved(root, config->score, name));
+    TRY_TO(done, check_kind(root, &config->saved.score, name));
+    TRY_TO(done, read_saved(&config->saved, root, name));
     TRY_TO(done, refuse_features(root, name));
     TRY_TO(done, check_start(root, name));
     TRY_TO(done, read_numbers(config, root, name));
@@ -173,19 +180,30 @@ static json_t *names_json(const char *const *names, int n) {
     return list;
 }
 
+/* modules_to_save; null where there are none. PEFT ties a head that is not named to the embedding. */
+static json_t *saved_json(PeftSaved saved) {
+    const char *names[3];
+    int n = 0;
+    if (saved.score) names[n++] = "score";
+    if (saved.embedding) names[n++] = "embed_tokens";
+    if (saved.head && !saved.tied) names[n++] = "lm_head";
+    return n > 0 ? names_json(names, n) : json_null();
+}
+
 int peft_config_format(const PeftConfig *config, char **json) {
     *json = NULL;
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:b, s:b, s:b, s:i, s:o, s:f, s:b, s:b, s:o, s:{}, s:{}, s:{}, s:n, s:n, s:n, s:n}",
-        "peft_type", "LORA", "task_type", config->score ? "SEQ_CLS" : "CAUSAL_LM", "bias", "none", "fan_in_fan_out", 0,
-        "inference_mode", 1, "init_lora_weights", 1, "r", config->rank, "lora_alpha", number_json(config->alpha),
-        "lora_dropout", config->dropout, "use_rslora", (int)config->rslora, "use_dora", (int)config->dora,
-        "target_modules", names_json(config->targets, config->n_targets), "rank_pattern", "alpha_pattern",
-        "loftq_config", "layers_to_transform", "layers_pattern", "auto_mapping", "revision");
+        "peft_type", "LORA", "task_type", config->saved.score ? "SEQ_CLS" : "CAUSAL_LM", "bias", "none",
+        "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "r", config->rank, "lora_alpha",
+        number_json(config->alpha), "lora_dropout", config->dropout, "use_rslora", (int)config->rslora, "use_dora",
+        (int)config->dora, "target_modules", names_json(config->targets, config->n_targets), "rank_pattern",
+        "alpha_pattern", "loftq_config", "layers_to_transform", "layers_pattern", "auto_mapping", "revision");
     if (!root) FAIL(ERR_FAILED, "out of memory");
     int rc = OK;
-    json_t *saved = config->score ? json_pack("[s]", "score") : json_null();
-    if (json_object_set_new(root, "modules_to_save", saved) != 0) FAIL_TO(done, ERR_FAILED, "out of memory");
+    if (json_object_set_new(root, "modules_to_save", saved_json(config->saved)) != 0 ||
+        (config->saved.tied && json_object_set_new(root, "ensure_weight_tying", json_true()) != 0))
+        FAIL_TO(done, ERR_FAILED, "out of memory");
     if (json_object_set_new(root, "base_model_name_or_path", json_string(config->base)) != 0)
         FAIL_TO(done, ERR_FAILED, "the base's name '%s' cannot be written as JSON", config->base);
     TRY_TO(done, json_write_text(json, root));

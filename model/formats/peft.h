@@ -16,12 +16,19 @@
 #define PEFT_CONFIG "adapter_config.json"
 #define PEFT_ARRAYS "adapter_model.safetensors"
 
+/* What is saved whole beside the adapter (modules_to_save). */
+typedef struct {
+    bool score; /* of a LlamaForSequenceClassification (task_type SEQ_CLS), whose head `score` is among the arrays */
+    bool embedding, head; /* embed_tokens, lm_head */
+    bool tied;            /* ensure_weight_tying: on a tied base they are one matrix, which files have twice */
+} PeftSaved;
+
 typedef struct {
     int rank;     /* r */
     double alpha; /* lora_alpha */
     double dropout;
     bool rslora, dora;
-    bool score; /* of a LlamaForSequenceClassification (task_type SEQ_CLS), whose head `score` is among the arrays */
+    PeftSaved saved;
     const char *base;           /* base_model_name_or_path; "" where it says none */
     const char *const *targets; /* target_modules, for writing: "q_proj", … (what was read is in the arrays' names) */
     int n_targets;

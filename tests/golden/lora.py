@@ -50,11 +50,19 @@ CASES = {
     "dora": ("odd_heads", dict(r=4, lora_alpha=6, target_modules=ALL, use_dora=True), 0.1, 1, 5e-3, 1.0),
     "dora_fresh": ("gqa", dict(r=2, lora_alpha=4, target_modules=["v_proj", "gate_proj", "o_proj"], use_dora=True),
                    0.0, 4, 3e-3, 0.78),
+    # embedding and head trained whole beside the adapter: two matrices, and one
+    "vocabulary": ("gqa", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"],
+                               modules_to_save=["embed_tokens", "lm_head"]), 0.1, 1, 3e-3, 1.85),
+    "vocabulary_tied": ("tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"],
+                                     modules_to_save=["embed_tokens"], ensure_weight_tying=True), 0.1, 1, 3e-3, 1.27),
+    # PEFT's way where nothing asks it to keep a tied base tied: two matrices from then on
+    "vocabulary_untied": ("tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"],
+                                       modules_to_save=["embed_tokens", "lm_head"]), 0.1, 1, 3e-3, 1.25),
 }
 
 
 def name_in_files(name):
-    name = name.replace(".default", "")
+    name = name.replace(".modules_to_save", "").replace(".default", "")
     return name.removesuffix(".weight") if "magnitude_vector" in name else name
 
 
@@ -76,6 +84,7 @@ class ExactLora(Exact):
     def named_parameters(self, *_, **__):
         for name, value in super().named_parameters():
             at = "base_model.model." + name.removesuffix(".weight")
+            value = self.adapters.get(at + ".weight", value)
             if at + ".lora_A.weight" in self.adapters:
                 a, b = (self.adapters[f"{at}.lora_{x}.weight"] for x in "AB")
                 value = value + self.scale * b @ a
@@ -83,6 +92,8 @@ class ExactLora(Exact):
                 if magnitude is not None:
                     value = value * (magnitude / value.norm(dim=1).detach())[:, None]
             yield name, value
+        if "lm_head.weight" not in self.names and "base_model.model.lm_head.weight" in self.adapters:
+            yield "lm_head.weight", self.adapters["base_model.model.lm_head.weight"]
 
 
 def gradients_of(model, batch, packed):
@@ -153,11 +164,16 @@ def make_case(name, seed):
         for n, p in adapters_of(model).items():
             if "lora_B" in n and std:
                 p.normal_(0.0, std)
+            if "lora_" not in n:
+                p.add_(torch.randn_like(p), alpha=0.02)
     model.peft_config["default"].base_model_name_or_path = f"tests/golden/llama_{base}"
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
     tensors = load_file(directory / "adapter_model.safetensors")
-    assert tensors.keys() == adapters_of(model).keys() == get_peft_model_state_dict(model).keys()
+    assert tensors.keys() == get_peft_model_state_dict(model).keys()
+    if config.ensure_weight_tying:  # in files it is there twice
+        assert tensors.pop("base_model.model.lm_head.weight").equal(tensors["base_model.model.model.embed_tokens.weight"])
+    assert tensors.keys() == adapters_of(model).keys()
     before = {n: p.detach().clone() for n, p in adapters_of(model).items()}
 
     report = {}

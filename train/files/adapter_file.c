@@ -165,15 +165,25 @@ int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fing
     return rc;
 }
 
-int adapter_take_head(const PeftAdapter *adapter, const Llama *model) {
-    const NamedArray *head;
-    const Weight *weight = &model->head;
-    if (!adapter->config.score) return OK;
-    TRY(named_get(&head, adapter->arrays, LORA_SCORE));
-    if (head->n_dims != 2 || head->dims[0] != weight->rows || head->dims[1] != weight->cols)
-        FAIL(ERR_REFUSED, "%s: " LORA_SCORE " is not %d×%d", named_path(adapter->arrays), weight->rows, weight->cols);
+static int take_array(const PeftAdapter *adapter, const NamedArray *array, const Weight *weight) {
+    if (array->n_dims != 2 || array->dims[0] != weight->rows || array->dims[1] != weight->cols)
+        FAIL(ERR_REFUSED, "%s: %s is not %d×%d", named_path(adapter->arrays), array->name, weight->rows, weight->cols);
     if (!weight->value) return OK; /* names only */
-    return named_read_f32(adapter->arrays, head, 0, named_elements(head), weight->value);
+    return named_read_f32(adapter->arrays, array, 0, named_elements(array), weight->value);
+}
+
+int adapter_take_saved(const PeftAdapter *adapter, Llama *model) {
+    const NamedArray *score;
+    LoraVocabulary vocabulary;
+    TRY(lora_vocabulary(&vocabulary, adapter));
+    if (vocabulary.embedding) TRY(take_array(adapter, vocabulary.embedding, &model->embedding));
+    if (vocabulary.head && !model->head.tied) TRY(take_array(adapter, vocabulary.head, &model->head));
+    if (adapter->config.saved.score) {
+        TRY(named_get(&score, adapter->arrays, LORA_SCORE));
+        TRY(take_array(adapter, score, &model->head));
+    }
+    if (vocabulary.rows > 0) llama_pack(model);
+    return OK;
 }
 
 /* ---- writing ---- */
@@ -230,11 +240,11 @@ static int keep(Arena *arena, char *text, NamedText *out, const char *key) {
     return OK;
 }
 
-int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, bool score, const char *base,
+int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, PeftSaved saved, const char *base,
                      const char *run, uint64_t fingerprint, Arena *arena) {
     char *json;
     const char *targets[LORA_TARGETS];
-    PeftConfig config = lora_peft_config(options, score, base, targets);
+    PeftConfig config = lora_peft_config(options, saved, base, targets);
     TRY(peft_config_format(&config, &json));
     TRY(keep(arena, json, &texts[0], PEFT_CONFIG));
     TRY(describe_base(&json, base, run, fingerprint));

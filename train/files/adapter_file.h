@@ -26,15 +26,15 @@ bool adapter_recognises(const char *path);
 
 /* The base's path, malloc'd: `given` where it is not NULL, else what the adapter says. */
 int adapter_base_path(char **path, const PeftAdapter *adapter, const char *given);
-/* The score head that was trained beside the adapter, where there is one, becomes the model's. */
-int adapter_take_head(const PeftAdapter *adapter, const Llama *model);
+/* The score head and the vocabulary that were trained beside the adapter, where there are any, become the model's. */
+int adapter_take_saved(const PeftAdapter *adapter, Llama *model);
 /* ERR_REFUSED where the adapter's file knows its base's fingerprint and this is not it. */
 int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fingerprint);
 
-/* The two texts of a checkpoint in RUN, in the arena. `score`: a score head is trained too. `base`: the path of what
+/* The two texts of a checkpoint in RUN, in the arena. `saved`: what is trained beside it. `base`: the path of what
  * the adapter was trained on. */
 enum { ADAPTER_TEXTS = 2 };
-int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, bool score, const char *base,
+int adapter_describe(NamedText texts[ADAPTER_TEXTS], const LoraOptions *options, PeftSaved saved, const char *base,
                      const char *run, uint64_t fingerprint, Arena *arena);
 
 #endif

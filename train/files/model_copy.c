@@ -115,22 +115,45 @@ static int check_tokenizer(const ModelCopy *copy, bool chosen) {
 static int prepare_adapter(ModelCopy *copy, Dtype to) {
     const NamedFile *file = copy->file.adapter.arrays;
     ARENA_TRY(copy->sources, &copy->arena, named_count(file) + 1);
-    for (size_t i = 0; i < named_count(file); i++)
-        if (!text_starts_with(named_at(file, i)->name, "cria."))
-            TRY(add_source(copy, file, named_at(file, i)->name, *named_at(file, i), to));
+    for (size_t i = 0; i < named_count(file); i++) {
+        const char *name = named_at(file, i)->name;
+        bool twice = copy->file.model->head.tied && strcmp(name, LORA_HEAD) == 0;
+        if (!text_starts_with(name, "cria.") && !twice) TRY(add_source(copy, file, name, *named_at(file, i), to));
+    }
     return OK;
 }
 
+/* What the array is called where the adapter has it in place of the base; else NULL. */
+static const char *in_adapter(const ModelFile *file, const char *name) {
+    if (file->adapter.config.saved.score && strcmp(name, "score.weight") == 0) return LORA_SCORE;
+    if (file->vocabulary.embedding && strcmp(name, "model.embed_tokens.weight") == 0) return LORA_EMBEDDING;
+    if (file->vocabulary.head && strcmp(name, "lm_head.weight") == 0) return LORA_HEAD;
+    return NULL;
+}
+
+/* A head that the adapter has untied is the base's embedding where the adapter has no other. */
+static const char *in_base(const NamedFile *base, const char *name) {
+    bool tied = strcmp(name, "lm_head.weight") == 0 && !named_find(base, name);
+    return tied ? "model.embed_tokens.weight" : name;
+}
+
 static int prepare(ModelCopy *copy, Dtype to, bool tokenizer_chosen) {
+    const ModelFile *file = &copy->file;
     NamedArray *arrays;
+    const NamedArray *matrix;
     size_t n;
     TRY(check_tokenizer(copy, tokenizer_chosen));
-    TRY(llama_arrays(copy->file.model, (WeightStorage){0}, &copy->arena, &arrays, &n));
+    TRY(llama_arrays(file->model, (WeightStorage){0}, &copy->arena, &arrays, &n));
+    TRY(named_get(&matrix, file->arrays, file->model->layers[0].qkv.views[0].name));
     ARENA_TRY(copy->sources, &copy->arena, n + 1);
     for (size_t i = 0; i < n; i++) {
-        bool of_adapter = copy->file.adapter.config.score && strcmp(arrays[i].name, "score.weight") == 0;
-        const NamedFile *file = of_adapter ? copy->file.adapter.arrays : copy->file.arrays;
-        TRY(add_source(copy, file, of_adapter ? LORA_SCORE : arrays[i].name, arrays[i], to));
+        const char *own = in_adapter(file, arrays[i].name);
+        bool vocabulary = own && strcmp(own, LORA_SCORE) != 0;
+        if (own) /* a vocabulary as its base is stored, whatever it was trained in */
+            TRY(add_source(copy, file->adapter.arrays, own, arrays[i],
+                           vocabulary && to == DTYPE_COUNT && matrix->dtype <= DTYPE_F16 ? matrix->dtype : to));
+        else
+            TRY(add_source(copy, file->arrays, in_base(file->arrays, arrays[i].name), arrays[i], to));
     }
     copy->file.config.dtype = copy->sources[0].array.dtype;
     return OK;

@@ -165,10 +165,10 @@ done:
 }
 
 /* Before any memory is asked for, so that it is never more than the file's own parameters need. */
-static int check_model(const LlamaShape *shape, bool new_head, const NamedFile *named) {
+static int check_model(const LlamaShape *shape, LlamaPart part, const NamedFile *named) {
     Llama *names;
     TRY(llama_new(&names, shape, (LlamaOptions){.names_only = true}));
-    int rc = new_head ? llama_check_body(names, named) : llama_check_file(names, named);
+    int rc = llama_check_part(names, part, named);
     llama_free(names);
     return rc;
 }
@@ -185,12 +185,12 @@ static bool made_in_16_bits(const ModelFile *file, const NamedFile *named) {
 static Dtype resolve_precision(const ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     if (options->inference == INFERENCE_NOT) return options->precision;
     if (options->inference != INFERENCE_AUTO) return options->inference == INFERENCE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    if (options->frozen != FROZEN_NONE) return DTYPE_BF16;
     return kernels_have_bf16() && made_in_16_bits(file, named) ? DTYPE_BF16 : DTYPE_F32;
 }
 
-/* Of all that the file has, a head that is left out included. */
-static int take_fingerprint(ModelFile *file, const NamedFile *named) {
-    HfConfig stored = file->config;
+/* Of all that the file has, what is left out included. */
+static int take_fingerprint(ModelFile *file, HfConfig stored, const NamedFile *named) {
     Llama *names;
     if (file->new_head) stored.score_head = false;
     LlamaShape shape = llama_shape_from_hf(&stored);
@@ -200,27 +200,62 @@ static int take_fingerprint(ModelFile *file, const NamedFile *named) {
     return rc;
 }
 
-static int read_model(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
+/* The model's config has the vocabulary of the adapter, or is to have more tokens than the file; *part is what the file
+ * gives of it. */
+static int settle_vocabulary(ModelFile *file, LlamaPart *part, const ModelFileOptions *options) {
+    HfConfig *config = &file->config;
+    LoraVocabulary *own = &file->vocabulary;
+    *part = (LlamaPart){.no_head = file->new_head};
+    file->n_rows = config->vocab_size;
+    if (file->adapter.arrays) TRY(lora_vocabulary(own, &file->adapter));
+    bool whole = own->embedding && (own->head || config->score_head || (own->tied && config->tie_word_embeddings));
+    if (own->rows > 0 && own->rows != config->vocab_size && !whole)
+        FAIL(ERR_REFUSED, "%s: it has %d tokens in place of the base's %d, and not in both embedding and head",
+             named_path(file->adapter.arrays), own->rows, config->vocab_size);
+    if (own->rows > 0) {
+        part->no_embedding = own->embedding != NULL;
+        part->no_head = part->no_head || own->head != NULL;
+        part->tied = config->tie_word_embeddings && !own->tied && !config->score_head;
+        config->vocab_size = own->rows;
+        if (part->tied) config->tie_word_embeddings = false;
+    }
+    if (options->vocabulary > config->vocab_size) {
+        part->rows = config->vocab_size;
+        config->vocab_size = options->vocabulary;
+    }
+    return OK;
+}
+
+static int read_model(ModelFile *file, LlamaPart part, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {.training = options->training,
                         .train_head = options->train_head,
+                        .train_vocabulary = options->train_vocabulary,
                         .precision = resolve_precision(file, named, options),
                         .frozen = options->frozen,
+                        .quantised_head = options->inference != INFERENCE_NOT,
                         .unpacked = options->unpacked,
                         .packed_only = options->inference != INFERENCE_NOT && !file->adapter.arrays,
                         .n_positions = options->n_positions,
                         .names_only = options->keep_open};
-    int rc = check_model(&shape, file->new_head, named);
-    if (rc == OK) rc = llama_new(&file->model, &shape, how);
-    if (rc == OK && !options->keep_open)
-        rc = file->new_head ? llama_load_body(file->model, named) : llama_load(file->model, named);
-    if (rc == OK && options->fingerprint) rc = take_fingerprint(file, named);
-    if (rc != OK) return error_context(rc, "%s", file->path);
+    TRY(check_model(&shape, part, named));
+    TRY(llama_new(&file->model, &shape, how));
+    if (!options->keep_open) TRY(llama_load_part(file->model, part, named));
     int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
     if (vocabulary > shape.vocab_size)
         log_warning("%s: its embedding has %d rows and the tokenizer %d tokens; the last %d cannot be used", file->path,
                     shape.vocab_size, vocabulary, vocabulary - shape.vocab_size);
     return OK;
+}
+
+static int read_parameters(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
+    LlamaPart part;
+    HfConfig stored = file->config;
+    TRY(settle_vocabulary(file, &part, options));
+    if (options->shape_only) return OK;
+    int rc = read_model(file, part, named, options);
+    if (rc == OK && options->fingerprint) rc = take_fingerprint(file, stored, named);
+    return rc == OK ? OK : error_context(rc, "%s", file->path);
 }
 
 /* Takes `named`, the opened PATH. */
@@ -237,7 +272,7 @@ static int open_whole(ModelFile *file, NamedFile *named, const char *path, const
     TRY_TO(done, settle_head(file, options->head, path));
     TRY_TO(done, read_tokenizer(file, named, path, options));
     TRY_TO(done, read_template(file, named, path));
-    if (!options->shape_only) TRY_TO(done, read_model(file, named, options));
+    TRY_TO(done, read_parameters(file, named, options));
     if (options->keep_open || options->frozen) {
         file->arrays = named;
         named = NULL;
@@ -287,8 +322,8 @@ static void merge_into_values(const Lora *lora) {
 
 static int attach(ModelFile *file, const ModelFileOptions *options) {
     if (options->shape_only) return OK;
-    TRY(adapter_take_head(&file->adapter, file->model));
-    if (file->adapter.config.score) file->new_head = false;
+    TRY(adapter_take_saved(&file->adapter, file->model));
+    if (file->adapter.config.saved.score) file->new_head = false;
     TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
     Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
     TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = precision}));
@@ -310,9 +345,9 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     if (options->whole)
         FAIL(ERR_REFUSED, "%s: it is an adapter, and a whole model is wanted here; 'cria merge %s TO' makes one", path,
              path);
-    if (file->adapter.config.score && options->head == HEAD_TOKENS)
+    if (file->adapter.config.saved.score && options->head == HEAD_TOKENS)
         FAIL(ERR_REFUSED, "%s: a reward model's adapter gives scores, not texts; a language model is expected", path);
-    if (file->adapter.config.score) how.head = HEAD_TO_SCORE;
+    if (file->adapter.config.saved.score) how.head = HEAD_TO_SCORE;
     TRY(adapter_base_path(&base, &file->adapter, options->base));
     int rc = OK;
     if (adapter_recognises(base))

@@ -8,7 +8,7 @@
 #include "model/formats/peft.h"
 #include "model/formats/hf_config.h"
 #include "model/formats/named.h"
-#include "model/lora.h"
+#include "model/lora_peft.h"
 
 /* The text of a checkpoint's model.h5 that holds its run's resolved config. */
 #define MODEL_FILE_YAML "config.yaml"
@@ -20,13 +20,15 @@ typedef struct {
     Tokenizer *tokenizer; /* NULL where the model has none and none was given */
     HfConfig config;
     HfGeneration generation;
-    char *chat_template;  /* Jinja; NULL where the model has none */
-    char *path;           /* what was opened, for messages */
-    NamedFile *arrays;    /* with keep_open: the parameters, to be read one by one; with frozen: where they are */
-    uint64_t fingerprint; /* of the parameters, where it was asked for (adapter_file.h) */
-    PeftAdapter adapter;  /* where an adapter was opened: `arrays` and `path` are its base's */
-    Lora *lora;           /* the adapter, attached to the model; NULL: none, or it was merged into the model */
-    bool new_head;        /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
+    char *chat_template;       /* Jinja; NULL where the model has none */
+    char *path;                /* what was opened, for messages */
+    NamedFile *arrays;         /* with keep_open: the parameters, to be read one by one; with frozen: where they are */
+    int n_rows;                /* of the file's own embedding and head; the model may have more */
+    LoraVocabulary vocabulary; /* what the adapter has in place of its base's */
+    uint64_t fingerprint;      /* of the parameters, where it was asked for (adapter_file.h) */
+    PeftAdapter adapter;       /* where an adapter was opened: `arrays` and `path` are its base's */
+    Lora *lora;                /* the adapter, attached to the model; NULL: none, or it was merged into the model */
+    bool new_head; /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
 } ModelFile;
 
 /* Help of the flag --base. */
@@ -41,7 +43,8 @@ typedef enum {
 } ModelHead;
 
 /* What a model that is opened to generate computes in. Auto: bf16 where the model was made in 16 bits (it is stored in
- * them, or its run's `precision` says bf16) and the kernels have instructions for it, else fp32. */
+ * them, or its run's `precision` says bf16) and the kernels have instructions for it, or where its matrices are frozen,
+ * else fp32. */
 typedef enum { INFERENCE_NOT, INFERENCE_AUTO, INFERENCE_F32, INFERENCE_BF16 } InferencePrecision;
 
 typedef struct {
@@ -50,10 +53,12 @@ typedef struct {
     bool need_tokenizer;          /* an error where there is none */
     bool training;                /* allocate gradients */
     bool train_head;              /* as LlamaOptions has it */
+    bool train_vocabulary;        /* as LlamaOptions has it */
+    int vocabulary;               /* rows of embedding and head, where the file has fewer: the last ones are zero */
     Dtype precision;              /* as LlamaOptions has it; for those who train */
     InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
                                      is kept but what generation reads */
-    Frozen frozen;                /* as LlamaOptions has it; the file stays open */
+    Frozen frozen;                /* as LlamaOptions has it; the file stays open. With `inference`: the head as well */
     bool unpacked;                /* as LlamaOptions has it */
     int n_positions;              /* rotary table rows; 0: the model's context */
     bool shape_only;              /* do not read parameters (model stays NULL) */

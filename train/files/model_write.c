@@ -98,7 +98,7 @@ int model_write_adapter(ModelCopy *copy, const char *run, const void *context) {
                             &copy->arena, &texts, &n_texts, &tokenizer));
     ARENA_TRY(all, &copy->arena, n_texts + ADAPTER_TEXTS);
     memcpy(all, texts, n_texts * sizeof *all);
-    TRY(adapter_describe(all + n_texts, &file->lora->options, file->adapter.config.score, file->path, run,
+    TRY(adapter_describe(all + n_texts, &file->lora->options, file->adapter.config.saved, file->path, run,
                          file->fingerprint, &copy->arena));
     return write_step(run, copy->sources, copy->n, tokenizer, all, n_texts + ADAPTER_TEXTS);
 }

@@ -21,7 +21,8 @@ int answering_open(Answering *a, const Config *config, const AnsweringOptions *o
                                            .need_tokenizer = true,
                                            .fingerprint = options->fingerprint,
                                            .base = options->base,
-                                           .inference = setup_inference(config)}));
+                                           .inference = setup_inference(config),
+                                           .frozen = setup_inference_weights(config)}));
     for (int i = 0; i < a->file.generation.n_eos; i++) a->stops[a->n_stops++] = a->file.generation.eos_token_ids[i];
     if (options->chat == ANSWER_CHAT || (options->chat == ANSWER_CHAT_AUTO && has_template(a, config)))
         TRY(open_template(a, config));

@@ -453,7 +453,7 @@ int command_rejection(int argc, char **argv) {
         .config = r.config,
         .config_file = true,
         .section = "rejection",
-        .sections = "output model tokenizer template generate rejection"};
+        .sections = REJECTION_SECTIONS};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (!cli.helped) TRY_TO(done, run(&r, json));
 done:

@@ -17,6 +17,7 @@
 
 #include "model/core/text.h"
 
+#define REJECTION_SECTIONS "output model tokenizer template generate rejection"
 #define REJECTION_SAMPLES "samples.jsonl"
 
 /* ---- samples.jsonl (rejection_log.c) ---- */
