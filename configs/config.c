@@ -160,6 +160,10 @@ static int load_section(Config *config, const YamlNode *section, const char *pre
     return OK;
 }
 
+int config_apply(Config *config, const YamlNode *mapping, const char *name) {
+    return load_section(config, mapping, "", name);
+}
+
 int config_parse(Config *config, const char *name, const char *bytes, size_t size) {
     Arena arena = {0};
     YamlNode *root;
@@ -206,6 +210,21 @@ int config_set(Config *config, const char *key, const char *value, const char *w
     TRY_TO(done, yaml_parse(&root, &arena, where, value, length));
     TRY_TO(done, set_option(config, option, root, where, where));
 done:
+    arena_free(&arena);
+    return rc;
+}
+
+int config_copy_option(Config *config, const Config *from, OptionId id) {
+    const Option *option = &option_table[id];
+    Arena arena = {0};
+    YamlNode *root;
+    Text text = {0};
+    int rc = OK;
+    TRY_TO(done, config_value_text(from, id, &text));
+    TRY_TO(done, yaml_parse(&root, &arena, option->key, text.bytes, text.length));
+    TRY_TO(done, set_option(config, option, root, option->key, config_where(from, id)));
+done:
+    text_free(&text);
     arena_free(&arena);
     return rc;
 }

@@ -60,6 +60,11 @@ void config_free(Config *config);
 /* Errors are ERR_USAGE and name file, line, column and key. */
 int config_load(Config *config, const char *path);
 int config_parse(Config *config, const char *name, const char *bytes, size_t size);
+/* The entries of a mapping (yaml.h) that was read from the file `name`. */
+struct YamlNode;
+int config_apply(Config *config, const struct YamlNode *mapping, const char *name);
+/* One option as `from` has it, with where that was set. */
+int config_copy_option(Config *config, const Config *from, OptionId id);
 
 /* key=value arguments; a later one wins. Lists are written as in YAML: stop=["\n\n","END"]; a plain text is one entry.
  * first_position: the number of args[0] on the command line, for messages (argv's own index: the command is 1). */
@@ -67,6 +72,8 @@ int config_override(Config *config, char *const *args, int n, int first_position
 /* One key; `where` is named in messages ("argument 3", "--temperature"). */
 int config_set(Config *config, const char *key, const char *value, const char *where);
 bool config_has_key(const char *key);
+/* Whether the first part of the option's key is among `sections`, words with spaces between them; NULL: all are. */
+bool config_in_sections(OptionId id, const char *sections);
 int config_set_text(Config *config, OptionId id, const char *text); /* a STRING or PATH field, copied */
 
 /* The rules between keys: run length given once, micro-batch at least the context, supported precision, … */
@@ -82,6 +89,7 @@ int config_fail(const Config *config, OptionId id, const char *format, ...) __at
 
 /* YAML with every key in the table's order; reading it gives an equal config. */
 int config_write(const Config *config, Text *out);
+int config_write_set(const Config *config, Text *out);   /* those alone that were set, without a heading */
 int config_save(const Config *config, const char *path); /* atomically */
 /* One option's value as it would be written, on one line; for messages. */
 int config_value_text(const Config *config, OptionId id, Text *out);

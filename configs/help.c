@@ -14,6 +14,11 @@ static bool listed(const char *list, const char *word, size_t n) {
     return false;
 }
 
+bool config_in_sections(OptionId id, const char *sections) {
+    const char *key = option_table[id].key;
+    return listed(sections, key, strcspn(key, "."));
+}
+
 static void describe(const Option *option, const char *indent, Text *out) {
     char expected[256];
     text_printf(out, "%s%s: %s%s%s", indent, option->key, option_expected(option, expected, sizeof expected),
@@ -33,7 +38,7 @@ void config_help(Text *out, const char *sections) {
             const Option *option = &option_table[i];
             size_t n = strcspn(option->key, ".");
             bool has_section = option->key[n] == '.';
-            if (has_section != (with_section == 1) || !listed(sections, option->key, n)) continue;
+            if (has_section != (with_section == 1) || !config_in_sections((OptionId)i, sections)) continue;
             size_t length = has_section ? n : 0;
             if (length != current_length || memcmp(option->key, current, length) != 0 || out->length == 0)
                 text_printf(out, "\n%.*s\n", (int)n, option->key);

@@ -118,17 +118,26 @@ static void write_option(const Config *config, const Option *option, const char 
     text_puts(out, "\n");
 }
 
-int config_write(const Config *config, Text *out) {
+static int write_options(const Config *config, bool only_set, Text *out) {
     const char *previous = "";
-    text_printf(out, "# written by cria %s: every option of this run\n", CRIA_VERSION);
     for (int with_section = 0; with_section < 2; with_section++)
         for (size_t i = 0; i < OPTION_COUNT; i++) {
             const Option *option = &option_table[i];
             if ((strchr(option->key, '.') != NULL) != (with_section == 1)) continue;
+            if (only_set && !config_is_set(config, (OptionId)i)) continue;
             write_option(config, option, previous, out);
             previous = option->key;
         }
     return text_check(out);
+}
+
+int config_write(const Config *config, Text *out) {
+    text_printf(out, "# written by cria %s: every option of this run\n", CRIA_VERSION);
+    return write_options(config, false, out);
+}
+
+int config_write_set(const Config *config, Text *out) {
+    return write_options(config, true, out);
 }
 
 int config_save(const Config *config, const char *path) {

@@ -3,12 +3,20 @@
 
 #include "model/llama.h"
 
-void llama_copy_rows(Llama *to, const Llama *from) {
-    for (int i = 0; i < to->n_weights; i++)
+static void copy_weights(Llama *to, const Llama *from, int n) {
+    for (int i = 0; i < n; i++)
         if (!to->weights[i]->tied)
             memcpy(to->weights[i]->value, from->weights[i]->value,
                    weight_elements(from->weights[i]) * sizeof *to->weights[i]->value);
     llama_pack(to);
+}
+
+void llama_copy_rows(Llama *to, const Llama *from) {
+    copy_weights(to, from, to->n_weights);
+}
+
+void llama_copy_body(Llama *to, const Llama *from) {
+    copy_weights(to, from, to->n_weights - 1); /* the head is the last */
 }
 
 static void init_rows(Weight *weight, int first) {

@@ -27,11 +27,13 @@ typedef struct {
     bf16 *packings;
     char *frozen;                                                /* the matrices of a frozen model */
     size_t value_bytes, grad_bytes, packing_bytes, frozen_bytes; /* 0 where there are none */
+    Dtype inference;                                             /* see llama_inference_dtype */
     bool packed_only;
 } Llama;
 
 /* How matrices that are not trained are kept: row-major, without fp32 values, gradients or packings. Embedding and head
- * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32). */
+ * are in 16 bits in each of them, as in QLoRA (what the fp32 head of a model of fp32 precision reads: in fp32), but for
+ * `quantised_head`. */
 typedef enum {
     FROZEN_NONE,
     FROZEN_16BIT, /* where a file has them mapped in bf16 or fp16, there */
@@ -46,6 +48,8 @@ typedef struct {
     bool training;         /* allocate gradients */
     Dtype precision;       /* DTYPE_F32, or DTYPE_BF16: the packings of bf16 products too (model/kernels/bf16.h) */
     Frozen frozen;         /* the matrices. Norms and a score head are fp32 and, with `training`, trained */
+    bool quantised_head;   /* with FROZEN_INT8 and FROZEN_NF4 the head too, and an embedding tied to it, in either
+                              precision: for models that only generate (op_logits; op_head has no fp32 values then) */
     bool train_head;       /* a score head has gradients though the rest has none: beside an adapter */
     bool train_vocabulary; /* so have the embedding and a language model's head, which are not frozen then */
     bool unpacked;         /* no packings: bf16 products pack from the fp32 values as they use them, to the same bits */
@@ -58,6 +62,10 @@ typedef struct {
 
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
+/* A reward (or value) model on the body of another: every weight but the head is `body`'s, values, packings and tables
+ * in its own storage, frozen here whatever they are there; adapters are not shared. The score head is this one's, zero.
+ * Of `options` training and names_only count. `body` must outlive it. */
+int llama_new_on_body(Llama **model, const Llama *body, LlamaOptions options);
 void llama_free(Llama *model);
 /* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in fewer
  * bits only), else fp32. */
@@ -83,6 +91,8 @@ int llama_init_head(Llama *model, LlamaInit init);
 /* Copies every parameter of `from`, a model of the same shape but that its vocabulary may be smaller: the rows beyond
  * it are left alone. */
 void llama_copy_rows(Llama *to, const Llama *from);
+/* The same, but for the head, which is left alone: the two may have heads of different kinds. */
+void llama_copy_body(Llama *to, const Llama *from);
 /* Sets the rows first … of embedding and head to the mean of the rows before them, so that a new token begins as an
  * average one (Hewitt 2021, "Initializing new word embeddings for pretrained language models"). */
 void llama_init_new_rows(Llama *model, int first);
@@ -93,6 +103,10 @@ void llama_pack(Llama *model);
 /* Where the head is tied to the embedding, adds what came through the embedding to the gradient and clears it. Once a
  * step, before the norm. */
 void llama_merge_tied_gradients(Llama *model);
+
+/* How much of grad_bytes is ever touched by steps of so many tokens: an embedding that is tied sums its gradient in a
+ * row for each of them. */
+size_t llama_touched_gradient_bytes(const Llama *model, size_t tokens);
 
 /* The gradients as one array (with zeros between weights, for alignment). */
 void llama_gradients(const Llama *model, float **gradients, size_t *n);

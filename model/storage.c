@@ -105,15 +105,20 @@ static bool is_frozen(const Llama *model, const Weight *weight, LlamaOptions opt
            !is_beside(model, weight, options);
 }
 
+static bool is_read_by_head(const Llama *model, const Weight *weight) {
+    return weight == &model->head || (weight == &model->embedding && model->head.tied);
+}
+
 /* Kept in fewer than 32 bits. fp32 heads read fp32 values, and a tied embedding's are the head's. */
 static bool is_narrow(const Llama *model, const Weight *weight, LlamaOptions options) {
-    bool head = weight == &model->head || (weight == &model->embedding && model->head.tied);
-    return is_frozen(model, weight, options) && !(head && options.precision == DTYPE_F32);
+    bool wide_head = options.precision == DTYPE_F32 && !options.quantised_head;
+    return is_frozen(model, weight, options) && !(wide_head && is_read_by_head(model, weight));
 }
 
 static bool is_quantised(const Llama *model, const Weight *weight, LlamaOptions options) {
-    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && weight != &model->embedding &&
-           weight != &model->head;
+    bool whole = weight == &model->embedding || weight == &model->head; /* in 16 bits */
+    if (options.quantised_head) whole = whole && !is_read_by_head(model, weight);
+    return is_narrow(model, weight, options) && options.frozen != FROZEN_16BIT && !whole;
 }
 
 static QuantisedKind quantised_kind(LlamaOptions options) {
@@ -154,7 +159,8 @@ static void measure(Llama *model, LlamaOptions options) {
         if (!weight->tied && !weight->narrow) model->value_bytes += weight_value_bytes(weight);
         if (weight->trainable)
             model->grad_bytes += weight_value_bytes(weight); /* a tied head's is for the rows looked up */
-        if (weight->trainable && weight->tied) model->grad_bytes += arena_round_up((size_t)weight->rows);
+        if (weight->trainable && weight->tied)
+            model->grad_bytes += arena_round_up((size_t)weight->rows * sizeof *weight->row_slot);
         if (is_packed(model, weight, options))
             model->packing_bytes +=
                 weight_forward_bytes(weight) + (has_backward(weight, options) ? weight_backward_bytes(weight) : 0);
@@ -205,9 +211,9 @@ static int place_values(Llama *model, LlamaOptions options) {
         if (weight->tied) {
             weight->value = weight->tied->value;
             weight->stored = weight->tied->stored;
-            if (gradient) { /* the last in order: the marks lie behind it */
+            if (gradient) { /* the last in order: the slots lie behind it */
                 weight->tied->row_grad = gradient;
-                weight->tied->touched = (uint8_t *)(void *)(model->grads + grad / sizeof(float));
+                weight->tied->row_slot = (int32_t *)(void *)(model->grads + grad / sizeof(float));
             }
         } else if (weight->narrow) {
             if (is_quantised(model, weight, options))
@@ -304,8 +310,48 @@ int llama_new(Llama **out, const LlamaShape *shape, LlamaOptions options) {
     TRY_TO(failed, llama_shape_check(&model->shape));
     TRY_TO(failed, describe_all(model));
     measure(model, options);
+    bool narrow = options.precision == DTYPE_BF16 && model->head.narrow;
+    model->inference = narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
     if (!options.names_only) TRY_TO(failed, allocate(model, options));
     TRY_TO(failed, make_rotary(model, options));
+    *out = model;
+    return OK;
+failed:
+    llama_free(model);
+    return rc;
+}
+
+/* The weight's values wherever `from` has them. */
+static void borrow(Weight *weight, const Weight *from) {
+    weight->value = from->value;
+    weight->stored = from->stored;
+    weight->forward = from->forward;
+    weight->backward = from->backward;
+    weight->narrow = from->narrow;
+}
+
+int llama_new_on_body(Llama **out, const Llama *body, LlamaOptions options) {
+    int rc = OK;
+    Llama *model = calloc(1, sizeof *model);
+    *out = NULL;
+    if (!model) FAIL(ERR_FAILED, "out of memory");
+    model->shape = body->shape;
+    model->shape.score_head = true;
+    model->shape.tied = false;
+    model->rotary = body->rotary;
+    TRY_TO(failed, describe_all(model));
+    Weight *head = &model->head;
+    for (int i = 0; model->weights[i] != head; i++) borrow(model->weights[i], body->weights[i]);
+    model->value_bytes = weight_value_bytes(head);
+    model->grad_bytes = options.training ? model->value_bytes : 0;
+    head->trainable = options.training;
+    if (!options.names_only) {
+        TRY_TO(failed, weight_pages(&model->values, model->value_bytes, "a score head"));
+        TRY_TO(failed, weight_pages(&model->grads, model->grad_bytes, "a score head's gradients"));
+        head->value = model->values;
+        head->grad = model->grads;
+        head->stored = weight_row_major(head, head->value, DTYPE_F32);
+    }
     *out = model;
     return OK;
 failed:
@@ -324,7 +370,7 @@ void llama_free(Llama *model) {
 }
 
 Dtype llama_inference_dtype(const Llama *model) {
-    return model->head.narrow || model->packing_bytes > 0 ? DTYPE_BF16 : DTYPE_F32;
+    return model->inference;
 }
 
 size_t llama_bytes(const Llama *model) {
@@ -336,17 +382,27 @@ static void merge_rows(void *context, size_t begin, size_t end, int thread) {
     size_t width = (size_t)weight->cols;
     (void)thread;
     for (size_t row = begin; row < end; row++) {
-        float *from = weight->row_grad + row * width, *to = weight->grad + row * width;
-        if (!weight->touched[row]) continue;
+        if (weight->row_slot[row] == 0) continue;
+        float *from = weight->row_grad + (size_t)(weight->row_slot[row] - 1) * width;
+        float *to = weight->grad + row * width;
         for (size_t i = 0; i < width; i++) to[i] += from[i];
         memset(from, 0, width * sizeof *from);
-        weight->touched[row] = 0;
+        weight->row_slot[row] = 0;
     }
 }
 
 void llama_merge_tied_gradients(Llama *model) {
     enum { GRAIN = 64 };
-    if (model->embedding.row_grad) parallel_for((size_t)model->embedding.rows, GRAIN, merge_rows, &model->embedding);
+    if (!model->embedding.row_grad) return;
+    parallel_for((size_t)model->embedding.rows, GRAIN, merge_rows, &model->embedding);
+    model->embedding.n_row_grads = 0;
+}
+
+size_t llama_touched_gradient_bytes(const Llama *model, size_t tokens) {
+    const Weight *head = &model->head;
+    size_t rows = (size_t)head->rows;
+    if (!head->tied || !head->trainable || tokens >= rows) return model->grad_bytes;
+    return model->grad_bytes - (rows - tokens) * (size_t)head->cols * sizeof(float);
 }
 
 void llama_gradients(const Llama *model, float **gradients, size_t *n) {

@@ -7,7 +7,7 @@
 # machine's own peaks measured after each round. A ratio is taken within each round; the median of the ratios counts.
 # Nothing else should be running. The programs that wait must not spin: the processor time they take is watched.
 #
-#   PARTS="steps frozen context profile sampling"   SIZES="260K 15M 42M 110M"   PRECISIONS="fp32 bf16"
+#   PARTS="steps frozen context profile sampling"   SIZES="260K 15M 42M 110M"   PRECISIONS="fp32 bf16 bf16-lean"
 #   PEERS="eager-fp32 compile-fp32 compile-bf16 compile-purebf16"   also eager-bf16, eager-purebf16
 #   SAMPLING_SIZES="15M 110M"   SAMPLING_BATCHES="1 32"      sampling beside transformers' generate, in bf16
 #   ROUNDS=7   STEPS=2   TURN=1      a turn is STEPS steps and TURN seconds, at least
@@ -15,7 +15,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 cria=${CRIA:-${BUILD:-build}/cria} python=${PYTHON:-}
-parts=${PARTS-steps frozen context profile sampling} sizes=${SIZES-260K 15M 42M 110M} precisions=${PRECISIONS-fp32 bf16}
+parts=${PARTS-steps frozen context profile sampling} sizes=${SIZES-260K 15M 42M 110M} precisions=${PRECISIONS-fp32 bf16 bf16-lean}
 peers=${PEERS-eager-fp32 compile-fp32 compile-bf16 compile-purebf16}
 rounds=${ROUNDS:-7} steps=${STEPS:-2} turn=${TURN:-1}
 contexts=${CONTEXTS-256 512 1024 2048 4096 8192} context_size=${CONTEXT_SIZE:-42m} context_tokens=${CONTEXT_TOKENS:-8192}
@@ -121,11 +121,16 @@ shape() { # SIZE: the options of cria bench
     local tokens=$(($(context "$1") * $(sequences "$1")))
     echo "model.preset=${1,,} train.context=$(context "$1") train.tokens_per_batch=$tokens train.tokens_per_microbatch=$tokens"
 }
+# The options of a precision; lean: for memory, at some cost in speed.
+precision_of() {
+    echo "precision=${1%-lean}"
+    [[ $1 != *-lean ]] || echo "train.packed_weights=false train.recompute=norms"
+}
 steps_of() { # SIZE
     local precision peer options
     for precision in $precisions; do
         # shellcheck disable=SC2046
-        start "$1" "cria-$precision" "$cria" bench $(shape "$1") precision="$precision" --serve
+        start "$1" "cria-$precision" "$cria" bench $(shape "$1") $(precision_of "$precision") --serve
     done
     for peer in $peers; do
         options=(--size "$1" --threads "$threads" --dtype "${peer#*-}" --serve)
@@ -164,7 +169,7 @@ context_steps() {
     for length in $contexts; do
         say "context: $length"
         "$cria" bench model.preset="$context_size" train.context="$length" train.tokens_per_batch="$context_tokens" \
-            train.tokens_per_microbatch="$context_tokens" precision="${precisions##* }" --warmup 1 --steps 3 --seconds 0 \
+            train.tokens_per_microbatch="$context_tokens" precision=bf16 --warmup 1 --steps 3 --seconds 0 \
             -o "$results/context.$length" >/dev/null || note "context: $length failed"
     done
 }
@@ -174,7 +179,7 @@ profiles() {
         for precision in $precisions; do
             say "$size, $precision: where the time goes"
             # shellcheck disable=SC2046
-            "$cria" bench $(shape "$size") precision="$precision" --steps "$steps" --seconds "$turn" >"$results/$size.$precision.profile" 2>"$results/errors" ||
+            "$cria" bench $(shape "$size") $(precision_of "$precision") --steps "$steps" --seconds "$turn" >"$results/$size.$precision.profile" 2>"$results/errors" ||
                 note "$size, $precision: $(tail -n 1 "$results/errors")"
         done
     done
@@ -185,7 +190,7 @@ profiles() {
 speed() { median "$results/$1.$2.speed"; }
 programs() { # WORK: that took their turns, in the order of this file
     local name
-    for name in cria-fp32 cria-bf16 cria-frozen $peers peft-bf16 generate-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
+    for name in cria-fp32 cria-bf16 cria-bf16-lean cria-frozen $peers peft-bf16 generate-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
 }
 ratio() { paste "$results/$1.$2.speed" "$results/$1.$3.speed" | awk 'NF == 2 { print $1 / $2 }' | median; }
 excess() { # WORK NAME: MiB beyond 16 bytes a trained and 2 a frozen parameter
@@ -294,7 +299,7 @@ print("Python", sys.version.split()[0] + ",", ", ".join(f"{n} {m.version(n)}" fo
         echo
         echo "## Context"
         echo
-        echo "$context_size, ${precisions##* }, $context_tokens tokens a step."
+        echo "$context_size, bf16, $context_tokens tokens a step."
         echo
         context_table
     fi

@@ -98,6 +98,92 @@ else
     skip "two ranks: there is no mpirun"
 fi
 
+# ---- PPO ----
+
+ppo_is_whole() { # RUN STEPS: what holds before the first update, what is told of the value model, what is kept
+    for name in objective/kl policy/clipfrac_avg val/clipfrac_avg; do holds "$(metric "$1" 1 $name) == 0" || return 1; done
+    holds "$(metric "$1" 1 policy/approxkl_avg) < 1e-11" || return 1
+    for name in objective/entropy objective/scores objective/rlhf_reward objective/non_score_reward loss/policy_avg loss/value_avg \
+        policy/entropy_avg val/num_eos_tokens val/var_explained value_grad_norm; do
+        [ -n "$(metric "$1" 1 $name)" ] || { echo "no $name"; return 1; }
+    done
+    holds "$(metric "$1" 1 val/ratio) > 0.999999 && $(metric "$1" 1 val/ratio) < 1.000001 && $(metric "$1" 5 objective/kl) != 0" &&
+        [ -z "$(metric "$1" 1 val/ratio_var)" ] && holds "$(metric "$1" 4 val/ratio_var) > 0" &&
+        [ -e "$1/checkpoints/step-$2/value.h5" ] && [ -e "$1/checkpoints/step-$2/value_optimizer.h5" ]
+}
+run 0 ppo ppo.yaml output=valued ppo.algorithm=ppo && ppo_is_whole valued 24
+tell "24 steps of PPO: KL 0 and ratio 1 at first; TRL's metrics; policy, value model and both optimizers are kept" $?
+holds "$(metric valued 21 reward) > $(metric valued 1 reward) && $(metric valued 21 val/var_explained) > $(metric valued 1 val/var_explained)"
+tell "the reward rises, and the values explain more of the returns than at first" $?
+run 0 ppo ppo.yaml output=penalised ppo.algorithm=ppo ppo.missing_eos_penalty=1 train.steps=4 &&
+    holds "$(metric penalised 1 reward) == $(metric valued 1 reward) - $(metric valued 1 completions/clipped_ratio)"
+tell "a penalty for what was cut off" $?
+run 0 ppo ppo.yaml output=one_each ppo.algorithm=ppo ppo.samples=0 ppo.kl_estimator=k3 ppo.whiten_rewards=true ppo.value_lr=1e-2 train.steps=8 &&
+    holds "$(metric one_each 5 objective/kl) > 0" && [ "$(grep -c 'samples: 1' one_each/config.yaml)" -eq 1 ]
+tell "one answer a prompt, k3, whitened rewards" $?
+run 0 ppo ppo.yaml output=valued_adapter ppo.algorithm=ppo lora.rank=4 train.steps=8 && ppo_is_whole valued_adapter 8
+tell "adapters: policy, reference and value model share the base" $?
+run 0 inspect valued_adapter && grep -q 'value.h5' "$scratch/out" && run 0 generate valued_adapter -p llama -n 4
+tell "such a run is a model that generates" $?
+
+if command -v mpirun >/dev/null; then
+    mpi 2 "$cria" ppo ppo.yaml output=valued_ranks ppo.algorithm=ppo train.steps=4 2>"$scratch/err" >"$scratch/out"
+    tell "PPO on two ranks" $?
+    same_ppo() {
+        for step in 1 2 3 4; do
+            for name in reward grad_norm value_grad_norm loss/value_avg val/var_explained policy/entropy_avg; do
+                a=$(metric valued $step $name) b=$(metric valued_ranks $step $name)
+                [ "$a" = "$b" ] || holds "($a - $b) ^ 2 <= (1e-4 * $a) ^ 2" || { echo "step $step, $name: $a, $b"; return 1; }
+            done
+        done
+    }
+    same_ppo
+    tell "two ranks learn the same values" $?
+fi
+
+# Another reference, another beginning of the value model.
+run 0 ppo ppo.yaml output=towards ppo.reference=run train.steps=4 && holds "$(metric towards 1 objective/kl) != 0"
+tell "a reference that is not what training begins from" $?
+run 0 ppo ppo.yaml output=again ppo.algorithm=ppo lora.rank=4 lora.init=valued_adapter ppo.reference=base \
+    ppo.value_model=valued_adapter train.steps=4 && holds "$(metric again 1 objective/kl) != 0"
+tell "an adapter goes on towards its own reference" $?
+run 0 ppo ppo.yaml output=later ppo.algorithm=ppo ppo.value_model=valued train.steps=4 &&
+    holds "$(metric later 1 val/var_explained) > 0 && $(metric later 1 val/var_explained) < 1"
+tell "a value model goes on as that of another run" $?
+for base in int8 nf4; do
+    run 0 ppo ppo.yaml output=on_$base ppo.algorithm=ppo lora.rank=4 lora.base=$base train.steps=8 && ppo_is_whole on_$base 8
+    tell "on a base in $base" $?
+done
+grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && for how in "" "lora.rank=4"; do
+    run 0 ppo ppo.yaml output=narrow_ppo$how precision=bf16 ppo.algorithm=ppo train.steps=8 $how && ppo_is_whole narrow_ppo$how 8
+    tell "in bf16 ${how}" $?
+done
+
+# ---- any policy measured as these are ----
+
+# The held-out prompts in a file of their own, answered with the validation's seed: its figures.
+split=$(($(wc -l <prompts.txt) * 3 / 4))
+head -n $split prompts.txt >learned.txt
+tail -n +$((split + 1)) prompts.txt >held.txt
+same_figures() {
+    local name
+    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=8 train.validate_every=8 &&
+        run 0 eval policy measured held.txt --reference base --reward regex --pattern s --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
+    for name in reward reward_std objective/kl objective/entropy completions/mean_length; do
+        a=$(metric measured 8 eval_$name) b=$(sed -nE "s|.*\"$name\": ([-0-9.e+]+).*|\1|p" "$scratch/out")
+        { [ "$name" = reward_std ] || holds "$a != 0"; } && holds "($a - $b) ^ 2 <= (2e-4 * $a) ^ 2" || { echo "$name: $a, $b"; return 1; }
+    done
+}
+same_figures
+tell "eval policy tells what the run's own validation does" $?
+run 0 eval policy base held.txt --reference base --reward length --length 4 --samples 4 generate.max_new_tokens=8 && grep -q '^KL  *0.0000 ± 0.0000 nats' "$scratch/out" && grep -q '^reward  *-' "$scratch/out"
+tell "a model is no distance from itself" $?
+run 2 eval policy base held.txt --reward regex --pattern s generate.top_p=0.5 && one_error && says 'whole distribution' &&
+    run 2 eval policy base held.txt --reward regex --pattern s generate.temperature=0 && one_error && says 'more than 0' &&
+    run 2 eval policy base held.txt && one_error && says 'rejection.word'
+tell "part of a distribution has no KL; a rule needs its word" $?
+rm -rf measured
+
 # ---- resumption ----
 
 # Runs in folders of their own have the same paths, and so the same bytes.
@@ -120,6 +206,24 @@ for n in 1 2; do
     { wait $job; } 2>/dev/null
     run 0 ppo ppo.yaml && says 'resuming at step' && same_end
     tell "a run killed within a rollout resumes to the same end ($n)" $?
+    cd "$work" || exit 1
+done
+same_ppo_end() {
+    [ -n "$(sums run 24)" ] && [ "$(sums "$scratch/whole/run" 24)" = "$(sums run 24)" ] && [ "$(losses_of "$scratch/whole/run")" = "$(losses_of run)" ]
+}
+for how in "" "lora.rank=4"; do
+    beside whole
+    run 0 ppo ppo.yaml ppo.algorithm=ppo $how
+    beside killed
+    timeout 60 "$cria" ppo ppo.yaml ppo.algorithm=ppo $how 2>/dev/null &
+    job=$!
+    until [ "$(grep -c '"loss"' run/metrics.jsonl 2>/dev/null)" -ge 10 ] 2>/dev/null; do
+        kill -0 $job 2>/dev/null || break
+    done
+    kill -KILL "$(pgrep -P $job)" 2>/dev/null
+    { wait $job; } 2>/dev/null
+    run 0 ppo ppo.yaml ppo.algorithm=ppo $how && says 'resuming at step' && same_ppo_end
+    tell "PPO killed within a rollout resumes to the same end, value model and all${how:+ ($how)}" $?
     cd "$work" || exit 1
 done
 beside longer
@@ -165,6 +269,10 @@ run 0 ppo ppo.yaml output=both data.train=asked.jsonl template.name=plain ppo.re
     ppo.whiten_scores=true train.steps=4 && [ "$(metric both 1 reward)" = "$(metric modelled 1 reward)" ]
 tell "helpfulness and safety of the same model are its own" $?
 
+run 0 ppo ppo.yaml output=from_judge data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=judge \
+    train.steps=8 && ! says 'begins as the policy' && ! holds "$(metric from_judge 1 val/var_explained) == 0"
+tell "the value model begins as the reward model" $?
+
 # ---- wrong usage and data ----
 
 wrong() { # MESSAGE ARGUMENTS…
@@ -189,6 +297,11 @@ wrong "leaves no room for an answer" train.context=8 train.tokens_per_microbatch
 tell "prompts that fill the context" $?
 wrong "merge .* into its base" lora.rank=4 lora.init=adapted
 tell "an adapter to begin from" $?
+run 0 pretrain base.yaml output=wider model.dim=48 train.steps=2
+wrong "another shape than the policy" ppo.algorithm=ppo ppo.value_model=wider
+tell "a value model of another shape" $?
+wrong "is a whole model" ppo.algorithm=ppo ppo.value_model=base lora.rank=4
+tell "a whole value model under adapters" $?
 wrong "its weight must be 1" 'data.train=[{path: prompts.txt, weight: 2}]'
 tell "weights of sources" $?
 refused() { # MESSAGE FILE

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make soak: what takes too long for every day. 50 kills at random instants, half of them inside a save; many more
 # hostile inputs, also under the sanitizers; every random test from other seeds; end to end twice over; bf16 beside fp32.
-#   KILLS=50 HOSTILE=40 tests/soak.sh
+#   KILLS=50 HOSTILE=40 ROUND_KILLS=25 tests/soak.sh
 . "$(dirname "$0")/e2e.bash"
 kills=${KILLS:-50} hostile=${HOSTILE:-40}
 root=$PWD
@@ -91,6 +91,9 @@ for ((n = 0; n < 3; n++)); do
     bash tests/e2e_resume.sh >"$scratch/err" 2>&1
     tell "tests/e2e_resume.sh again, at other steps" $?
 done
+
+CRIA_ROUND_KILLS=${ROUND_KILLS:-25} timeout 7200 bash tests/e2e_rounds.sh >"$scratch/err"
+tell "rounds killed in every stage, ${ROUND_KILLS:-25} times over ($(grep 'killed inside' "$scratch/err"))" $?
 
 # ---- bf16 ----
 

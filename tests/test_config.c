@@ -378,6 +378,7 @@ START_TEST(every_recipe_parses_and_passes_the_rules) {
     ck_assert_int_eq(glob("configs/*.yaml", 0, NULL, &found), 0);
     ck_assert_uint_ge(found.gl_pathc, 6);
     for (size_t i = 0; i < found.gl_pathc; i++) {
+        if (strstr(found.gl_pathv[i], "/rounds_")) continue; /* they have stages: test_rounds.c */
         Config *config = fresh();
         CHECK_OK(config_load(config, found.gl_pathv[i]));
         CHECK_OK(config_check(config));

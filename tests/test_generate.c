@@ -8,6 +8,7 @@
 #include "model/core/philox.h"
 #include "model/core/text.h"
 #include "model/kernels/kernels.h"
+#include "model/lora.h"
 #include "tests/check_main.h"
 
 /* ---- the sampler ---- */
@@ -121,10 +122,34 @@ static const size_t lengths[N_PROMPTS] = {1, 300, 256, 2, 257, 511, 40, 513, 255
 typedef struct {
     Tokenizer *bytes;
     Llama *model;
+    Lora *lora; /* NULL: none */
     TokenList prompts[N_PROMPTS];
 } Fixture;
 
-static void set_up_as(Fixture *fixture, Dtype precision, float std) {
+/* How the model that samples is kept. */
+typedef struct {
+    const char *name;
+    Frozen frozen;
+    bool quantised_head;
+    int rank; /* of its adapter; 0: none */
+    bool magnitudes;
+} Policy;
+
+/* B is random, so that the adapter changes what is computed. */
+static void adapt(Fixture *fixture, const Policy *policy, Dtype precision) {
+    LoraOptions options = {
+        .rank = policy->rank, .alpha = 2 * (float)policy->rank, .targets = LORA_ALL, .magnitudes = policy->magnitudes};
+    CHECK_OK(lora_new(&fixture->lora, fixture->model, options, (LlamaOptions){.precision = precision}));
+    CHECK_OK(lora_init(fixture->lora, 11));
+    for (int i = 0; i < fixture->lora->n_weights; i++) {
+        Weight *w = fixture->lora->weights[i];
+        if (!lora_is_a(w) && w->n_dims == 2)
+            philox_fill_normal(w->value, 0, weight_elements(w), philox_key(5, PHILOX_TEST, (uint32_t)i, 0), 0, 0.1f);
+    }
+    lora_pack(fixture->lora);
+}
+
+static void set_up_as(Fixture *fixture, Dtype precision, float std, const Policy *policy) {
     LlamaShape shape = {.dim = 32,
                         .n_layers = 2,
                         .n_heads = 4,
@@ -136,9 +161,13 @@ static void set_up_as(Fixture *fixture, Dtype precision, float std) {
     *fixture = (Fixture){0};
     CHECK_OK(tokenizer_load(&fixture->bytes, "bytes"));
     CHECK_OK(llama_shape_check(&shape));
-    CHECK_OK(llama_new(&fixture->model, &shape, (LlamaOptions){.precision = precision}));
+    CHECK_OK(llama_new(
+        &fixture->model, &shape,
+        (LlamaOptions){.precision = precision, .frozen = policy->frozen, .quantised_head = policy->quantised_head}));
     CHECK_OK(llama_init(fixture->model, (LlamaInit){.seed = 5, .std = std}));
     llama_pack(fixture->model);
+    ck_assert_int_eq(llama_inference_dtype(fixture->model), precision);
+    if (policy->rank > 0) adapt(fixture, policy, precision);
     for (size_t p = 0; p < N_PROMPTS; p++)
         for (size_t i = 0; i < lengths[p]; i++) {
             int32_t id = (int32_t)(philox_u64(philox_key(1, PHILOX_SAMPLE, (uint32_t)p, 0), i) % 256);
@@ -146,13 +175,16 @@ static void set_up_as(Fixture *fixture, Dtype precision, float std) {
         }
 }
 
+static const Policy whole_model = {.name = "whole"};
+
 static void set_up(Fixture *fixture) {
-    set_up_as(fixture, DTYPE_F32, 0.3f);
+    set_up_as(fixture, DTYPE_F32, 0.3f, &whole_model);
 }
 
 static void tear_down(Fixture *fixture) {
     for (size_t p = 0; p < N_PROMPTS; p++) token_list_free(&fixture->prompts[p]);
     tokenizer_free(fixture->bytes);
+    lora_free(fixture->lora);
     llama_free(fixture->model);
 }
 
@@ -215,11 +247,11 @@ static void check_same(const Generation *a, const Generation *b, bool exact) {
 
 /* Three samples of eleven prompts in three slots, in one and in forty: slots are taken over, prompts arrive in chunks
  * beside sequences that decode, samples share pages or come when the others have gone. */
-static void check_composition(const char *set, Dtype precision, bool tempered) {
+static void check_composition(const char *set, Dtype precision, bool tempered, const Policy *policy) {
     enum { SAMPLES = 3, N = SAMPLES * N_PROMPTS };
     Fixture fixture;
     if (kernels_select(set) != OK) return;
-    set_up_as(&fixture, precision, 0.1f); /* std·sqrt(dim) = 0.57: products grow as a trained model's do */
+    set_up_as(&fixture, precision, 0.1f, policy); /* std·sqrt(dim) = 0.57: products grow as a trained model's do */
     GenerateOptions options = {.sampler = plain, .max_new_tokens = NEW, .samples = SAMPLES};
     options.sampler.temperature = 0.7;
     options.sampler.tempered_logprobs = tempered;
@@ -239,7 +271,8 @@ static void check_composition(const char *set, Dtype precision, bool tempered) {
     ck_assert_msg(few[0].tokens.n != few[1].tokens.n ||
                       memcmp(few[0].tokens.ids, few[1].tokens.ids, few[0].tokens.n * sizeof(int32_t)) != 0,
                   "two samples of a prompt are the same");
-    printf("%s, %s: log-probabilities within %.1e of the training graph's\n", set, dtype_name(precision), worst);
+    printf("%s, %s, %s: log-probabilities within %.1e of the training graph's\n", set, dtype_name(precision),
+           policy->name, worst);
     ck_assert_double_le(worst, logprob_bound[precision]);
     for (size_t i = 0; i < N; i++) {
         generation_free(&few[i]);
@@ -253,9 +286,29 @@ static void check_composition(const char *set, Dtype precision, bool tempered) {
 START_TEST(many_samples_at_once_are_what_each_is_alone_and_without_a_cache) {
     static const char *const sets[] = {"openblas", "avx2", "avx512", "avx512bf16"};
     for (size_t s = 0; s < sizeof sets / sizeof *sets; s++) {
-        check_composition(sets[s], DTYPE_F32, s % 2);
-        if (s > 0) check_composition(sets[s], DTYPE_BF16, s % 2);
+        check_composition(sets[s], DTYPE_F32, s % 2, &whole_model);
+        if (s > 0) check_composition(sets[s], DTYPE_BF16, s % 2, &whole_model);
     }
+    CHECK_OK(kernels_select("auto"));
+}
+END_TEST
+
+/* What cria ppo and rejection sample from where an adapter is trained, and what generate.weights makes of a model. The
+ * fp32 training graph's head needs fp32 values. */
+START_TEST(so_are_those_of_adapters_and_of_models_in_fewer_bits) {
+    static const char *const sets[] = {"openblas", "avx2", "avx512", "avx512bf16"};
+    static const Policy policies[] = {
+        {.name = "LoRA on 16 bits", .frozen = FROZEN_16BIT, .rank = 4},
+        {.name = "LoRA on int8", .frozen = FROZEN_INT8, .rank = 3},
+        {.name = "DoRA on NF4", .frozen = FROZEN_NF4, .rank = 4, .magnitudes = true},
+        {.name = "int8, the head too", .frozen = FROZEN_INT8, .quantised_head = true},
+        {.name = "NF4, the head too", .frozen = FROZEN_NF4, .quantised_head = true},
+    };
+    for (size_t s = 0; s < sizeof sets / sizeof *sets; s++)
+        for (size_t p = 0; p < sizeof policies / sizeof *policies; p++) {
+            if (!policies[p].quantised_head && s % 2 == 0) check_composition(sets[s], DTYPE_F32, p % 2, &policies[p]);
+            if (s > 0) check_composition(sets[s], DTYPE_BF16, p % 2, &policies[p]);
+        }
     CHECK_OK(kernels_select("auto"));
 }
 END_TEST
@@ -331,5 +384,6 @@ CHECK_MAIN("generate", temperature_divides_the_logits, filters_keep_what_their_p
            the_first_of_the_most_probable_where_nothing_else_may_pass, the_repetition_penalty_counts_a_token_once,
            logits_that_are_no_numbers_are_an_error_at_any_temperature,
            many_samples_at_once_are_what_each_is_alone_and_without_a_cache,
+           so_are_those_of_adapters_and_of_models_in_fewer_bits,
            a_stop_text_ends_the_text_before_it_and_no_part_of_it_is_shown,
            the_last_place_of_the_cache_is_used_and_no_more, a_model_that_computes_nan_is_refused)

@@ -149,8 +149,15 @@ END_TEST
 
 /* ---- diagnoses ---- */
 
-static const WatchFigures healthy = {
-    .reward = 0.1, .kl = 1, .entropy = 2, .length = 50, .length_correlation = 0.1, .equal_groups = 0.2, .beta = 0.05};
+static const WatchFigures healthy = {.reward = 0.1,
+                                     .kl = 1,
+                                     .entropy = 2,
+                                     .length = 50,
+                                     .length_correlation = 0.1,
+                                     .equal_groups = 0.2,
+                                     .beta = 0.05,
+                                     .value_loss = 0.1,
+                                     .explained = 0.4};
 
 static int says(PolicyWatch *watch, WatchFigures figures, const char *part) {
     Text text = {0};
@@ -171,7 +178,13 @@ START_TEST(each_way_to_go_wrong_is_told_once_and_a_healthy_run_is_left_alone) {
         {{.reward = 0.5, .kl = 20, .entropy = 2, .length = 50, .equal_groups = 0.2}, "KL divergence runs away", 1},
         {{.reward = 0.5, .kl = 1, .entropy = 2, .length = 80, .length_correlation = 0.9}, "with length only", 1},
         {{.reward = 0.5, .kl = 1, .entropy = 0.3, .length = 50}, "entropy collapses", 1},
-        {{.reward = 0, .kl = 1, .entropy = 2, .length = 50, .equal_groups = 0.95}, "no signal", 3}};
+        {{.reward = 0, .kl = 1, .entropy = 2, .length = 50, .equal_groups = 0.95, .explained = 0.4}, "no signal", 3},
+        {{.reward = 0.1, .kl = 1, .entropy = 2, .length = 50, .value_loss = 5, .explained = -20},
+         "value loss explodes",
+         1},
+        {{.reward = 0.1, .kl = 1, .entropy = 2, .length = 50, .value_loss = 0.1, .explained = 0.01},
+         "has learned nothing",
+         10}};
     for (size_t i = 0; i < sizeof ill / sizeof *ill; i++) {
         PolicyWatch watch = {.n = 0};
         for (int r = 0; r < 30; r++) ck_assert_int_eq(says(&watch, healthy, NULL), 0);

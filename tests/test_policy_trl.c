@@ -7,12 +7,8 @@
 #include <jansson.h>
 
 #include "model/core/threads.h"
-#include "model/formats/hf_config.h"
-#include "model/shape_hf.h"
-#include "tests/golden_llama.h"
+#include "tests/policy_golden.h"
 #include "train/loop.h"
-#include "train/objectives/policy.h"
-#include "train/trained.h"
 
 #define GOLDEN "tests/golden/policy_trl"
 enum { STEPS = 20, MAX_NEW = 10, MOST_TOKENS = 64 };
@@ -73,14 +69,6 @@ static PolicyOptions options_of(const Fixture *f) {
     return options;
 }
 
-static int append(int32_t *tokens, int n, const json_t *list) {
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        ck_assert_int_lt(n, MOST_TOKENS);
-        tokens[n++] = (int32_t)json_integer_value(json_array_get(list, i));
-    }
-    return n;
-}
-
 /* What a run does where it samples and scores. */
 static int fill_rollout(Fixture *f, int64_t number) {
     Rollout *rollout = &f->rollout;
@@ -90,8 +78,10 @@ static int fill_rollout(Fixture *f, int64_t number) {
     for (int i = 0; i < rollout->options.prompts * rollout->options.samples; i++) {
         int32_t tokens[MOST_TOKENS];
         size_t prompt = (size_t)(i / rollout->options.samples);
-        int n_prompt = append(tokens, 0, json_array_get(json_object_get(golden, "prompts"), prompt));
-        int n = append(tokens, n_prompt, json_array_get(json_object_get(golden, "completions"), (size_t)i));
+        int n_prompt =
+            policy_append(tokens, 0, MOST_TOKENS, json_array_get(json_object_get(golden, "prompts"), prompt));
+        int n = policy_append(tokens, n_prompt, MOST_TOKENS,
+                              json_array_get(json_object_get(golden, "completions"), (size_t)i));
         TRY(rollout_add(rollout, i, tokens, n, n_prompt, tokens[n - 1] == eos, NULL));
         const json_t *score = json_array_get(json_object_get(golden, "scores"), (size_t)i);
         rollout->scores[i] = json_is_number(score) ? json_number_value(score) : NAN;
@@ -122,19 +112,7 @@ static Llama *load(const Fixture *f, bool training) {
 
 static void make_optimizer(Fixture *f) {
     CHECK_OK(trained_list(&f->trained, f->policy, NULL, &f->arena));
-    OptimParameter *parameters = arena_alloc(&f->arena, (size_t)f->trained.n_weights * sizeof *parameters);
-    for (int i = 0; i < f->trained.n_weights; i++) {
-        Weight *w = f->trained.weights[i];
-        parameters[i] =
-            (OptimParameter){.value = w->value, .grad = w->grad, .n = weight_elements(w), .decay = w->decay, .rate = 1};
-    }
-    OptimOptions options = {.learning_rate = 4e-3,
-                            .beta1 = 0.9,
-                            .beta2 = 0.95,
-                            .epsilon = option(f, "adam_epsilon", 1e-8),
-                            .weight_decay = 0.1,
-                            .clip = 1};
-    CHECK_OK(optimizer_new(&f->parts.optimizer, parameters, (size_t)f->trained.n_weights, options));
+    policy_optimizer(&f->parts.optimizer, &f->trained, option(f, "adam_epsilon", 1e-8), 1, &f->arena);
 }
 
 static void open_case(Fixture *f, const char *name, int capacity) {
@@ -157,7 +135,7 @@ static void open_case(Fixture *f, const char *name, int capacity) {
     if (options.beta != 0)
         CHECK_OK(
             logprob_pass_new(&f->reference_pass, f->reference, options.temperature, capacity, DTYPE_F32, f->memory));
-    CHECK_OK(policy_objective_new(&f->parts.objective, &f->rollout, capacity));
+    CHECK_OK(policy_objective_new(&f->parts.objective, &f->rollout, NULL, capacity));
     make_optimizer(f);
     f->parts.model = f->policy;
     f->parts.batches = (LoopBatches){.context = f, .step = next_step};
@@ -182,15 +160,6 @@ static void close_case(Fixture *f) {
 
 /* ---- comparing ---- */
 
-static double find_metric(const Fixture *f, const ObjectiveSums *sums, const char *name) {
-    const Objective *objective = f->parts.objective;
-    if (strcmp(name, "entropy") == 0) return sums->entropy / sums->scored;
-    for (int i = 0; i < objective->n_metrics; i++)
-        if (objective->metrics[i] && strcmp(name, objective->metrics[i]) == 0)
-            return sums->metric[i] / sums->metric_weight[i];
-    return NAN;
-}
-
 static bool belongs_to_the_loop(const char *name) {
     static const char *const names[] = {"grad_norm", "learning_rate", "num_tokens", "rewards/score/mean",
                                         "rewards/score/std"};
@@ -207,7 +176,7 @@ static double compare_metrics(const Fixture *f, int64_t step, const ObjectiveSum
     int compared = 0;
     json_object_foreach(json_array_get(json_object_get(f->golden, "metrics"), (size_t)step), name, value) {
         if (belongs_to_the_loop(name)) continue;
-        double expected = json_number_value(value), found = find_metric(f, sums, name);
+        double expected = json_number_value(value), found = policy_metric(f->parts.objective, sums, name);
         double difference = fabs(found - expected) / fmax(1, fabs(expected));
         ck_assert_msg(difference <= 1e-4, "%s, step %d, %s: %.9g, expected %.9g", f->name, (int)step, name, found,
                       expected);
@@ -216,52 +185,6 @@ static double compare_metrics(const Fixture *f, int64_t step, const ObjectiveSum
     }
     ck_assert_int_ge(compared, 6);
     return worst;
-}
-
-static double compare_gradients(Fixture *f) {
-    size_t n;
-    double difference = 0, size = 0;
-    NamedArray *arrays = named_gradients(f->policy, &f->arena, &n);
-    for (size_t i = 0; i < n; i++) {
-        char name[256];
-        const NamedArray *expected;
-        size_t elements = named_elements(&arrays[i]);
-        const float *found = arrays[i].data;
-        snprintf(name, sizeof name, "grad.%s", arrays[i].name);
-        CHECK_OK(named_get(&expected, f->expected, name));
-        float *wanted = arena_alloc(&f->arena, elements * sizeof *wanted);
-        CHECK_OK(named_read_f32(f->expected, expected, 0, elements, wanted));
-        for (size_t e = 0; e < elements; e++) {
-            double d = (double)found[e] - (double)wanted[e];
-            difference += d * d;
-            size += (double)wanted[e] * (double)wanted[e];
-        }
-    }
-    return sqrt(difference / size);
-}
-
-/* ‖Δθ - Δθ_TRL‖ / ‖Δθ_TRL‖ over all parameters. */
-static double compare_change(Fixture *f) {
-    NamedArray *arrays;
-    size_t n;
-    double difference = 0, size = 0;
-    CHECK_OK(trained_arrays(&f->trained, (WeightStorage){.arrays = NULL}, &f->arena, &arrays, &n));
-    for (size_t i = 0; i < n; i++) {
-        const NamedArray *from, *to;
-        size_t elements = named_elements(&arrays[i]);
-        const float *found = arrays[i].data;
-        float *a = arena_alloc(&f->arena, elements * sizeof *a), *b = arena_alloc(&f->arena, elements * sizeof *b);
-        CHECK_OK(named_get(&from, f->base, arrays[i].name));
-        CHECK_OK(named_get(&to, f->expected, arrays[i].name));
-        CHECK_OK(named_read_f32(f->base, from, 0, elements, a));
-        CHECK_OK(named_read_f32(f->expected, to, 0, elements, b));
-        for (size_t e = 0; e < elements; e++) {
-            double d = (double)found[e] - (double)b[e], s = (double)b[e] - (double)a[e];
-            difference += d * d;
-            size += s * s;
-        }
-    }
-    return sqrt(difference / size);
 }
 
 typedef struct {
@@ -280,7 +203,7 @@ static Distance train(const char *name, int capacity, void (*wrong)(PolicyOption
     CHECK_OK(loop_new(&loop, &f.parts, &options));
     ObjectiveSums sums;
     CHECK_OK(loop_gradients(loop, 0, &sums));
-    distance.gradients = compare_gradients(&f);
+    distance.gradients = policy_gradients(f.policy, f.expected, "grad.", &f.arena);
     LoopState state = {.best_step = -1};
     for (int step = 0; step < STEPS; step++) {
         LoopStep result;
@@ -295,7 +218,7 @@ static Distance train(const char *name, int capacity, void (*wrong)(PolicyOption
             if (step == 0) distance.metrics = metrics;
         }
     }
-    distance.change = compare_change(&f);
+    distance.change = policy_change(&f.trained, f.base, f.expected, "", &f.arena);
     loop_free(loop);
     close_case(&f);
     return distance;

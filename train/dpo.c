@@ -9,6 +9,7 @@
 #include "train/chat_stage.h"
 #include "train/commands.h"
 #include "train/objectives/dpo_objective.h"
+#include "train/other_model.h"
 #include "train/objectives/kto_objective.h"
 #include "train/setup.h"
 
@@ -80,32 +81,11 @@ static int data(Run *run, LoaderOptions *options) {
 
 /* ---- the reference ---- */
 
-/* The first id that means different text; -1: none that both have. */
-static int first_difference(const Tokenizer *a, const Tokenizer *b) {
-    int n_a = tokenizer_vocab_size(a), n_b = tokenizer_vocab_size(b);
-    for (int32_t id = 0; id < n_a && id < n_b; id++) {
-        size_t size_a, size_b;
-        const char *text_a = tokenizer_piece(a, -1, id, &size_a), *text_b = tokenizer_piece(b, -1, id, &size_b);
-        if (size_a != size_b || memcmp(text_a, text_b, size_a) != 0) return id;
-    }
-    return -1;
-}
-
 static int open_reference(Run *run, ModelFile *file) {
     const Config *config = run->config;
     TRY(model_file_open(file, config->dpo_reference,
                         (ModelFileOptions){.need_tokenizer = true, .precision = setup_precision(config)}));
-    int wanted = tokenizer_vocab_size(run->tokenizer), id = first_difference(file->tokenizer, run->tokenizer);
-    if (file->model->shape.vocab_size < wanted || id >= 0)
-        return config_fail(config, OPTION_dpo_reference,
-                           "%s has other tokens than the policy (%d, here %d; the first that differs is %d): their "
-                           "log-probabilities cannot be compared",
-                           config->dpo_reference, tokenizer_vocab_size(file->tokenizer), wanted,
-                           id >= 0 ? id : file->model->shape.vocab_size);
-    if (file->model->rotary.n_positions < config->train_context)
-        return config_fail(config, OPTION_dpo_reference, "%s was made for at most %d tokens", config->dpo_reference,
-                           file->model->rotary.n_positions);
-    return OK;
+    return other_model_check(run, OPTION_dpo_reference, file);
 }
 
 static int has_checkpoint(const Run *run, bool *found) {
@@ -155,19 +135,20 @@ static int objective(Objective **out, Run *run, int capacity) {
             .loss = dpo->loss, .nll = config->dpo_nll, .reference = reference, .begins_at_reference = begins});
 }
 
+const Stage stage_dpo = {
+    .about = about,
+    .sections =
+        "output seed precision model tokenizer data template lora preferences dpo optim train generate parallel",
+    .defaults = defaults,
+    .prepare = prepare,
+    .new_rows = chat_stage_new_rows,
+    .data = data,
+    .data_opened = chat_stage_data_opened,
+    .ready = ready,
+    .objective = objective,
+    .sample = chat_stage_sample,
+    .free = free_own};
+
 int command_dpo(int argc, char **argv) {
-    static const Stage dpo = {
-        .about = about,
-        .sections =
-            "output seed precision model tokenizer data template lora preferences dpo optim train generate parallel",
-        .defaults = defaults,
-        .prepare = prepare,
-        .new_rows = chat_stage_new_rows,
-        .data = data,
-        .data_opened = chat_stage_data_opened,
-        .ready = ready,
-        .objective = objective,
-        .sample = chat_stage_sample,
-        .free = free_own};
-    return run_command(&dpo, argc, argv);
+    return run_command(&stage_dpo, argc, argv);
 }

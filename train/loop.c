@@ -34,7 +34,7 @@ typedef struct {
 
 typedef struct {
     Agreed agreed;
-    double loss, grad_norm, learning_rate, seconds;
+    double loss, grad_norm, companion_norm, learning_rate, seconds;
     double forward_flops, data_seconds, compute_seconds, exchange_seconds; /* of this rank */
     GuardVerdict verdict;
 } StepResult;
@@ -49,6 +49,7 @@ static void alive(const Loop *loop, const char *doing) {
 static int forward_backward(Loop *loop, const StepBatch *batch, int m, ObjectiveSums *sums) {
     Objective *objective = loop->parts.objective;
     const MicroBatch *micro = &batch->micro[m];
+    if (objective->companion) TRY(objective->companion(objective, micro, batch, sums));
     TRY(objective->bind(objective, loop->training, 0, micro, batch, true));
     TRY(tape_forward(loop->training, 0));
     TRY(objective->collect(objective, loop->training, 0, micro, batch, true, sums));
@@ -79,36 +80,51 @@ static int begin_step(Loop *loop, int rc, const StepBatch *batch) {
     return objective->begin_step(objective, loop->evaluation, batch, loop->parts.mesh);
 }
 
+static void merge_tied_gradients(Loop *loop) {
+    llama_merge_tied_gradients(loop->parts.model);
+    if (loop->parts.companion) llama_merge_tied_gradients(loop->parts.companion->trained.model);
+}
+
+static void zero_gradients(Loop *loop) {
+    optimizer_zero_grad(loop->parts.optimizer);
+    if (loop->parts.companion) optimizer_zero_grad(loop->parts.companion->optimizer);
+}
+
 static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
     TRY(begin_step(loop, next_batch(loop, step, &batch), &batch));
     double have_data = clock_seconds();
-    optimizer_zero_grad(loop->parts.optimizer);
+    zero_gradients(loop);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch, m, &agreed->sums));
         result->forward_flops += tape_forward_flops(loop->training, 0);
     }
-    llama_merge_tied_gradients(loop->parts.model);
+    merge_tied_gradients(loop);
     result->data_seconds = have_data - start;
     result->compute_seconds = clock_seconds() - have_data;
     return OK;
 }
 
+static int sum_gradients(Mesh *mesh, const Llama *model, const Lora *lora) {
+    float *gradients;
+    size_t n;
+    llama_gradients(model, &gradients, &n);
+    TRY(mesh_sum_f32(mesh, gradients, n));
+    return lora ? mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)) : OK;
+}
+
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
     Objective *objective = loop->parts.objective;
-    const Lora *lora = loop->parts.lora;
-    float *gradients;
-    size_t n;
+    const Companion *companion = loop->parts.companion;
     alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
-    llama_gradients(loop->parts.model, &gradients, &n);
-    TRY(mesh_sum_f32(mesh, gradients, n));
-    if (lora) TRY(mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)));
+    TRY(sum_gradients(mesh, loop->parts.model, loop->parts.lora));
+    if (companion) TRY(sum_gradients(mesh, companion->trained.model, companion->trained.lora));
     TRY(objective_share_extremes(objective, mesh, &agreed->sums));
     TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
     if (objective->finish) objective->finish(objective, &agreed->sums);
@@ -122,8 +138,21 @@ int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
     return OK;
 }
 
+/* The norms of both models; each is clipped by its own. */
+static void take_norms(const Loop *loop, StepResult *result) {
+    const Companion *companion = loop->parts.companion;
+    result->grad_norm = optimizer_grad_norm(loop->parts.optimizer);
+    result->companion_norm = companion ? optimizer_grad_norm(companion->optimizer) : 0;
+}
+
+static void update(const Loop *loop, const StepResult *result) {
+    const Companion *companion = loop->parts.companion;
+    optimizer_step(loop->parts.optimizer, result->learning_rate, result->grad_norm);
+    if (companion)
+        optimizer_step(companion->optimizer, companion->rate * result->learning_rate, result->companion_norm);
+}
+
 static int train_step(Loop *loop, LoopState *state, StepResult *result) {
-    Optimizer *optimizer = loop->parts.optimizer;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
     *result = (StepResult){.agreed.interrupted = interrupt_requested()};
@@ -137,14 +166,15 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     result->exchange_seconds = clock_seconds() - computed;
     bool empty = agreed->step_weight == 0;
     result->loss = empty ? 0 : agreed->sums.loss / agreed->sums.weight;
-    result->grad_norm = optimizer_grad_norm(optimizer);
+    take_norms(loop, result);
     result->learning_rate = schedule_at(&loop->options.schedule, state->step);
-    result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, result->grad_norm);
-    if (result->verdict == GUARD_APPLY && !empty) optimizer_step(optimizer, result->learning_rate, result->grad_norm);
+    double norm = result->grad_norm + result->companion_norm; /* the guard asks whether it is finite */
+    result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, norm);
+    if (result->verdict == GUARD_APPLY && !empty) update(loop, result);
 
     result->seconds = clock_seconds() - start;
     state->step++;
-    state->updates = optimizer_updates(optimizer);
+    state->updates = optimizer_updates(loop->parts.optimizer);
     state->tokens += (int64_t)agreed->sums.tokens;
     state->seconds += result->seconds;
     return OK;
@@ -170,18 +200,18 @@ int loop_step(Loop *loop, LoopState *state, LoopStep *out) {
 /* Which of this rank's samples made a step bad: its micro-batches are computed again, each for itself, up to the first
  * that is. To look at all gradients after every micro-batch would cost the good steps too. */
 static int report_bad_samples(Loop *loop, int64_t step) {
-    Optimizer *optimizer = loop->parts.optimizer;
     StepBatch batch;
     TRY(next_batch(loop, step, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
         ObjectiveSums sums = {0};
         alive(loop, "a micro-batch of a bad step");
-        optimizer_zero_grad(optimizer);
+        zero_gradients(loop);
         TRY(forward_backward(loop, &batch, m, &sums));
-        llama_merge_tied_gradients(loop->parts.model);
-        double grad_norm = optimizer_grad_norm(optimizer);
-        if (isfinite(sums.loss) && isfinite(grad_norm)) continue;
-        report_samples(&batch.micro[m], sums.loss / sums.weight, grad_norm);
+        merge_tied_gradients(loop);
+        StepResult norms = {.loss = sums.loss / sums.weight};
+        take_norms(loop, &norms);
+        if (isfinite(sums.loss) && isfinite(norms.grad_norm + norms.companion_norm)) continue;
+        report_samples(&batch.micro[m], norms.loss, norms.grad_norm);
         return OK;
     }
     return OK;
@@ -233,10 +263,26 @@ static double memory_gib(void) {
     return (double)memory_use().resident / 0x1p30;
 }
 
+/* What the objective says in words is kept with the figures. */
+static int watch(Loop *loop, int64_t step, const ObjectiveSums *sums) {
+    Objective *objective = loop->parts.objective;
+    int rc = OK;
+    objective->watch(objective, step, sums);
+    for (char *line = objective->remarks.bytes, *end; rc == OK && line && *line; line = end + 1) {
+        end = strchr(line, '\n');
+        if (!end) break;
+        *end = '\0';
+        Metric remark = {.name = "remark", .text = line};
+        if (loop->parts.metrics) rc = metrics_write(loop->parts.metrics, step, &remark, 1);
+    }
+    text_free(&objective->remarks);
+    return rc;
+}
+
 static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
     const ObjectiveSums *sums = &result->agreed.sums;
     Objective *objective = loop->parts.objective;
-    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) objective->watch(objective, state->step, sums);
+    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) TRY(watch(loop, state->step, sums));
     double rate = sums->tokens / result->seconds;
     char details[128];
     if (progress_due(&loop->progress))
@@ -249,6 +295,7 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     const Loader *loader = loop->parts.loader;
     figures_put(&figures, "loss", result->loss);
     figures_put(&figures, "grad_norm", result->grad_norm);
+    if (loop->parts.companion) figures_put(&figures, "value_grad_norm", result->companion_norm);
     figures_put(&figures, "learning_rate", result->learning_rate);
     figures_put(&figures, "num_tokens", (double)state->tokens);
     if (!objective->no_tokens) figures_put(&figures, "mean_token_accuracy", sums->correct / sums->scored);

@@ -9,6 +9,7 @@
 #include "optim/optimizer.h"
 #include "train/console/metrics.h"
 #include "train/objectives/objective.h"
+#include "train/trained.h"
 
 typedef struct {
     int64_t steps;
@@ -63,6 +64,7 @@ typedef struct {
     Loader *loader; /* may be NULL where `batches` is given and loop_run is not called */
     LoopBatches batches;
     Optimizer *optimizer;
+    const Companion *companion; /* trained beside, by the same objective; NULL: none */
     Objective *objective;
     Mesh *mesh;
     MetricsWriter *metrics; /* rank 0; NULL elsewhere */

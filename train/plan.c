@@ -19,6 +19,8 @@
 #include "train/loop.h"
 #include "train/files/model_file.h"
 #include "train/files/model_template.h"
+#include "train/objectives/reference.h"
+#include "train/other_model.h"
 #include "train/ppo_plan.h"
 #include "train/probe.h"
 #include "train/objectives/reward_objective.h"
@@ -170,7 +172,7 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     return rc;
 }
 
-static int moment_bytes(MemoryPlan *plan, Llama *model, Lora *lora, Dtype moments) {
+int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *lora, const Config *config) {
     int rc = OK;
     Arena arena = {0};
     Trained trained;
@@ -179,9 +181,17 @@ static int moment_bytes(MemoryPlan *plan, Llama *model, Lora *lora, Dtype moment
     if (!parameters) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (int i = 0; i < trained.n_weights; i++)
         parameters[i] = (OptimParameter){.n = weight_elements(trained.weights[i])};
-    plan->bytes[PLAN_MOMENTS] = optimizer_bytes_for(parameters, (size_t)trained.n_weights, moments);
-    plan->trained = trained_elements(&trained);
-    plan->saved_arrays = trained.n_weights;
+    plan->bytes[PLAN_PARAMETERS] += model->value_bytes + model->packing_bytes;
+    plan->bytes[PLAN_GRADIENTS] +=
+        llama_touched_gradient_bytes(model, (size_t)setup_batch(config).tokens_per_batch / (size_t)plan->ranks);
+    plan->bytes[PLAN_TABLES] += model->arena.total;
+    plan->bytes[PLAN_MOMENTS] += optimizer_bytes_for(parameters, (size_t)trained.n_weights, setup_moments(config));
+    plan->saved_arrays += trained.n_weights;
+    if (elements) *elements = trained_elements(&trained);
+    if (!lora) goto done;
+    plan->bytes[PLAN_PARAMETERS] += lora->value_bytes + lora->packing_bytes;
+    plan->bytes[PLAN_GRADIENTS] += lora->grad_bytes;
+    plan->bytes[PLAN_TABLES] += lora->arena.total;
 done:
     arena_free(&arena);
     return rc;
@@ -210,25 +220,18 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
     bool base = *config->model_base != '\0';
     int n_positions = base ? plan->shape.max_context : (int)config->train_context;
     bool mapped = plan->mapped && plan->frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
-    uint64_t sampling = 0;
     TRY(planned_model(&model, &lora, plan, config, n_positions));
-    plan->bytes[PLAN_PARAMETERS] = model->value_bytes + model->packing_bytes + (mapped ? 0 : model->frozen_bytes);
-    plan->bytes[PLAN_GRADIENTS] = model->grad_bytes;
-    plan->bytes[PLAN_TABLES] = model->arena.total + llama_table_bytes(&plan->shape, n_positions);
-    if (lora) {
-        for (int i = 0; i < lora->n_weights; i++) plan->adapter += weight_elements(lora->weights[i]);
-        plan->bytes[PLAN_PARAMETERS] += lora->value_bytes + lora->packing_bytes;
-        plan->bytes[PLAN_GRADIENTS] += lora->grad_bytes;
-        plan->bytes[PLAN_TABLES] += lora->arena.total;
-    }
-    TRY_TO(done, moment_bytes(plan, model, lora, setup_moments(config)));
+    TRY_TO(done, plan_add_trained(plan, &plan->trained, model, lora, config));
+    plan->bytes[PLAN_PARAMETERS] += mapped ? 0 : model->frozen_bytes;
+    plan->bytes[PLAN_TABLES] += llama_table_bytes(&plan->shape, n_positions);
+    for (int i = 0; lora && i < lora->n_weights; i++) plan->adapter += weight_elements(lora->weights[i]);
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
-    TRY_TO(done, sampling_bytes(&sampling, plan, model, config, tokenizer));
-    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
-    plan->bytes[PLAN_SAVING] = saving > sampling ? saving : sampling;
+    TRY_TO(done, sampling_bytes(&plan->bytes[PLAN_SAVING], plan, model, config, tokenizer));
     if (config->ppo_samples > 0) TRY_TO(done, ppo_plan(plan, model, config, tokenizer));
+    uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
+    if (plan->bytes[PLAN_SAVING] < saving) plan->bytes[PLAN_SAVING] = saving;
 done:
     lora_free(lora);
     llama_free(model);
@@ -288,7 +291,7 @@ static int data_parts(MemoryPlan *plan, const Config *config, const Tokenizer *t
     plan->documents = estimate.documents;
     plan->tokens = estimate.tokens;
     plan->bytes[PLAN_ORDER] = estimate.order_bytes;
-    plan->bytes[PLAN_BATCH] = estimate.step_bytes;
+    plan->bytes[PLAN_BATCH] += estimate.step_bytes;
     plan->tokenising = estimate.tokenising_bytes;
 done:
     arena_free(&arena);
@@ -309,15 +312,31 @@ static uint64_t larger(uint64_t a, uint64_t b) {
 }
 
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute) {
-    return larger(training_total(plan, plan->activations[recompute]), plan->tokenising);
+    return larger(training_total(plan, plan->activations[recompute]), larger(plan->tokenising, plan->referring));
+}
+
+/* Another model beside the policy, before anything of training is touched. */
+static int referring_pass(uint64_t *bytes, Llama *model, const MemoryPlan *plan) {
+    return reference_pass_bytes(bytes, model, (int)plan->microbatch, plan->precision);
+}
+
+static int reference_part(MemoryPlan *plan, const Config *config) {
+    if (!*config->dpo_reference) return OK;
+    return other_model_bytes(&plan->referring, plan, config->dpo_reference,
+                             (ModelFileOptions){.precision = setup_precision(config)}, referring_pass);
+}
+
+/* What is there before gradients, moments and activations are touched. */
+static uint64_t early_total(const MemoryPlan *plan) {
+    return plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
+           plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
 }
 
 static void add_up(MemoryPlan *plan) {
-    if (plan->tokenising > 0) /* parameters exist by then, gradients and moments are untouched */
-        plan->tokenising += plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
-                            plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
+    if (plan->tokenising > 0) plan->tokenising += early_total(plan);
+    if (plan->referring > 0) plan->referring += early_total(plan) + plan->bytes[PLAN_ORDER] + plan->bytes[PLAN_BATCH];
     plan->training = training_total(plan, plan->activations[plan->recompute]);
-    plan->total = larger(plan->training, plan->tokenising);
+    plan->total = larger(plan->training, larger(plan->tokenising, plan->referring));
     plan->fits = plan->available == 0 || plan->total <= plan->available;
 }
 
@@ -397,10 +416,7 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",
                     MPI_OWN >> 20, ranks);
     }
-    if (*config->dpo_reference)
-        text_puts(&plan->notes,
-                  "dpo.reference is beside the policy in memory while its log-probabilities are computed, "
-                  "before gradients and moments are: it is not counted\n");
+    TRY_TO(done, reference_part(plan, config));
     plan->available = find_available(config, ranks_here);
     add_up(plan);
     if (!plan->fits) TRY_TO(done, find_advice(plan, config));

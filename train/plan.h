@@ -1,8 +1,9 @@
 /* The memory a training run will need, part by part, before anything large is allocated. What is counted is what will
  * be resident (anonymous and shared pages); mapped files, which the system can take back, are not.
  *
- * Two moments are the largest: making a token cache (parameters are there, gradients and activations not yet), and a
- * checkpoint or sample in the midst of training. The plan is the larger of the two. */
+ * Three moments are the largest: making a token cache and computing another reference's log-probabilities (parameters
+ * are there, gradients and activations not yet), and a checkpoint or sample in the midst of training. The plan is the
+ * largest of them. */
 #ifndef CRIA_TRAIN_PLAN_H
 #define CRIA_TRAIN_PLAN_H
 
@@ -19,7 +20,7 @@ typedef enum {
     PLAN_TOKENIZER,   /* measured where it can be opened */
     PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, quantised
                          with its embedding and head */
-    PLAN_GRADIENTS,   /* a tied head has its own accumulator */
+    PLAN_GRADIENTS,   /* a tied embedding sums the rows of a step apart */
     PLAN_MOMENTS,     /* AdamW's two */
     PLAN_ACTIVATIONS, /* the tapes' arena, scratch included */
     PLAN_TABLES,      /* rotary tables and names */
@@ -51,8 +52,9 @@ typedef struct {
     double recompute_bytes[RECOMPUTE_KINDS]; /* what norms and SwiGLUs that are computed again read and write */
     double step_seconds[RECOMPUTE_KINDS];    /* by plan_predict; 0: not measured */
     uint64_t tokenising;                     /* the whole need of that moment; 0 where no cache is to be made */
+    uint64_t referring;                      /* likewise of another reference's log-probabilities; 0: none */
     uint64_t training;                       /* the whole need of the other */
-    uint64_t total;                          /* the larger */
+    uint64_t total;                          /* the largest */
     uint64_t available; /* for one rank here: train.memory_limit, or the machine's part of it; 0: not known */
     bool fits;
     int64_t documents, tokens; /* of the data; 0 where it is absent */
@@ -66,6 +68,10 @@ typedef struct {
  * into the config. */
 int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
 void memory_plan_free(MemoryPlan *plan);
+
+/* Counts a model that is trained, or the adapter on it, with gradients and moments; *elements (may be NULL): how many
+ * numbers. Values of a frozen model are not counted. */
+int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *lora, const Config *config);
 
 const char *plan_part_name(PlanPart part);
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */

@@ -6,19 +6,22 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "train/commands.h"
+#include "train/other_model.h"
+#include "train/ppo_plan.h"
 #include "train/ppo_stage.h"
 #include "train/sample.h"
 #include "train/setup.h"
-
-enum { USUAL_SAMPLES = 8 /* of a group */ };
 
 static void free_own(Run *run) {
     Ppo *ppo = run->own;
     if (!ppo) return;
     logprob_pass_free(ppo->policy_pass);
     logprob_pass_free(ppo->reference_pass);
+    value_pass_free(ppo->value_pass);
     tape_memory_free(ppo->memory);
     llama_free(ppo->reference);
+    model_file_close(&ppo->other_reference);
+    value_model_free(&ppo->value);
     rollout_free(&ppo->rollout);
     rollout_free(&ppo->validation);
     scorer_free(ppo->scorer);
@@ -31,9 +34,10 @@ static void free_own(Run *run) {
 
 static void about(Text *out) {
     text_puts(out, "Trains model.base by reinforcement: it answers prompts (data.train: lines of text, or JSONL of\n"
-                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those\n"
-                   "that score better than others to the same prompt become more probable (ppo.algorithm), near the\n"
-                   "model it began from (ppo.beta). A rollout is ppo.prompts prompts with ppo.samples answers each,\n"
+                   "prompt, messages or instruction), the answers are scored (ppo.reward), and those that score\n"
+                   "better than others to the same prompt (ppo.algorithm grpo, rloo), or than a value model that is\n"
+                   "trained beside foretells (ppo), become more probable, near the model it began from (ppo.beta). A "
+                   "rollout is ppo.prompts prompts with ppo.samples answers each,\n"
                    "of at most generate.max_new_tokens; ppo.epochs x ppo.minibatches optimizer steps learn from it.\n"
                    "Held-out prompts (data.validation) are answered every train.validate_every steps. The same\n"
                    "command on the same output resumes.");
@@ -43,6 +47,7 @@ static void about(Text *out) {
 
 static PolicyOptions policy_options(const Config *config) {
     double high = config->ppo_epsilon_high;
+    bool exact = config->lora_dropout <= 0; /* what is trained is what is measured */
     return (PolicyOptions){.algorithm = (PolicyAlgorithm)config->ppo_algorithm,
                            .prompts = (int)config->ppo_prompts,
                            .samples = (int)config->ppo_samples,
@@ -58,19 +63,23 @@ static PolicyOptions policy_options(const Config *config) {
                            .scale = (ScaleRewards)config->ppo_scale_rewards,
                            .normalise = config->ppo_normalize_advantages,
                            .whiten_scores = config->ppo_whiten_scores,
+                           .most_distance = exact ? ppo_most_distance(setup_precision(config)) : 0,
+                           .missing_eos_penalty = config->ppo_missing_eos_penalty,
+                           .kl_estimator = (KlEstimator)config->ppo_kl_estimator,
+                           .gamma = config->ppo_gamma,
+                           .lambda = config->ppo_lambda,
+                           .whiten_rewards = config->ppo_whiten_rewards,
+                           .value_epsilon = config->ppo_cliprange_value,
+                           .value_weight = config->ppo_vf_coef,
                            .seed = (uint64_t)config->seed};
 }
 
 static int check_options(const Config *config) {
     int64_t answers = config->ppo_prompts * config->ppo_samples;
-    if (config->ppo_algorithm == ALGORITHM_PPO)
-        return config_fail(config, OPTION_ppo_algorithm,
-                           "ppo needs a value model, which cria does not train yet; grpo and rloo "
-                           "need none");
-    if (*config->lora_init)
+    if (*config->lora_init && !*config->ppo_reference)
         return config_fail(config, OPTION_lora_init,
                            "the reference is the model under a fresh adapter: merge %s into its base (cria merge), and "
-                           "begin from that",
+                           "begin from that, or name another reference (ppo.reference)",
                            config->lora_init);
     if (setup_trains_vocabulary(config))
         return config_fail(config, OPTION_lora_vocabulary,
@@ -87,11 +96,8 @@ static int check_options(const Config *config) {
     return OK;
 }
 
-/* A step is as many answers as there are, so that tokens_per_batch has no part in it but to bound a micro-batch. */
 static int defaults(Config *config) {
     TRY(config_require(config, OPTION_model_base));
-    if (config->ppo_samples == 0) config->ppo_samples = config->ppo_algorithm == ALGORITHM_PPO ? 1 : USUAL_SAMPLES;
-    TRY(check_options(config));
     if (config_is_set(config, OPTION_train_tokens_per_batch))
         return config_fail(config, OPTION_train_tokens_per_batch,
                            "a step is ppo.prompts / ppo.minibatches prompts with ppo.samples answers each, however "
@@ -99,9 +105,8 @@ static int defaults(Config *config) {
     if (config->train_tokens > 0)
         return config_fail(config, OPTION_train_tokens,
                            "answers' lengths are not known beforehand: give train.steps or train.epochs");
-    double tokens = (double)config->ppo_prompts * (double)config->ppo_samples * (double)config->train_context;
-    config->train_tokens_per_batch = tokens < 0x1p52 ? (int64_t)tokens : INT64_C(1) << 52;
-    return OK;
+    ppo_settle(config);
+    return check_options(config);
 }
 
 /* ---- the model ---- */
@@ -119,6 +124,21 @@ static void find_stops(Run *run) {
     for (int i = 0; i < run->base.generation.n_eos; i++) add_stop(ppo, run->base.generation.eos_token_ids[i]);
 }
 
+int ppo_scorer(Scorer **scorer, const Config *config) {
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
+        TRY(config_require(config, OPTION_ppo_model));
+        return scorer_llama2_new(scorer, config->ppo_model, config->ppo_safety_model);
+    }
+    return scorer_new(scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
+                                               .word = config->ppo_word,
+                                               .pattern = config->ppo_pattern,
+                                               .program = config->ppo_program,
+                                               .model = config->ppo_model,
+                                               .length = (double)config->ppo_length,
+                                               .timeout = config->ppo_timeout,
+                                               .section = "ppo"});
+}
+
 /* Without a template, neither named nor the model's own, prompts are texts that the model continues. */
 static int prepare(Run *run) {
     const Config *config = run->config;
@@ -133,18 +153,7 @@ static int prepare(Run *run) {
     if (ppo->n_stops == 0)
         log_warning("%s has no token that ends an answer: all will have generate.max_new_tokens (%d)",
                     config->model_base, ppo->options.max_new_tokens);
-    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
-        TRY(config_require(config, OPTION_ppo_model));
-        return scorer_llama2_new(&ppo->scorer, config->ppo_model, config->ppo_safety_model);
-    }
-    return scorer_new(&ppo->scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
-                                                     .word = config->ppo_word,
-                                                     .pattern = config->ppo_pattern,
-                                                     .program = config->ppo_program,
-                                                     .model = config->ppo_model,
-                                                     .length = (double)config->ppo_length,
-                                                     .timeout = config->ppo_timeout,
-                                                     .section = "ppo"});
+    return ppo_scorer(&ppo->scorer, config);
 }
 
 /* ---- the data ---- */
@@ -164,10 +173,22 @@ static int open(Run *run) {
     return OK;
 }
 
-/* The reference is the model as it is before any checkpoint is loaded into it. */
-static int ready(Run *run) {
+/* Another MODEL, which must know the same tokens. */
+static int open_reference(Run *run) {
     Ppo *ppo = run->own;
-    if (run->config->lora_rank > 0) return OK;
+    const Config *config = run->config;
+    ModelFile *file = &ppo->other_reference;
+    TRY(model_file_open(file, config->ppo_reference,
+                        (ModelFileOptions){.need_tokenizer = true,
+                                           .precision = ppo->precision,
+                                           .frozen = setup_frozen(config),
+                                           .unpacked = !config->train_packed_weights}));
+    return other_model_check(run, OPTION_ppo_reference, file);
+}
+
+/* The model as it is before any checkpoint is loaded into it. */
+static int copy_reference(Run *run) {
+    Ppo *ppo = run->own;
     LlamaOptions options = setup_llama(run->config, run->model->rotary.n_positions);
     options.training = false;
     TRY(llama_new(&ppo->reference, &run->model->shape, options));
@@ -175,10 +196,27 @@ static int ready(Run *run) {
     return OK;
 }
 
+static int ready(Run *run) {
+    Ppo *ppo = run->own;
+    if (*run->config->ppo_reference)
+        TRY(open_reference(run));
+    else if (run->config->lora_rank == 0)
+        TRY(copy_reference(run));
+    if (ppo->options.algorithm != ALGORITHM_PPO) return OK;
+    TRY(value_model_new(&ppo->value, run));
+    run->companion = &ppo->value.companion;
+    return OK;
+}
+
+static int restart(Run *run) {
+    Ppo *ppo = run->own;
+    return value_model_start(&ppo->value, run);
+}
+
 static int objective(Objective **out, Run *run, int capacity) {
     Ppo *ppo = run->own;
     ppo->capacity = capacity;
-    return policy_objective_new(out, &ppo->rollout, capacity);
+    return policy_objective_new(out, &ppo->rollout, ppo->value.model, capacity);
 }
 
 static void reloaded(Run *run) {
@@ -199,19 +237,21 @@ static void sample(Run *run, int64_t step) {
         sample_text(run->model, run->tokenizer, run->config, step);
 }
 
+const Stage stage_ppo = {
+    .about = about,
+    .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
+    .defaults = defaults,
+    .prepare = prepare,
+    .open = open,
+    .measure = ppo_measure,
+    .reloaded = reloaded,
+    .new_rows = new_rows,
+    .ready = ready,
+    .restart = restart,
+    .objective = objective,
+    .sample = sample,
+    .free = free_own};
+
 int command_ppo(int argc, char **argv) {
-    static const Stage ppo = {
-        .about = about,
-        .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
-        .defaults = defaults,
-        .prepare = prepare,
-        .open = open,
-        .measure = ppo_measure,
-        .reloaded = reloaded,
-        .new_rows = new_rows,
-        .ready = ready,
-        .objective = objective,
-        .sample = sample,
-        .free = free_own};
-    return run_command(&ppo, argc, argv);
+    return run_command(&stage_ppo, argc, argv);
 }

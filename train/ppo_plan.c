@@ -3,8 +3,24 @@
 
 #include "eval/generator.h"
 #include "model/core/error.h"
-#include "train/objectives/rollout.h"
+#include "train/answers/scorer.h"
+#include "train/objectives/value.h"
+#include "train/other_model.h"
 #include "train/setup.h"
+
+enum { USUAL_SAMPLES = 8 /* of a group */ };
+
+void ppo_settle(Config *config) {
+    if (config->ppo_samples == 0) config->ppo_samples = config->ppo_algorithm == ALGORITHM_PPO ? 1 : USUAL_SAMPLES;
+    double tokens = (double)config->ppo_prompts * (double)config->ppo_samples * (double)config->train_context;
+    config->train_tokens_per_batch = tokens < 0x1p52 ? (int64_t)tokens : INT64_C(1) << 52;
+}
+
+bool ppo_is_planned(const Config *config) {
+    for (int id = 0; id < OPTION_COUNT; id++)
+        if (config_in_sections((OptionId)id, "ppo") && config_is_set(config, (OptionId)id)) return true;
+    return false;
+}
 
 static int pass_bytes(uint64_t *bytes, Llama *model, int capacity, const Config *config) {
     LogprobPass *pass;
@@ -25,14 +41,95 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, int64_t answers, const 
     return OK;
 }
 
+/* ---- other models ---- */
+
+/* A model that answers are scored by. */
+static int scorer_bytes(MemoryPlan *plan, const char *path) {
+    uint64_t bytes;
+    if (!*path) return OK;
+    TRY(other_model_bytes(&bytes, plan, path, (ModelFileOptions){.head = HEAD_SCORE, .inference = INFERENCE_AUTO},
+                          NULL));
+    plan->bytes[PLAN_PARAMETERS] += bytes;
+    return OK;
+}
+
+static int reference_bytes(MemoryPlan *plan, const Llama *model, const Config *config) {
+    uint64_t bytes = config->lora_rank == 0 ? model->value_bytes + model->packing_bytes : 0;
+    if (*config->ppo_reference)
+        TRY(other_model_bytes(&bytes, plan, config->ppo_reference,
+                              (ModelFileOptions){.precision = setup_precision(config),
+                                                 .frozen = setup_frozen(config),
+                                                 .unpacked = !config->train_packed_weights},
+                              NULL));
+    plan->bytes[PLAN_PARAMETERS] += bytes;
+    return OK;
+}
+
+/* ---- the value model ---- */
+
+/* As train/ppo_value.c makes it; names only. `model` has the policy's adapter, which is not the value model's. */
+static int value_names(Llama **value, Lora **lora, const Llama *model, const Config *config) {
+    LlamaOptions how = setup_llama(config, model->rotary.n_positions);
+    LlamaShape shape = model->shape;
+    LoraOptions options;
+    bool adapted;
+    TRY(setup_lora(&options, &adapted, config));
+    how.training = how.names_only = true;
+    *lora = NULL;
+    if (adapted) {
+        TRY(llama_new_on_body(value, model, how));
+        return lora_new(lora, *value, options, how);
+    }
+    shape.score_head = true;
+    shape.tied = false;
+    return llama_new(value, &shape, how);
+}
+
+static int value_activations(MemoryPlan *plan, Llama *value, const Config *config) {
+    for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
+        ValuePass *pass;
+        TRY(value_pass_new(&pass, value,
+                           (ValuePassOptions){.capacity = (int)plan->microbatch,
+                                              .precision = setup_precision(config),
+                                              .training = true,
+                                              .recompute = (Recompute)kind}));
+        if (plan->activations[kind] < value_pass_bytes(pass)) plan->activations[kind] = value_pass_bytes(pass);
+        value_pass_free(pass);
+    }
+    plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
+    return OK;
+}
+
+static int value_bytes(MemoryPlan *plan, const Llama *model, const Config *config) {
+    Llama *value = NULL;
+    Lora *lora = NULL;
+    int rc = value_names(&value, &lora, model, config);
+    if (rc == OK) rc = value_activations(plan, value, config);
+    if (rc == OK) rc = plan_add_trained(plan, NULL, value, lora, config);
+    lora_free(lora);
+    llama_free(value);
+    return rc;
+}
+
+/* ---- all of it ---- */
+
 int ppo_plan(MemoryPlan *plan, Llama *model, const Config *config, const Tokenizer *tokenizer) {
-    enum { BYTES_A_TOKEN = sizeof(int32_t) + 4 * sizeof(float) }; /* Answer: its id and four numbers */
+    enum {
+        BYTES_A_TOKEN = sizeof(int32_t) + 4 * sizeof(float), /* Answer: its id and four numbers */
+        BYTES_A_STATE = sizeof(float) + 4 * sizeof(double)   /* and, for PPO, its value and four more */
+    };
+    bool valued = config->ppo_algorithm == ALGORITHM_PPO;
     int64_t answers = (config->ppo_prompts * config->ppo_samples + plan->ranks - 1) / plan->ranks;
-    uint64_t passes, sampling;
-    TRY(pass_bytes(&passes, model, (int)plan->microbatch, config));
+    uint64_t passes, sampling, tokens = (uint64_t)answers * (uint64_t)config->train_context;
+    TRY(pass_bytes(&passes, model, (int)plan->microbatch, config)); /* that for values takes less */
     TRY(sampling_bytes(&sampling, model, answers, config, tokenizer));
-    if (config->lora_rank == 0) plan->bytes[PLAN_PARAMETERS] += model->value_bytes + model->packing_bytes;
-    plan->bytes[PLAN_BATCH] += passes + (uint64_t)answers * (uint64_t)config->train_context * BYTES_A_TOKEN;
+    TRY(reference_bytes(plan, model, config));
+    if (config->ppo_reward == REWARD_MODEL) {
+        TRY(scorer_bytes(plan, config->ppo_model));
+        TRY(scorer_bytes(plan, config->ppo_safety_model));
+    }
+    if (valued) TRY(value_bytes(plan, model, config));
+    plan->bytes[PLAN_BATCH] += passes + tokens * (valued ? BYTES_A_TOKEN + BYTES_A_STATE : BYTES_A_TOKEN);
     if (plan->bytes[PLAN_SAVING] < sampling) plan->bytes[PLAN_SAVING] = sampling;
     return OK;
 }

@@ -6,7 +6,14 @@
 #include "model/llama.h"
 #include "train/plan.h"
 
-/* Adds to the plan: the reference (under an adapter there is none of its own), the passes for log-probabilities, a
+/* ppo.samples where the config leaves it to the algorithm, and train.tokens_per_batch: a step is as many answers as
+ * there are, so that it has no part in that but to bound a micro-batch. */
+void ppo_settle(Config *config);
+/* Whether the config is one of cria ppo's: some ppo option is set. */
+bool ppo_is_planned(const Config *config);
+
+/* Adds to the plan: the reference (under an adapter there is none of its own, unless ppo.reference names one), the
+ * value model with gradients, moments and activations, reward models, the passes for log-probabilities and values, a
  * rollout's answers at their longest, and, where it is more than saving takes, the cache for sampling. The model may
  * have names only. */
 int ppo_plan(MemoryPlan *plan, Llama *model, const Config *config, const Tokenizer *tokenizer);

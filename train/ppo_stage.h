@@ -5,6 +5,8 @@
 
 #include "train/chat_stage.h"
 #include "train/objectives/policy.h"
+#include "train/objectives/value.h"
+#include "train/ppo_value.h"
 #include "train/answers/prompts.h"
 #include "train/answers/scorer.h"
 
@@ -22,12 +24,18 @@ typedef struct {
     size_t n_stops;
     int capacity; /* tokens of a micro-batch */
     Dtype precision;
-    Llama *reference; /* what training begins from; NULL: the model under its adapter */
+    Llama *reference;          /* what training begins from, a copy; NULL: the model under its adapter, or: */
+    ModelFile other_reference; /* ppo.reference */
+    ValueModel value;          /* PPO's */
     TapeMemory *memory;
     LogprobPass *policy_pass, *reference_pass;
+    ValuePass *value_pass;
     Rollout rollout, validation;
     bool made; /* rollout is of the model's present or, within its updates, recent state */
 } Ppo;
+
+/* By ppo.reward and what belongs to it. */
+int ppo_scorer(Scorer **scorer, const Config *config);
 
 /* ---- ppo_prompts.c ---- */
 
@@ -43,6 +51,10 @@ const Prompt *ppo_prompt(const Ppo *ppo, int64_t k);
 int ppo_answer(Run *run, Rollout *rollout, const Prompt *const *prompts, uint64_t seed, int64_t first);
 
 /* ---- ppo_step.c ---- */
+
+/* How far what is recorded when sampling may be from what the training graph computes, in the order of whose sums alone
+ * the two differ: times max(1, |log-sum-exp|). */
+double ppo_most_distance(Dtype precision);
 
 /* LoopBatches of the run. */
 int ppo_step(void *context, int64_t step, StepBatch *batch);

@@ -7,11 +7,8 @@
 #include "model/core/log.h"
 #include "train/ppo_stage.h"
 
-/* What is recorded when sampling is what the training graph computes, but for the order of its sums. */
-static const double MOST_DISTANCE_F32 = 1e-5, MOST_DISTANCE_BF16 = 2e-2;
-
-static int updates_of(const Ppo *ppo) {
-    return ppo->options.epochs * ppo->options.minibatches;
+double ppo_most_distance(Dtype precision) {
+    return precision == DTYPE_F32 ? 1e-5 : 2e-2;
 }
 
 /* ---- log-probabilities of the training graph ---- */
@@ -21,6 +18,12 @@ static void show_adapter(Run *run, bool on) {
     if (run->lora) lora_attach(run->lora, on);
 }
 
+static Llama *reference_of(const Run *run) {
+    const Ppo *ppo = run->own;
+    if (ppo->other_reference.model) return ppo->other_reference.model;
+    return run->lora ? run->model : ppo->reference;
+}
+
 static int make_passes(Run *run) {
     Ppo *ppo = run->own;
     if (ppo->policy_pass) return OK;
@@ -28,15 +31,19 @@ static int make_passes(Run *run) {
     ppo->memory = tape_memory_new();
     if (!ppo->memory) FAIL(ERR_FAILED, "out of memory");
     TRY(logprob_pass_new(&ppo->policy_pass, run->model, temperature, ppo->capacity, ppo->precision, ppo->memory));
+    if (ppo->value.model)
+        TRY(value_pass_new(
+            &ppo->value_pass, ppo->value.model,
+            (ValuePassOptions){.capacity = ppo->capacity, .precision = ppo->precision, .memory = ppo->memory}));
     show_adapter(run, false);
-    int rc = logprob_pass_new(&ppo->reference_pass, run->lora ? run->model : ppo->reference, temperature, ppo->capacity,
-                              ppo->precision, ppo->memory);
+    int rc = logprob_pass_new(&ppo->reference_pass, reference_of(run), temperature, ppo->capacity, ppo->precision,
+                              ppo->memory);
     show_adapter(run, true);
     return rc;
 }
 
 static int check_distance(const Ppo *ppo, const Rollout *rollout) {
-    double most = ppo->precision == DTYPE_F32 ? MOST_DISTANCE_F32 : MOST_DISTANCE_BF16;
+    double most = ppo_most_distance(ppo->precision);
     if (rollout->distance.relative <= most) return OK;
     log_warning(
         "rollout %lld: a log-probability recorded when sampling is %.3g from the training graph's (at most %g "
@@ -59,6 +66,29 @@ static int add_logprobs(Run *run, Rollout *rollout) {
     return rollout_divergences(rollout);
 }
 
+/* At the start the policy is its reference, to the last bit. */
+static int check_start(const Run *run) {
+    const Ppo *ppo = run->own;
+    if (ppo->rollout.number != 0 || ppo->other_reference.model) return OK;
+    for (int i = 0; i < ppo->options.prompts * ppo->options.samples; i++) {
+        const Answer *answer = &ppo->rollout.answers[i];
+        for (int t = 0; answer->tokens && t < answer_length(answer); t++)
+            if (answer->logprob[t] < answer->reference[t] || answer->logprob[t] > answer->reference[t])
+                FAIL(ERR_FAILED,
+                     "before the first update the policy is not its reference: the log-probability of answer %d's "
+                     "token %d is %.9g, and %.9g by the reference",
+                     i, t, (double)answer->logprob[t], (double)answer->reference[t]);
+    }
+    return OK;
+}
+
+static int add_values(const Run *run) {
+    Ppo *ppo = run->own;
+    if (!ppo->value_pass) return OK;
+    watchdog_pat(run->watchdog, "values of answers");
+    return rollout_values(&ppo->rollout, ppo->value_pass, ppo->capacity);
+}
+
 /* ---- rollouts ---- */
 
 static int make_rollout(Run *run, int64_t number) {
@@ -73,6 +103,9 @@ static int make_rollout(Run *run, int64_t number) {
     free(prompts);
     TRY(rc);
     TRY(add_logprobs(run, &ppo->rollout));
+    rc = check_start(run);
+    if (rc == OK) rc = add_values(run);
+    TRY(mesh_agree(run->mesh, rc));
     TRY(rollout_advantages(&ppo->rollout));
     ppo->made = true;
     return OK;
@@ -81,9 +114,9 @@ static int make_rollout(Run *run, int64_t number) {
 int ppo_step(void *context, int64_t step, StepBatch *batch) {
     Run *run = context;
     Ppo *ppo = run->own;
-    int64_t number = step / updates_of(ppo);
+    int64_t updates = rollout_updates(&ppo->rollout), number = step / updates;
     if (!ppo->made || ppo->rollout.number != number) TRY(make_rollout(run, number));
-    return rollout_update(&ppo->rollout, (int)(step % updates_of(ppo)), ppo->capacity, batch);
+    return rollout_update(&ppo->rollout, (int)(step % updates), ppo->capacity, batch);
 }
 
 /* ---- held-out prompts ---- */

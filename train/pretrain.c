@@ -18,10 +18,11 @@ static int objective(Objective **out, Run *run, int capacity) {
     return nll_objective_new(out, capacity);
 }
 
+const Stage stage_pretrain = {.about = about,
+                              .sections = "output seed precision model tokenizer data optim train parallel",
+                              .objective = objective,
+                              .sample = sample};
+
 int command_pretrain(int argc, char **argv) {
-    static const Stage pretrain = {.about = about,
-                                   .sections = "output seed precision model tokenizer data optim train parallel",
-                                   .objective = objective,
-                                   .sample = sample};
-    return run_command(&pretrain, argc, argv);
+    return run_command(&stage_pretrain, argc, argv);
 }

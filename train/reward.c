@@ -49,17 +49,18 @@ static int objective(Objective **out, Run *run, int capacity) {
     return reward_objective_new(out, capacity, options);
 }
 
+const Stage stage_reward = {
+    .head = HEAD_TO_SCORE,
+    .about = about,
+    .sections = "output seed precision model tokenizer data preferences template lora reward optim train parallel",
+    .defaults = defaults,
+    .prepare = prepare,
+    .new_rows = chat_stage_new_rows,
+    .data = data,
+    .data_opened = chat_stage_data_opened,
+    .objective = objective,
+    .free = free_own};
+
 int command_reward(int argc, char **argv) {
-    static const Stage reward = {
-        .head = HEAD_TO_SCORE,
-        .about = about,
-        .sections = "output seed precision model tokenizer data preferences template lora reward optim train parallel",
-        .defaults = defaults,
-        .prepare = prepare,
-        .new_rows = chat_stage_new_rows,
-        .data = data,
-        .data_opened = chat_stage_data_opened,
-        .objective = objective,
-        .free = free_own};
-    return run_command(&reward, argc, argv);
+    return run_command(&stage_reward, argc, argv);
 }

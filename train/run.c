@@ -25,9 +25,9 @@
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
+    if (run->objective) run->objective->free(run->objective); /* its tapes lie in the loop's memory */
     loop_free(run->loop);
     if (run->metrics) metrics_close(run->metrics);
-    if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
     lora_free(run->lora);
     if (run->model != run->base.model) llama_free(run->model);
@@ -272,6 +272,11 @@ static int reload_model_base(Run *run) {
     return OK;
 }
 
+static int restart_model(Run *run) {
+    if (run->lora) return restart_adapter(run);
+    return run->base.model ? reload_model_base(run) : initialise(run);
+}
+
 /* Without a checkpoint, a roll-back starts anew: the initial model, no moments. */
 static int load_newest_hook(void *context, LoopState *state) {
     Run *run = context;
@@ -281,9 +286,8 @@ static int load_newest_hook(void *context, LoopState *state) {
     if (found) return OK;
     optimizer_reset(run->optimizer);
     *state = (LoopState){.best_step = -1};
-    if (run->lora) return mesh_agree(run->mesh, restart_adapter(run));
-    if (run->base.model) return mesh_agree(run->mesh, reload_model_base(run));
-    return initialise(run);
+    TRY(mesh_agree(run->mesh, restart_model(run)));
+    return run->companion ? mesh_agree(run->mesh, run->stage->restart(run)) : OK;
 }
 
 static int measure_hook(void *context, const LoopState *state, double *loss, bool *found) {
@@ -330,8 +334,6 @@ static void show_curve(const Run *run) {
 
 static int prepare(Run *run, bool *resumed) {
     bool resuming;
-    TRY(config_require(run->config, OPTION_output));
-    TRY(config_require(run->config, OPTION_data_train));
     TRY(mesh_agree(run->mesh, check_memory(run)));
     TRY(mesh_agree(run->mesh, open_output(run, &resuming)));
     TRY(mesh_agree(run->mesh, open_tokenizer(run)));
@@ -342,13 +344,14 @@ static int prepare(Run *run, bool *resumed) {
     malloc_trim(0); /* what tokenising took */
     if (run->loader) run->data_fingerprint = loader_fingerprint(run->loader);
     TRY(agree_on_data(run));
-    if (run->stage->ready) TRY(run->stage->ready(run));
+    if (run->stage->ready) TRY(mesh_agree(run->mesh, run->stage->ready(run)));
     TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
     TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
                             .trained = &run->trained,
                             .optimizer = run->optimizer,
+                            .companion = run->companion,
                             .tokenizer = run->tokenizer,
                             .base = run->base.model && has_own_tokenizer(run->config) ? &run->base : NULL,
                             .base_path = run->config->model_base,
@@ -386,8 +389,9 @@ static void announce(const Run *run, const LoopOptions *options, bool resumed) {
     if (run->lora) run_announce_adapter(run);
     if (run->loader) announce_data(run, options);
     log_info("memory: %s for parameters, gradients and moments, %s for activations; %s kernels, %d thread%s, %d rank%s",
-             text_bytes(bytes, llama_bytes(run->model) + (run->lora ? lora_bytes(run->lora) : 0) +
-                                   optimizer_bytes(run->optimizer)),
+             text_bytes(bytes,
+                        trained_bytes(&run->trained, run->optimizer) +
+                            (run->companion ? trained_bytes(&run->companion->trained, run->companion->optimizer) : 0)),
              text_bytes(tokens, loop_tape_bytes(run->loop)), kernels()->name, threads_count(), plural(threads_count()),
              mesh_size(run->mesh), plural(mesh_size(run->mesh)));
     if (resumed) log_info("resuming at step %lld of %lld", (long long)run->state.step, (long long)options->steps);
@@ -439,6 +443,7 @@ static int train(Run *run) {
                        .loader = run->loader,
                        .batches = run->batches,
                        .optimizer = run->optimizer,
+                       .companion = run->companion,
                        .objective = run->objective,
                        .mesh = run->mesh,
                        .metrics = run->metrics,
@@ -466,6 +471,16 @@ static int train(Run *run) {
     return rc;
 }
 
+int run_check_config(const Stage *stage, Config *config) {
+    if (stage->defaults) TRY(stage->defaults(config));
+    TRY(config_check(config));
+    TRY(run_check_adapter_options(config));
+    TRY(config_require(config, OPTION_output));
+    TRY(config_require(config, OPTION_data_train));
+    setup_resolve_precision(config);
+    return OK;
+}
+
 int run_command(const Stage *stage, int argc, char **argv) {
     int rc = OK;
     Run run = {.stage = stage, .lock = -1};
@@ -483,10 +498,7 @@ int run_command(const Stage *stage, int argc, char **argv) {
                     .sections = stage->sections};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
-    if (stage->defaults) TRY_TO(done, stage->defaults(run.config));
-    TRY_TO(done, config_check(run.config));
-    TRY_TO(done, run_check_adapter_options(run.config));
-    setup_resolve_precision(run.config);
+    TRY_TO(done, run_check_config(stage, run.config));
     signal(SIGPIPE, SIG_IGN); /* whoever read the log may go away; the run does not end for that */
     TRY_TO(done, mesh_init(&run.mesh, &argc, &argv));
     threads_init(run.config->train_threads > 0 ? (int)run.config->train_threads : mesh_default_threads(run.mesh));

@@ -29,6 +29,7 @@ typedef struct {
     int (*measure)(Run *run, int64_t step, double *loss, bool *found);
     void (*reloaded)(Run *run); /* with `open`: the model was set back to an earlier one */
     int (*ready)(Run *run);     /* the data are open, the model is what training begins from; may be NULL */
+    int (*restart)(Run *run);   /* with a companion: back to what it began as, without moments */
     int (*objective)(Objective **objective, Run *run, int capacity); /* run->state says where the run is */
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
@@ -56,6 +57,7 @@ struct Run {
     Lora *lora;        /* trained in the model's place; NULL: none */
     Trained trained;
     Optimizer *optimizer;
+    const Companion *companion; /* set by the stage's `ready`, which owns it; NULL: none */
     Objective *objective;
     MetricsWriter *metrics;
     Loop *loop;
@@ -65,6 +67,11 @@ struct Run {
     int32_t stop_tokens[2];    /* that end an answer, besides the base's */
     size_t n_stop_tokens;
 };
+
+extern const Stage stage_pretrain, stage_sft, stage_dpo, stage_reward, stage_ppo;
+
+/* Fills in what the stage resolves, and checks what can be without its files. */
+int run_check_config(const Stage *stage, Config *config);
 
 /* The whole of a command: arguments, the run, its end. Returns the exit status. */
 int run_command(const Stage *stage, int argc, char **argv);

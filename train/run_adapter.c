@@ -22,53 +22,57 @@ int run_check_adapter_options(const Config *config) {
 
 /* ---- how it begins ---- */
 
-static int compare_options(const Config *config, const LoraOptions *wanted, const LoraOptions *found) {
+static int compare_options(const Config *config, OptionId option, const LoraOptions *wanted, const LoraOptions *found) {
     if (found->rank != wanted->rank)
-        return config_fail(config, OPTION_lora_init, "its rank is %d, and lora.rank %d", found->rank, wanted->rank);
+        return config_fail(config, option, "its rank is %d, and lora.rank %d", found->rank, wanted->rank);
     if (fabs(found->alpha - wanted->alpha) > 0)
-        return config_fail(config, OPTION_lora_init, "its alpha is %g, and lora.alpha %g", found->alpha, wanted->alpha);
+        return config_fail(config, option, "its alpha is %g, and lora.alpha %g", found->alpha, wanted->alpha);
     if (found->rank_stabilised != wanted->rank_stabilised)
-        return config_fail(config, OPTION_lora_init, "it has%s rsLoRA's scale; see lora.rslora",
+        return config_fail(config, option, "it has%s rsLoRA's scale; see lora.rslora",
                            found->rank_stabilised ? "" : " not");
     if (found->magnitudes != wanted->magnitudes)
-        return config_fail(config, OPTION_lora_init, "it has%s DoRA's magnitudes; see lora.dora",
+        return config_fail(config, option, "it has%s DoRA's magnitudes; see lora.dora",
                            found->magnitudes ? "" : " not");
     if (found->targets != wanted->targets)
-        return config_fail(config, OPTION_lora_init, "it adapts other matrices than lora.targets names");
+        return config_fail(config, option, "it adapts other matrices than lora.targets names");
     return OK;
 }
 
 /* What it has of a vocabulary must be what this run trains. */
-static int compare_vocabulary(const Run *run, const LoraVocabulary *found) {
-    bool trained = setup_trains_vocabulary(run->config), tied = run->model->head.tied;
-    bool whole = found->embedding && (found->head || run->model->shape.score_head || (tied && found->tied));
+static int compare_vocabulary(const Run *run, const Llama *model, OptionId option, const LoraVocabulary *found) {
+    bool trained = setup_trains_vocabulary(run->config), tied = model->head.tied;
+    bool whole = found->embedding && (found->head || model->shape.score_head || (tied && found->tied));
     if (!trained && found->rows > 0)
-        return config_fail(run->config, OPTION_lora_init, "its vocabulary was trained beside it; see lora.vocabulary");
+        return config_fail(run->config, option, "its vocabulary was trained beside it; see lora.vocabulary");
     if (found->rows > 0 && (!whole || (tied && !found->tied)))
-        return config_fail(run->config, OPTION_lora_init,
+        return config_fail(run->config, option,
                            "it has another embedding or head in place of the base's, and not one for both as this run");
     return OK;
 }
 
-static int load_values(Run *run, const PeftAdapter *adapter) {
+static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, OptionId option) {
     LoraOptions found;
     LoraVocabulary vocabulary;
     TRY(lora_options_from_peft(&found, adapter));
     TRY(lora_vocabulary(&vocabulary, adapter));
-    TRY(compare_options(run->config, &run->lora->options, &found));
-    TRY(compare_vocabulary(run, &vocabulary));
+    TRY(compare_options(run->config, option, &lora->options, &found));
+    TRY(compare_vocabulary(run, lora->model, option, &vocabulary));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
-    TRY(lora_load(run->lora, adapter->arrays));
-    return adapter_take_saved(adapter, run->model);
+    TRY(lora_load(lora, adapter->arrays));
+    return adapter_take_saved(adapter, lora->model);
+}
+
+int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path) {
+    PeftAdapter adapter;
+    TRY(adapter_open(&adapter, path));
+    int rc = load_values(run, lora, &adapter, option);
+    peft_close(&adapter);
+    return rc;
 }
 
 int run_start_adapter(Run *run) {
-    PeftAdapter adapter;
     if (!*run->config->lora_init) return lora_init(run->lora, (uint64_t)run->config->seed);
-    TRY(adapter_open(&adapter, run->config->lora_init));
-    int rc = load_values(run, &adapter);
-    peft_close(&adapter);
-    return rc;
+    return run_load_adapter(run, run->lora, OPTION_lora_init, run->config->lora_init);
 }
 
 /* Other rows of the head that are as good as this one: within a thousandth of its length. `row` and `other` are [dim];

@@ -1,5 +1,6 @@
 /* A step's folder: model.h5 (parameters or an adapter's, tokenizer, config.json), optimizer.h5 (AdamW's m.NAME and
- * v.NAME), config.yaml (resolved) and state.json (position of the run, and what computed it). */
+ * v.NAME), where a companion is trained the same of it (value.h5, value_optimizer.h5), config.yaml (resolved) and
+ * state.json (position of the run, and what computed it). */
 #include "train/run_files.h"
 
 #include <inttypes.h>
@@ -17,7 +18,8 @@
 #include "train/files/adapter_file.h"
 #include "train/files/model_file.h"
 
-static const char optimizer_file[] = "optimizer.h5", config_file[] = "config.yaml", state_file[] = "state.json";
+static const char optimizer_file[] = "optimizer.h5", optimizer_suffix[] = "_optimizer.h5",
+                  config_file[] = "config.yaml", state_file[] = "state.json";
 
 /* ---- state.json ---- */
 
@@ -120,15 +122,15 @@ done:
 /* ---- arrays ---- */
 
 /* The first (or second) moments of every weight that is trained, in canonical order. */
-static int moments(const RunFiles *files, bool second, Arena *arena, WeightStorage *storage) {
-    int n = files->trained->n_weights;
+static int moments(const Trained *trained, Optimizer *optimizer, bool second, Arena *arena, WeightStorage *storage) {
+    int n = trained->n_weights;
     void **arrays;
     ARENA_TRY(arrays, arena, n);
     for (int i = 0; i < n; i++) {
-        OptimParameter *parameter = optimizer_parameter(files->optimizer, (size_t)i);
+        OptimParameter *parameter = optimizer_parameter(optimizer, (size_t)i);
         arrays[i] = second ? parameter->v : parameter->m;
     }
-    *storage = (WeightStorage){arrays, optimizer_moments(files->optimizer), second ? "v." : "m."};
+    *storage = (WeightStorage){arrays, optimizer_moments(optimizer), second ? "v." : "m."};
     return OK;
 }
 
@@ -186,24 +188,27 @@ static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneratio
     for (size_t i = files->n_stop_tokens; i-- > 0;) add_stop(generation, files->stop_tokens[i]);
 }
 
-static int add_adapter_texts(const RunFiles *files, Arena *arena, NamedText **texts, size_t *n) {
+static int add_adapter_texts(const RunFiles *files, const Trained *trained, Arena *arena, NamedText **texts,
+                             size_t *n) {
     NamedText *all;
     ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
     memcpy(all, *texts, *n * sizeof *all);
-    TRY(adapter_describe(all + *n, &files->trained->lora->options, trained_saved(files->trained), files->base_path,
-                         files->output, files->base_fingerprint, arena));
+    TRY(adapter_describe(all + *n, &trained->lora->options, trained_saved(trained), files->base_path, files->output,
+                         files->base_fingerprint, arena));
     *texts = all;
     *n += ADAPTER_TEXTS;
     return OK;
 }
 
-static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
+/* Everything a model is, in a file of that name. */
+static int add_model(CheckpointWriter *writer, const RunFiles *files, const Trained *trained, const char *file,
+                     Arena *arena) {
     NamedArray *arrays, tokenizer = {0};
     NamedSource *sources;
     NamedText *texts;
     size_t n, n_texts;
-    TRY(trained_arrays(files->trained, (WeightStorage){0}, arena, &arrays, &n));
-    HfConfig config = model_file_config(&files->trained->model->shape, files->tokenizer);
+    TRY(trained_arrays(trained, (WeightStorage){0}, arena, &arrays, &n));
+    HfConfig config = model_file_config(&trained->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
     const char *chat_template = files->chat_template ? files->chat_template
@@ -211,34 +216,53 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, Arena *are
                                                      : NULL;
     TRY(model_file_describe(&config, files->tokenizer, &generation, chat_template, files->resolved_config, arena,
                             &texts, &n_texts, &tokenizer));
-    if (files->trained->lora) TRY(add_adapter_texts(files, arena, &texts, &n_texts));
+    if (trained->lora) TRY(add_adapter_texts(files, trained, arena, &texts, &n_texts));
     TRY(as_sources(arrays, n, 1, arena, &sources));
     if (tokenizer.name) sources[n++] = (NamedSource){.array = tokenizer};
-    return checkpoint_add_arrays(writer, CHECKPOINT_MODEL, sources, n, texts, n_texts);
+    return checkpoint_add_arrays(writer, file, sources, n, texts, n_texts);
 }
 
-static int add_optimizer(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
+static int add_optimizer(CheckpointWriter *writer, const Trained *trained, Optimizer *optimizer, const char *file,
+                         Arena *arena) {
     NamedArray *first, *second, *all;
     NamedSource *sources;
     WeightStorage storage;
     size_t n;
-    TRY(moments(files, false, arena, &storage));
-    TRY(trained_arrays(files->trained, storage, arena, &first, &n));
-    TRY(moments(files, true, arena, &storage));
-    TRY(trained_arrays(files->trained, storage, arena, &second, &n));
+    TRY(moments(trained, optimizer, false, arena, &storage));
+    TRY(trained_arrays(trained, storage, arena, &first, &n));
+    TRY(moments(trained, optimizer, true, arena, &storage));
+    TRY(trained_arrays(trained, storage, arena, &second, &n));
     ARENA_TRY(all, arena, 2 * n);
     memcpy(all, first, n * sizeof *all);
     memcpy(all + n, second, n * sizeof *all);
     TRY(as_sources(all, 2 * n, 0, arena, &sources));
-    return checkpoint_add_arrays(writer, optimizer_file, sources, 2 * n, NULL, 0);
+    return checkpoint_add_arrays(writer, file, sources, 2 * n, NULL, 0);
+}
+
+/* NAME and what follows it. */
+static int companion_file(char **file, const Companion *companion, const char *suffix, Arena *arena) {
+    size_t size = strlen(companion->name) + strlen(suffix) + 1;
+    ARENA_TRY(*file, arena, size);
+    snprintf(*file, size, "%s%s", companion->name, suffix);
+    return OK;
+}
+
+static int add_companion(CheckpointWriter *writer, const RunFiles *files, Arena *arena) {
+    const Companion *companion = files->companion;
+    char *model, *optimizer;
+    TRY(companion_file(&model, companion, ".h5", arena));
+    TRY(companion_file(&optimizer, companion, optimizer_suffix, arena));
+    TRY(add_model(writer, files, &companion->trained, model, arena));
+    return add_optimizer(writer, &companion->trained, companion->optimizer, optimizer, arena);
 }
 
 /* ---- saving and loading ---- */
 
 static int write_files(CheckpointWriter *writer, const RunFiles *files, const LoopState *state, Arena *arena) {
     char *json;
-    TRY(add_model(writer, files, arena));
-    TRY(add_optimizer(writer, files, arena));
+    TRY(add_model(writer, files, files->trained, CHECKPOINT_MODEL, arena));
+    TRY(add_optimizer(writer, files->trained, files->optimizer, optimizer_file, arena));
+    if (files->companion) TRY(add_companion(writer, files, arena));
     TRY(checkpoint_add_bytes(writer, config_file, files->resolved_config, strlen(files->resolved_config)));
     TRY(format_state(&json, files, state));
     int rc = checkpoint_add_bytes(writer, state_file, json, strlen(json));
@@ -266,32 +290,43 @@ int run_save(const RunFiles *files, const LoopState *state, bool is_best) {
     return mesh_agree(files->mesh, rc);
 }
 
-static int load_moments(const RunFiles *files, const char *folder, Arena *arena) {
+static int load_moments(const Trained *trained, Optimizer *optimizer, const char *folder, const char *name,
+                        Arena *arena) {
     NamedFile *file;
-    TRY(checkpoint_open_arrays(&file, folder, optimizer_file));
+    TRY(checkpoint_open_arrays(&file, folder, name));
     int rc = OK;
     for (int second = 0; second < 2 && rc == OK; second++) {
         WeightStorage storage;
-        rc = moments(files, second, arena, &storage);
-        if (rc == OK) rc = trained_load(files->trained, storage, file);
+        rc = moments(trained, optimizer, second, arena, &storage);
+        if (rc == OK) rc = trained_load(trained, storage, file);
     }
     named_close(file);
     return rc;
 }
 
-static int load_adapter(const RunFiles *files, NamedFile *file) {
+static int load_adapter(const RunFiles *files, const Trained *trained, NamedFile *file) {
     if (!adapter_in_checkpoint(file)) FAIL(ERR_REFUSED, "it is a whole model; this run trains an adapter");
     TRY(adapter_check_base(file, files->base_path, files->base_fingerprint));
-    return trained_load(files->trained, (WeightStorage){0}, file);
+    return trained_load(trained, (WeightStorage){0}, file);
 }
 
-static int load_parameters(const RunFiles *files, const char *folder) {
+static int load_parameters(const RunFiles *files, const Trained *trained, const char *folder, const char *name) {
     NamedFile *file;
-    const Lora *lora = files->trained->lora;
-    TRY(checkpoint_open_arrays(&file, folder, CHECKPOINT_MODEL));
-    int rc = lora ? load_adapter(files, file) : llama_load(files->trained->model, file);
+    TRY(checkpoint_open_arrays(&file, folder, name));
+    int rc = trained->lora ? load_adapter(files, trained, file) : llama_load(trained->model, file);
     named_close(file);
     return rc;
+}
+
+static int load_companion(const RunFiles *files, const char *folder, const LoopState *state, Arena *arena) {
+    const Companion *companion = files->companion;
+    char *model, *optimizer;
+    TRY(companion_file(&model, companion, ".h5", arena));
+    TRY(companion_file(&optimizer, companion, optimizer_suffix, arena));
+    TRY(load_parameters(files, &companion->trained, folder, model));
+    TRY(load_moments(&companion->trained, companion->optimizer, folder, optimizer, arena));
+    optimizer_set_updates(companion->optimizer, state->updates);
+    return OK;
 }
 
 static int load(const RunFiles *files, const char *folder, LoopState *state) {
@@ -301,8 +336,9 @@ static int load(const RunFiles *files, const char *folder, LoopState *state) {
     TRY(checkpoint_read_bytes(&json, &size, folder, state_file));
     int rc = parse_state(state, files, json, state_file);
     free(json);
-    if (rc == OK) rc = load_parameters(files, folder);
-    if (rc == OK) rc = load_moments(files, folder, &arena);
+    if (rc == OK) rc = load_parameters(files, files->trained, folder, CHECKPOINT_MODEL);
+    if (rc == OK) rc = load_moments(files->trained, files->optimizer, folder, optimizer_file, &arena);
+    if (rc == OK && files->companion) rc = load_companion(files, folder, state, &arena);
     arena_free(&arena);
     if (rc == OK) optimizer_set_updates(files->optimizer, state->updates);
     return rc == OK ? OK : error_context(rc, "%s", folder);

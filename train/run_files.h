@@ -14,6 +14,7 @@ typedef struct {
     const char *output;     /* the run's folder */
     const Trained *trained; /* the arrays kept: an adapter's where it has one */
     Optimizer *optimizer;
+    const Companion *companion; /* kept beside it; NULL: none */
     const Tokenizer *tokenizer;
     const ModelFile *base; /* what training began from: its stop tokens and chat template stay; NULL: nothing */
     const char *base_path; /* with an adapter: of the model it belongs to, and its fingerprint */

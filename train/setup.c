@@ -271,6 +271,10 @@ InferencePrecision setup_inference(const Config *config) {
     return (InferencePrecision)(config->generate_precision + INFERENCE_AUTO);
 }
 
+Frozen setup_inference_weights(const Config *config) {
+    return (Frozen)config->generate_weights;
+}
+
 SamplerOptions setup_sampler(const Config *config) {
     return (SamplerOptions){.temperature = config->generate_temperature,
                             .top_k = (int)config->generate_top_k,

@@ -56,6 +56,7 @@ int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config 
 
 /* generate.precision */
 InferencePrecision setup_inference(const Config *config);
+Frozen setup_inference_weights(const Config *config);
 
 /* The generate.* options of how a token is chosen. */
 SamplerOptions setup_sampler(const Config *config);

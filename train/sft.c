@@ -47,17 +47,18 @@ static int objective(Objective **out, Run *run, int capacity) {
     return sft_objective_new(out, capacity);
 }
 
+const Stage stage_sft = {
+    .about = about,
+    .sections = "output seed precision model tokenizer data template lora sft optim train generate parallel",
+    .defaults = chat_stage_defaults,
+    .prepare = prepare,
+    .new_rows = chat_stage_new_rows,
+    .data = data,
+    .data_opened = chat_stage_data_opened,
+    .objective = objective,
+    .sample = chat_stage_sample,
+    .free = free_own};
+
 int command_sft(int argc, char **argv) {
-    static const Stage sft = {
-        .about = about,
-        .sections = "output seed precision model tokenizer data template lora sft optim train generate parallel",
-        .defaults = chat_stage_defaults,
-        .prepare = prepare,
-        .new_rows = chat_stage_new_rows,
-        .data = data,
-        .data_opened = chat_stage_data_opened,
-        .objective = objective,
-        .sample = chat_stage_sample,
-        .free = free_own};
-    return run_command(&sft, argc, argv);
+    return run_command(&stage_sft, argc, argv);
 }

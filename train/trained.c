@@ -47,6 +47,10 @@ uint64_t trained_elements(const Trained *trained) {
     return sum;
 }
 
+size_t trained_bytes(const Trained *trained, const Optimizer *optimizer) {
+    return llama_bytes(trained->model) + (trained->lora ? lora_bytes(trained->lora) : 0) + optimizer_bytes(optimizer);
+}
+
 double trained_rate(const Trained *trained, int i) {
     const Lora *lora = trained->lora;
     bool of_adapter = lora && i >= trained->n_weights - lora->n_weights;

@@ -4,6 +4,7 @@
 
 #include "model/formats/peft.h"
 #include "model/lora.h"
+#include "optim/optimizer.h"
 
 typedef struct {
     Llama *model;
@@ -12,9 +13,19 @@ typedef struct {
     int n_weights;
 } Trained;
 
+/* A second model that the same objective trains, with an optimizer of its own: PPO's value model. */
+typedef struct {
+    const char *name; /* of its files in a checkpoint: NAME.h5 and NAME_optimizer.h5 */
+    Trained trained;
+    Optimizer *optimizer;
+    double rate; /* its learning rate over the schedule's */
+} Companion;
+
 /* The list is allocated in the arena. */
 int trained_list(Trained *trained, Llama *model, Lora *lora, Arena *arena);
 uint64_t trained_elements(const Trained *trained);
+/* Of the model, its adapter and the moments. */
+size_t trained_bytes(const Trained *trained, const Optimizer *optimizer);
 /* The learning rate of weights[i] over the schedule's (OptimParameter's rate). */
 double trained_rate(const Trained *trained, int i);
 

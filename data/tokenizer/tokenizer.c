@@ -178,6 +178,14 @@ const char *tokenizer_kind(const Tokenizer *t) {
 int tokenizer_vocab_size(const Tokenizer *t) {
     return t->n_pieces;
 }
+int tokenizer_first_difference(const Tokenizer *a, const Tokenizer *b) {
+    for (int32_t id = 0; id < a->n_pieces && id < b->n_pieces; id++) {
+        size_t size_a, size_b;
+        const char *text_a = tokenizer_piece(a, -1, id, &size_a), *text_b = tokenizer_piece(b, -1, id, &size_b);
+        if (size_a != size_b || memcmp(text_a, text_b, size_a) != 0) return id;
+    }
+    return -1;
+}
 int32_t tokenizer_bos(const Tokenizer *t) {
     return t->bos;
 }

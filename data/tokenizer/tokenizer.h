@@ -39,6 +39,8 @@ int tokenizer_export(const Tokenizer *tokenizer, const char *directory);
 int tokenizer_extend(Tokenizer **extended, const Tokenizer *tokenizer, const char *const *names, size_t n);
 
 int tokenizer_vocab_size(const Tokenizer *tokenizer);
+/* The first id of both that means different text; -1: none. */
+int tokenizer_first_difference(const Tokenizer *a, const Tokenizer *b);
 int32_t tokenizer_bos(const Tokenizer *tokenizer); /* -1 where there is none */
 int32_t tokenizer_eos(const Tokenizer *tokenizer);
 /* The id of a special (control) token by its exact text, e.g. "<|eot_id|>"; -1 where there is none. */
@@ -57,6 +59,13 @@ enum {
 };
 /* Appends the ids of `text` to `out`. Cost at most n log n. One thread. */
 int tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t size, int flags, TokenList *out);
+
+/* The same for a thread that encodes many short texts one after another: words that came before are remembered. The
+ * tokenizer must outlive it. */
+typedef struct TextEncoder TextEncoder;
+int text_encoder_new(TextEncoder **encoder, const Tokenizer *tokenizer);
+void text_encoder_free(TextEncoder *encoder); /* may be NULL */
+int text_encoder_encode(TextEncoder *encoder, const char *text, size_t size, int flags, TokenList *out);
 
 /* Encodes many texts with all threads; out[i] as from tokenizer_encode. */
 int tokenizer_encode_many(const Tokenizer *tokenizer, const char *const *texts, const size_t *sizes, size_t n,

@@ -121,7 +121,7 @@ struct Tape {
     Arena arena;
     TapeOptions options;
     TapeMemory *memory;
-    bool owns_memory, planned, failed, in_region, needs_segments, needs_ids;
+    bool planned, failed, in_region, needs_segments, needs_ids;
     char failure[512];
     Node **nodes;
     int n_nodes, nodes_capacity;

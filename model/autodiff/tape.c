@@ -17,14 +17,17 @@ struct TapeMemory {
     char *base;
     const Tape *user; /* whose values are in it */
     uint64_t lease;   /* counts changes of user and of place */
+    int holders;      /* tapes, and whoever made it */
 };
 
 TapeMemory *tape_memory_new(void) {
-    return calloc(1, sizeof(TapeMemory));
+    TapeMemory *memory = calloc(1, sizeof *memory);
+    if (memory) memory->holders = 1;
+    return memory;
 }
 
 void tape_memory_free(TapeMemory *memory) {
-    if (!memory) return;
+    if (!memory || --memory->holders > 0) return;
     pages_free(memory->base, memory->mapped_bytes);
     free(memory);
 }
@@ -56,7 +59,7 @@ Tape *tape_new(const TapeOptions *options) {
     if (tape->options.segments <= 0) tape->options.segments = options->capacity;
     if (tape->options.samples <= 0) tape->options.samples = options->capacity;
     tape->memory = options->memory ? options->memory : tape_memory_new();
-    tape->owns_memory = !options->memory;
+    if (options->memory) tape->memory->holders++;
     tape->replays = calloc((size_t)tape->options.buffers, sizeof *tape->replays);
     if (!tape->memory || !tape->replays) {
         tape_free(tape);
@@ -69,12 +72,14 @@ Tape *tape_new(const TapeOptions *options) {
     return tape;
 }
 
+const TapeOptions *tape_options(const Tape *tape) {
+    return &tape->options;
+}
+
 void tape_free(Tape *tape) {
     if (!tape) return;
-    if (tape->owns_memory)
-        tape_memory_free(tape->memory);
-    else if (tape->memory->user == tape)
-        tape->memory->user = NULL;
+    if (tape->memory && tape->memory->user == tape) tape->memory->user = NULL;
+    tape_memory_free(tape->memory);
     arena_free(&tape->arena);
     free(tape->nodes);
     free(tape->tensors);

@@ -32,7 +32,7 @@ typedef enum { ROWS_TOKENS, ROWS_SEGMENTS, ROWS_SAMPLES, ROWS_ONE } RowsKind;
 /* Memory that one or more tapes place their plans in: as large as the largest, mapped at the first replay. */
 typedef struct TapeMemory TapeMemory;
 TapeMemory *tape_memory_new(void);
-void tape_memory_free(TapeMemory *memory); /* after the tapes that use it */
+void tape_memory_free(TapeMemory *memory); /* it lives as long as a tape uses it */
 size_t tape_memory_bytes(const TapeMemory *memory);
 
 typedef struct {
@@ -51,6 +51,7 @@ typedef struct {
 /* NULL when memory is out. */
 Tape *tape_new(const TapeOptions *options);
 void tape_free(Tape *tape);
+const TapeOptions *tape_options(const Tape *tape); /* as it was made with: for another tape beside it */
 
 /* ---- recording (the operations are in model/ops/ops.h) ---- */
 

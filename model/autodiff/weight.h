@@ -4,7 +4,7 @@
  * of their own (a fused QKV has three), so that files and initialisation never see the fusion. A tied weight shares its
  * values with another. What comes from its two uses is summed apart and added once, at the end of a step, so a pipeline
  * that keeps embedding and head on different ranks computes the same bits: the head adds to `grad`, the embedding to
- * `row_grad`, of which few rows are ever touched. */
+ * `row_grad`, which takes one row for each token that a step looks up. */
 #ifndef CRIA_AUTODIFF_WEIGHT_H
 #define CRIA_AUTODIFF_WEIGHT_H
 
@@ -30,8 +30,9 @@ typedef struct Weight {
     bf16 *forward;       /* packing for x·Wᵀ, or NULL; not owned */
     bf16 *backward;      /* packing for dy·W, or NULL; not owned */
     float *grad;         /* the same shape, added to by backward passes; NULL when frozen */
-    float *row_grad;     /* a tied embedding: what op_embedding adds to instead, zero but for rows that are touched */
-    uint8_t *touched;    /* [rows] 1 where row_grad was added to; NULL where there is none */
+    float *row_grad;     /* a tied embedding: what op_embedding adds to instead; [rows, cols], the first n_row_grads */
+    int32_t *row_slot;   /* [rows] 1 + which row of row_grad, 0 where none was looked up; NULL where there is none */
+    int n_row_grads;     /* used; those behind them are zero */
     bool narrow;         /* only `stored` has the values, in fewer than 32 bits */
     bool trainable;      /* false: frozen, no gradient work is done */
     bool decay;          /* weight decay applies (not on norms) */

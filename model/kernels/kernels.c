@@ -20,14 +20,14 @@
 
 #define REFERENCE_ROWS                                                                                                \
     {                                                                                                                 \
-        .name = "reference", .gemm = reference_gemm, .rmsnorm_forward = reference_rmsnorm_forward,                    \
-        .rotary = reference_rotary, .attention_forward = reference_attention_forward,                                 \
-        .attention_backward = reference_attention_backward, .cache_store = reference_cache_store,                     \
-        .attention_cached = reference_attention_cached, .swiglu_forward = reference_swiglu_forward,                   \
-        .swiglu_backward = reference_swiglu_backward, .head_forward = reference_head_forward,                         \
-        .head_backward = reference_head_backward, .head_forward_backward = reference_head_forward_backward,           \
-        .softmax_weights = reference_softmax_weights, .adamw = reference_adamw,                                       \
-        .sum_of_squares = reference_sum_of_squares, .add = reference_add,                                             \
+        .name = "reference", .gemm = reference_gemm, .row_major_product = reference_row_major_product,                \
+        .rmsnorm_forward = reference_rmsnorm_forward, .rotary = reference_rotary,                                     \
+        .attention_forward = reference_attention_forward, .attention_backward = reference_attention_backward,         \
+        .cache_store = reference_cache_store, .attention_cached = reference_attention_cached,                         \
+        .swiglu_forward = reference_swiglu_forward, .swiglu_backward = reference_swiglu_backward,                     \
+        .head_forward = reference_head_forward, .head_backward = reference_head_backward,                             \
+        .head_forward_backward = reference_head_forward_backward, .softmax_weights = reference_softmax_weights,       \
+        .adamw = reference_adamw, .sum_of_squares = reference_sum_of_squares, .add = reference_add,                   \
         .add_rmsnorm_forward = reference_add_rmsnorm_forward, .add_rmsnorm_backward = reference_add_rmsnorm_backward, \
     }
 

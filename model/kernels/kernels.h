@@ -79,6 +79,10 @@ typedef struct {
     void (*gemm)(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
                  const float *b, size_t ldb, float beta, float *c, size_t ldc);
 
+    /* y[m, rows] = x[m, cols]·Wᵀ in fp32 for few rows of x, of a W in fewer bits, which is read once for every 8 of
+     * them as it lies. A row of y does not depend on m. Strides: elements between rows. */
+    void (*row_major_product)(float *y, size_t y_stride, const float *x, size_t x_stride, int m, const RowMajor *w);
+
     /* y = x / sqrt(mean(x²) + eps) · w; rstd[T] is kept for backward (NULL when not training). Zhang & Sennrich 2019.
      */
     void (*rmsnorm_forward)(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width, float eps);

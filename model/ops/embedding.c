@@ -30,18 +30,22 @@ static void scatter_columns(void *context, size_t begin, size_t end, int thread)
     const OpCall *call = context;
     Weight *weight = call->node->weight;
     size_t width = (size_t)weight->cols;
-    float *gradient = weight->row_grad ? weight->row_grad : weight->grad;
     (void)thread;
     for (int t = 0; t < call->batch->n_tokens; t++) {
         const float *dy = (const float *)call->out_grad[0] + (size_t)t * width;
-        float *dw = gradient + (size_t)call->batch->tokens[t] * width;
+        const int32_t row = call->batch->tokens[t];
+        float *dw = weight->row_slot ? weight->row_grad + (size_t)(weight->row_slot[row] - 1) * width
+                                     : weight->grad + (size_t)row * width;
         for (size_t j = begin; j < end; j++) dw[j] += dy[j];
     }
 }
 
 void op_embedding_backward_weights(OpCall *call) {
     enum { GRAIN = 16 }; /* a cache line */
-    uint8_t *touched = call->node->weight->touched;
-    for (int t = 0; touched && t < call->batch->n_tokens; t++) touched[call->batch->tokens[t]] = 1;
-    parallel_for((size_t)call->node->weight->cols, GRAIN, scatter_columns, call);
+    Weight *weight = call->node->weight;
+    for (int t = 0; weight->row_slot && t < call->batch->n_tokens; t++) {
+        int32_t *slot = &weight->row_slot[call->batch->tokens[t]];
+        if (*slot == 0) *slot = ++weight->n_row_grads;
+    }
+    parallel_for((size_t)weight->cols, GRAIN, scatter_columns, call);
 }

@@ -68,7 +68,12 @@ static int widen(const Weight *weight, int first, float *scratch) {
 }
 
 static void wide_product(float *y, const float *x, const Weight *weight, int rows, float *scratch) {
+    enum { FEW_ROWS = 8 }; /* which do not pay for widening all of W in memory */
     size_t k = (size_t)weight->cols;
+    if (rows <= FEW_ROWS) {
+        kernels()->row_major_product(y, (size_t)weight->rows, x, k, rows, &weight->stored);
+        return;
+    }
     for (int first = 0, n; first < weight->rows; first += n) {
         n = widen(weight, first, scratch);
         kernels()->gemm(false, true, rows, n, weight->cols, 1.0f, x, k, scratch, k, 0.0f, y + first,

@@ -21,9 +21,10 @@ import transformers
 import trl
 from datasets import Dataset
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from trl_recipe import word_tokenizer
 
 OUT = pathlib.Path(__file__).parent / "policy_trl"
 VOCAB, PAD, EOS, LONGEST, STEPS = 48, 1, 2, 10, 20
@@ -40,14 +41,6 @@ CASES = {
     # In fp32 whitening leaves 1e-9 where a group's advantages are 0, and epsilon 1e-8 would make steps of that noise.
     "rloo_normalised": dict(algorithm="rloo", beta=0.0, normalize_advantages=True, temperature=1.3, adam_epsilon=1e-5),
 }
-
-
-def make_tokenizer():
-    words = {f"w{i}": i for i in range(VOCAB)}
-    words["<pad>"], words["<eos>"] = words.pop(f"w{PAD}"), words.pop(f"w{EOS}")
-    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
 
 
 def make_model():
@@ -127,7 +120,7 @@ def run_case(name, options, rollouts):
         use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False, seed=1, shuffle_dataset=False,
         model_init_kwargs=dict(dtype="float32", attn_implementation="eager"), disable_tqdm=True, **(dict(adam_epsilon=1e-8) | options))
     data = Dataset.from_list([dict(prompt="w3")] * (PROMPTS * STEPS))
-    trainer = kind(model=str(OUT), reward_funcs=score, args=args, train_dataset=data, processing_class=make_tokenizer())
+    trainer = kind(model=str(OUT), reward_funcs=score, args=args, train_dataset=data, processing_class=word_tokenizer(VOCAB, PAD, EOS))
     instance = [trainer]
     trainer.train()
     logs = [row for row in trainer.state.log_history if "grad_norm" in row]

@@ -7,6 +7,7 @@ import pathlib
 import torch
 import transformers
 import trl
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 HERE = pathlib.Path(__file__).parent
@@ -29,6 +30,15 @@ def llama3_tokenizer():
                                         pad_token="<|end_of_text|>")
     tokenizer.chat_template = (HERE / "sft_trl" / "chat_template.jinja").read_text()
     return tokenizer
+
+
+def word_tokenizer(vocab, pad, eos):
+    """Of words w0, w1, …; two of them are special."""
+    words = {f"w{i}": i for i in range(vocab)}
+    words["<pad>"], words["<eos>"] = words.pop(f"w{pad}"), words.pop(f"w{eos}")
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
 
 
 def small_llama(kind, vocab, seed, tied, **config):

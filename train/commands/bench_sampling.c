@@ -10,6 +10,7 @@
 #include "model/core/philox.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
+#include "model/lora.h"
 #include "train/commands/bench.h"
 #include "train/flops.h"
 #include "train/setup.h"
@@ -18,6 +19,7 @@ enum { PROMPT_TOKENS = 16, NEW_TOKENS = 128, BYTES_VOCABULARY = 258, MOST_ROUNDS
 
 typedef struct {
     Llama *model;
+    Lora *lora; /* NULL: none */
     Tokenizer *tokenizer;
     Generator *generator;
     TokenList *prompts;
@@ -29,6 +31,27 @@ typedef struct {
     int n;
 } Sampling;
 
+/* As generate.weights says; with lora.rank a policy in training: an adapter on the base that lora.base says. */
+static int make_model(Sampling *s, const LlamaShape *shape, const Config *config, int n_positions) {
+    Frozen weights = setup_inference_weights(config);
+    LlamaOptions how = {.precision = setup_precision(config), .n_positions = n_positions};
+    bool adapted = config->lora_rank > 0;
+    if (adapted && weights != FROZEN_NONE)
+        FAIL(ERR_USAGE, "generate.weights and lora.rank: the base of an adapter is kept as lora.base says");
+    how.frozen = adapted ? setup_frozen(config) : weights;
+    how.quantised_head = !adapted;
+    TRY(llama_new(&s->model, shape, how));
+    TRY(llama_init(s->model, setup_init(config)));
+    llama_pack(s->model);
+    if (!adapted) return OK;
+    LoraOptions options;
+    TRY(setup_lora(&options, &adapted, config));
+    TRY(lora_new(&s->lora, s->model, options, (LlamaOptions){.precision = how.precision}));
+    TRY(lora_init(s->lora, (uint64_t)config->seed));
+    lora_pack(s->lora);
+    return OK;
+}
+
 static int make(Sampling *s, Config *config, int batch) {
     LlamaShape shape;
     int sequence = PROMPT_TOKENS + NEW_TOKENS;
@@ -36,9 +59,7 @@ static int make(Sampling *s, Config *config, int batch) {
     if (config->model_vocab_size == 0 && !*config->model_preset) config->model_vocab_size = BYTES_VOCABULARY;
     TRY(setup_shape(&shape, config, NULL));
     TRY(tokenizer_load(&s->tokenizer, "bytes"));
-    TRY(llama_new(&s->model, &shape, (LlamaOptions){.precision = setup_precision(config), .n_positions = sequence}));
-    TRY(llama_init(s->model, setup_init(config)));
-    llama_pack(s->model);
+    TRY(make_model(s, &shape, config, sequence));
     s->prompts = calloc((size_t)batch, sizeof *s->prompts);
     s->out = calloc((size_t)batch, sizeof *s->out);
     if (!s->prompts || !s->out) FAIL(ERR_FAILED, "out of memory");
@@ -58,6 +79,7 @@ static void sampling_free(Sampling *s) {
     free(s->prompts);
     free(s->out);
     tokenizer_free(s->tokenizer);
+    lora_free(s->lora);
     llama_free(s->model);
     free(s);
 }

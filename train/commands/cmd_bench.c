@@ -69,7 +69,8 @@ int command_bench(int argc, char **argv) {
         {"frozen", 0, FLAG_SWITCH, &options->frozen, "", "",
          "matrices frozen as lora.base says (16bit), only norms' gains trained"},
         {"sampling", 0, FLAG_INT, &options->sampling, "B", ">= 1 <= 65536",
-         "instead of training: tokens/s of B sequences sampled together, 128 tokens each, as JSON"},
+         "instead of training: tokens/s of B sequences sampled together, 128 tokens each, as JSON; from weights as "
+         "generate.weights says, or from an adapter with lora.rank"},
         {"machine", 0, FLAG_SWITCH, &arguments.machine, "", "", "measure the machine alone, no model"},
         {"serve", 0, FLAG_SWITCH, &arguments.serve, "", "", "steps on request: lines 'STEPS SECONDS' on stdin"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
@@ -92,7 +93,7 @@ int command_bench(int argc, char **argv) {
                     .max_words = 1,
                     .config = config,
                     .config_file = true,
-                    .sections = "seed precision model tokenizer data lora optim train"};
+                    .sections = "seed precision model tokenizer data lora optim train generate"};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) goto done;
     TRY_TO(done, config_check(config));

@@ -260,7 +260,8 @@ static int talk(const Arguments *arguments, Config *config, const char *model) {
                         (ModelFileOptions){.tokenizer = arguments->tokenizer,
                                            .need_tokenizer = true,
                                            .base = arguments->base,
-                                           .inference = setup_inference(config)}));
+                                           .inference = setup_inference(config),
+                                           .frozen = setup_inference_weights(config)}));
     TRY_TO(done, open_chat(&session, config, &file, &model_template));
     rc = arguments->once || arguments->prompt ? once(&session) : converse(&session);
 done:

@@ -12,6 +12,7 @@
 #include "train/console/cli.h"
 #include "train/commands.h"
 #include "train/plan.h"
+#include "train/ppo_plan.h"
 #include "train/setup.h"
 
 typedef struct {
@@ -25,7 +26,7 @@ static const char *const explanations[PLAN_PARTS] = {
     [PLAN_BASELINE] = "the program and its libraries, probed",
     [PLAN_TOKENIZER] = "measured",
     [PLAN_PARAMETERS] = "fp32",
-    [PLAN_GRADIENTS] = "fp32; a tied head has an accumulator of its own",
+    [PLAN_GRADIENTS] = "fp32; of a tied embedding the rows of a step's tokens besides",
     [PLAN_MOMENTS] = "AdamW's two",
     [PLAN_ACTIVATIONS] = "values, gradients and scratch of one micro-batch",
     [PLAN_TABLES] = "rotary tables, names",
@@ -110,6 +111,9 @@ static void print_plan(const MemoryPlan *plan) {
     }
     if (plan->tokenising > 0)
         print_same("(tokenising)", plan->tokenising, "the whole need while the cache is made, before training");
+    if (plan->referring > 0)
+        print_same("(reference)", plan->referring,
+                   "the whole need while the reference's log-probabilities are computed");
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) totals[kind] = plan_total_with(plan, kind);
     snprintf(configured, sizeof configured, "(%s is configured)", plan_recompute_name(plan->recompute));
     print_row("total", totals, configured);
@@ -201,6 +205,7 @@ static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     if (arguments->ranks == 0 && ranks == 1 && config->parallel_data > 1) ranks = here = (int)config->parallel_data;
     if (arguments->here > 0) here = (int)arguments->here;
     if (here > ranks) FAIL(ERR_USAGE, "--here is %d, and there are %d ranks", here, ranks);
+    if (ppo_is_planned(config)) ppo_settle(config);
     int rc = memory_plan(&made, config, arguments->reward ? HEAD_TO_SCORE : HEAD_TOKENS, ranks, here);
     if (rc == OK && mesh_rank(mesh) == 0) {
         if (arguments->measure) measure(&made);

@@ -159,7 +159,10 @@ static int take_setting(Parser *parser, const char *argument, int position) {
 
 static int apply(const Parser *parser, const CliResult *result) {
     Config *config = parser->spec->config;
-    if (parser->spec->config_file && result->n_words > 0) TRY(config_load(config, result->words[0]));
+    const CliSpec *spec = parser->spec;
+    if (spec->config_file && result->n_words > 0)
+        TRY(spec->load ? spec->load(config, result->words[0], spec->load_context)
+                       : config_load(config, result->words[0]));
     for (size_t i = 0; i < parser->n_settings; i++) {
         const Setting *setting = &parser->settings[i];
         char where[2 * NAME_SIZE + 64];

@@ -46,7 +46,9 @@ typedef struct {
     int min_words, max_words;
     /* With a config, key=value arguments are taken, and --top-k 5 means SECTION.top_k=5 (or top_k=5). */
     Config *config;
-    bool config_file;     /* word 0, where there is one, is a YAML file, read before arguments are applied */
+    bool config_file; /* word 0, where there is one, is a YAML file, read before arguments are applied */
+    int (*load)(Config *config, const char *path, void *context); /* reads it instead of config_load; may be NULL */
+    void *load_context;
     const char *section;  /* "generate"; NULL: none */
     const char *sections; /* what --help lists, as config_help; NULL: all */
 } CliSpec;

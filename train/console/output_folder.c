@@ -14,53 +14,61 @@
 #include "model/core/file.h"
 #include "model/core/text.h"
 
-static const char config_name[] = "config.yaml", config_unfinished[] = "config.yaml.tmp", lock_name[] = ".lock";
+static const char lock_name[] = ".lock";
 
 /* What config_write begins with: a config that someone wrote by hand is not to be overwritten. */
-static const char written_by_cria[] = "# written by cria ";
+static const OutputOwner run_owner = {"config.yaml", "# written by cria "};
 
-static int check_config(const char *path, bool *resuming) {
-    char start[sizeof written_by_cria] = "";
+static int check_config(const char *path, const OutputOwner *owner, bool *resuming) {
+    char start[64] = "";
+    size_t length = strlen(owner->first_words);
     FILE *file = fopen(path, "r");
     if (!file) FAIL(ERR_FAILED, "output: %s: open: %s", path, strerror(errno));
-    size_t n = fread(start, 1, sizeof start - 1, file);
+    size_t n = fread(start, 1, length < sizeof start ? length : sizeof start, file);
     fclose(file);
-    *resuming = n == sizeof start - 1 && strcmp(start, written_by_cria) == 0;
+    *resuming = n == length && memcmp(start, owner->first_words, length) == 0;
     if (!*resuming)
         FAIL(ERR_REFUSED,
              "output: %s was not written by a run (it does not begin with '%s'), and a run here would overwrite it; "
              "choose another folder",
-             path, written_by_cria);
+             path, owner->first_words);
     return OK;
 }
 
-static bool may_be_there(const char *name) {
-    return name[0] == '.' || strcmp(name, config_unfinished) == 0;
+/* Hidden files, and what a killed start leaves behind. */
+static bool may_be_there(const char *name, const OutputOwner *owner) {
+    static const char unfinished[] = ".tmp";
+    size_t n = strlen(owner->config);
+    return name[0] == '.' || (strncmp(name, owner->config, n) == 0 && strcmp(name + n, unfinished) == 0);
 }
 
-/* Nothing of a folder without config.yaml may be another's. */
-static int check_empty(const char *path) {
+/* Nothing of a folder without the owner's file may be another's. */
+static int check_empty(const char *path, const OutputOwner *owner) {
     char **names = NULL;
     size_t n = 0;
     int rc = directory_list(&names, &n, path);
     for (size_t i = 0; i < n && rc == OK; i++)
-        if (!may_be_there(names[i]))
+        if (!may_be_there(names[i], owner))
             rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
                            "output: %s holds '%s' and no %s: it is not a run's folder; choose an empty one", path,
-                           names[i], config_name);
+                           names[i], owner->config);
     names_free(names, n);
     return rc;
 }
 
-int output_folder_check(const char *path, bool *resuming) {
+int output_folder_check_owner(const char *path, const OutputOwner *owner, bool *resuming) {
     *resuming = false;
     if (file_exists(path)) FAIL(ERR_REFUSED, "output: %s is a file; a folder is needed", path);
     if (!directory_exists(path)) return OK;
-    char *config = path_join(path, config_name);
+    char *config = path_join(path, owner->config);
     if (!config) FAIL(ERR_FAILED, "out of memory");
-    int rc = file_exists(config) ? check_config(config, resuming) : check_empty(path);
+    int rc = file_exists(config) ? check_config(config, owner, resuming) : check_empty(path, owner);
     free(config);
     return rc;
+}
+
+int output_folder_check(const char *path, bool *resuming) {
+    return output_folder_check_owner(path, &run_owner, resuming);
 }
 
 int output_folder_lock(const char *path, int *descriptor) {

@@ -8,6 +8,12 @@
  * files and what a killed start leaves behind aside: ERR_REFUSED, and nothing in it is touched. */
 int output_folder_check(const char *path, bool *resuming);
 
+/* The same for a program with a file of another name, that begins otherwise. */
+typedef struct {
+    const char *config, *first_words;
+} OutputOwner;
+int output_folder_check_owner(const char *path, const OutputOwner *owner, bool *resuming);
+
 /* Makes the folder and takes its lock, which the process's end gives back, however it ends. ERR_REFUSED where another
  * process holds it: two would cut each other's metrics and remove each other's checkpoints. *descriptor is -1 where
  * the file system has no locks. */

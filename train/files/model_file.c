@@ -185,6 +185,7 @@ static bool made_in_16_bits(const ModelFile *file, const NamedFile *named) {
 static Dtype resolve_precision(const ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     if (options->inference == INFERENCE_NOT) return options->precision;
     if (options->inference != INFERENCE_AUTO) return options->inference == INFERENCE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    if (options->frozen != FROZEN_NONE) return DTYPE_BF16;
     return kernels_have_bf16() && made_in_16_bits(file, named) ? DTYPE_BF16 : DTYPE_F32;
 }
 
@@ -232,6 +233,7 @@ static int read_model(ModelFile *file, LlamaPart part, const NamedFile *named, c
                         .train_vocabulary = options->train_vocabulary,
                         .precision = resolve_precision(file, named, options),
                         .frozen = options->frozen,
+                        .quantised_head = options->inference != INFERENCE_NOT,
                         .unpacked = options->unpacked,
                         .packed_only = options->inference != INFERENCE_NOT && !file->adapter.arrays,
                         .n_positions = options->n_positions,

@@ -43,7 +43,8 @@ typedef enum {
 } ModelHead;
 
 /* What a model that is opened to generate computes in. Auto: bf16 where the model was made in 16 bits (it is stored in
- * them, or its run's `precision` says bf16) and the kernels have instructions for it, else fp32. */
+ * them, or its run's `precision` says bf16) and the kernels have instructions for it, or where its matrices are frozen,
+ * else fp32. */
 typedef enum { INFERENCE_NOT, INFERENCE_AUTO, INFERENCE_F32, INFERENCE_BF16 } InferencePrecision;
 
 typedef struct {
@@ -57,7 +58,7 @@ typedef struct {
     Dtype precision;              /* as LlamaOptions has it; for those who train */
     InferencePrecision inference; /* for those who generate, instead of `precision`: a model of which, in bf16, nothing
                                      is kept but what generation reads */
-    Frozen frozen;                /* as LlamaOptions has it; the file stays open */
+    Frozen frozen;                /* as LlamaOptions has it; the file stays open. With `inference`: the head as well */
     bool unpacked;                /* as LlamaOptions has it */
     int n_positions;              /* rotary table rows; 0: the model's context */
     bool shape_only;              /* do not read parameters (model stays NULL) */

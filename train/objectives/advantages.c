@@ -75,11 +75,15 @@ void advantages_gae(double *advantages, double *returns, const double *rewards, 
     }
 }
 
+void whiten_by(const Moments *m, double *x, size_t n, bool keep_mean) {
+    if (m->n < 2) return;
+    double scale = 1 / sqrt(m->std * m->std + WHITEN_EPSILON), back = keep_mean ? m->mean : 0;
+    for (size_t i = 0; i < n; i++) x[i] = (x[i] - m->mean) * scale + back;
+}
+
 void whiten(double *x, size_t n, bool keep_mean) {
     Moments m = moments_of(x, n);
-    if (m.n < 2) return;
-    double scale = 1 / sqrt(m.std * m.std + WHITEN_EPSILON), back = keep_mean ? m.mean : 0;
-    for (size_t i = 0; i < n; i++) x[i] = (x[i] - m.mean) * scale + back;
+    whiten_by(&m, x, n, keep_mean);
 }
 
 double reward_llama2(double helpfulness, double safety, bool is_safety) {

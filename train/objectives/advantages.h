@@ -43,6 +43,8 @@ void advantages_gae(double *advantages, double *returns, const double *rewards, 
 /* x = (x - mean) / sqrt(variance + 1e-8), the variance with Bessel's correction; with `keep_mean` the mean is added
  * back. Fewer than two numbers are left alone. */
 void whiten(double *x, size_t n, bool keep_mean);
+/* The same by moments that are of more than x. */
+void whiten_by(const Moments *moments, double *x, size_t n, bool keep_mean);
 
 /* Llama 2's combination of two reward models (Touvron et al. 2023b, section 3.4.3): the safety score where the prompt
  * is tagged as one of safety or sigmoid(safety) < 0.15, else the helpfulness score. Scores are logits, before the

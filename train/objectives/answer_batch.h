@@ -13,6 +13,9 @@ typedef struct {
     float *lse;                 /* log-sum-exp of its logits: what the rounding of a log-probability goes by */
     float *logprob, *reference; /* the same from the training graph, and of the reference (NULL: none) */
     double advantage;           /* of each of its tokens */
+    float *values;              /* PPO: of its states (answer_states), by the value model then; NULL: none */
+    double *advantages;         /* PPO: of its states, in `advantage`'s place; beyond its tokens' they mean nothing */
+    double *returns;            /* PPO: of its states: what their values are to be */
 } Answer;
 
 static inline int answer_length(const Answer *answer) {

@@ -150,7 +150,7 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Dpo *self = (Dpo *)base;
     Text found = {0};
     dpo_watch(&self->watch, sums, &found);
-    objective_tell(step, &found);
+    objective_tell(base, step, &found);
     text_free(&found);
 }
 

@@ -131,7 +131,7 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Kto *self = (Kto *)base;
     Text found = {0};
     kto_watch(&self->watch, sums, &found);
-    objective_tell(step, &found);
+    objective_tell(base, step, &found);
     text_free(&found);
 }
 

@@ -14,7 +14,8 @@ int objective_made(Objective **objective, int rc) {
     return rc;
 }
 
-void objective_tell(int64_t step, const Text *found) {
+void objective_tell(Objective *self, int64_t step, const Text *found) {
+    if (found->length) text_append(&self->remarks, found->bytes, found->length);
     for (const char *line = found->bytes; line && *line;) {
         size_t n = strcspn(line, "\n");
         log_warning("step %lld: %.*s", (long long)step, (int)n, line);

@@ -36,11 +36,16 @@ struct Objective {
      * of sums that only `finish` and `watch` use. Without metrics the loss is a likelihood's. */
     const char *const *metrics;
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
+    Text remarks;            /* of `watch`, a line each; who has written them down clears it */
     uint32_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
     /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
      * gradients depend on, from forward passes on the evaluation tape. */
     int (*begin_step)(Objective *self, Tape *evaluation, const StepBatch *step, Mesh *mesh);
+    /* May be NULL. First of all with a micro-batch in training: forward and backward of a second model that the
+     * objective trains (the loop's companion), on a tape of its own, which may share the memory of the training tape.
+     */
+    int (*companion)(Objective *self, const MicroBatch *micro, const StepBatch *step, ObjectiveSums *sums);
     /* Before a micro-batch's forward pass. `step` has the sums over the whole step. The micro-batch must stay until
      * backward is done. */
     int (*bind)(Objective *self, Tape *tape, int buffer, const MicroBatch *micro, const StepBatch *step, bool training);
@@ -72,8 +77,8 @@ static inline void objective_add(ObjectiveSums *sums, int metric, double value, 
 /* The end of a constructor: where `rc` is an error, *objective is freed and NULL. */
 int objective_made(Objective **objective, int rc);
 
-/* What `watch` has found: a warning for each line. */
-void objective_tell(int64_t step, const Text *found);
+/* What `watch` has found: a warning for each line, which `remarks` has too. */
+void objective_tell(Objective *self, int64_t step, const Text *found);
 
 /* One value more for a metric that is an extreme. */
 void objective_extreme(const Objective *objective, ObjectiveSums *sums, int metric, double value);

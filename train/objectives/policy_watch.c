@@ -6,6 +6,7 @@
 enum {
     TELL_AGAIN = 20,     /* rollouts */
     SIGNAL_PATIENCE = 3, /* rollouts without a signal, before it is said */
+    VALUE_PATIENCE = 10, /* rollouts whose returns the values do not explain */
 };
 static const double KL_MUCH = 10;   /* nats an answer: Gao et al. 2023's proxy rewards part from true ones there */
 static const double KL_GROWS = 1.5; /* times, over WATCH_BACK rollouts */
@@ -13,6 +14,9 @@ static const double ENTROPY_COLLAPSED = 0.2; /* of the first rollout's */
 static const double LENGTH_GROWN = 1.2;      /* times the first rollout's */
 static const double LENGTH_FOLLOWED = 0.7;   /* correlation of score and length */
 static const double NO_SIGNAL = 0.9;         /* share of prompts */
+static const double VALUE_LOSS_GROWN = 10;   /* times, over WATCH_BACK rollouts */
+static const double WORSE_THAN_MEAN = -1;    /* explained: the values' errors vary twice as much as the returns */
+static const double UNEXPLAINED = 0.05;      /* share of the returns' variance, at most */
 
 /* Whether it may be told now. */
 static bool tell(PolicyWatch *watch, Watched what) {
@@ -61,6 +65,28 @@ static void watch_signal(PolicyWatch *watch, const WatchFigures *now, Text *out)
         100 * now->equal_groups, now->reward);
 }
 
+/* Where a policy begins to earn, returns and so losses grow too: values that go on explaining them are sound. */
+static void watch_value_loss(PolicyWatch *watch, const WatchFigures *now, const WatchFigures *then, Text *out) {
+    if (!(now->value_loss > VALUE_LOSS_GROWN * then->value_loss && now->explained < WORSE_THAN_MEAN) ||
+        !tell(watch, WATCH_VALUE_LOSS))
+        return;
+    text_printf(out,
+                "the value loss explodes: %.3g a state, %.3g %d rollouts ago, and the values are further from the "
+                "returns than their mean is. Lower ppo.value_lr or ppo.cliprange_value, or whiten the scores "
+                "(ppo.whiten_scores) if they are large\n",
+                now->value_loss, then->value_loss, (int)WATCH_BACK);
+}
+
+static void watch_explained(PolicyWatch *watch, const WatchFigures *now, Text *out) {
+    watch->unexplained = now->explained <= UNEXPLAINED ? watch->unexplained + 1 : 0;
+    if (watch->unexplained < VALUE_PATIENCE || !tell(watch, WATCH_UNEXPLAINED)) return;
+    text_printf(out,
+                "the value model has learned nothing: for %ld rollouts it explains less than %.0f %% of the returns' "
+                "variance (now %.1f %%), so that advantages are as noisy as the scores. Raise ppo.value_lr, "
+                "ppo.epochs or ppo.minibatches, or begin from the reward model (ppo.value_model)\n",
+                watch->unexplained, 100 * UNEXPLAINED, 100 * now->explained);
+}
+
 void policy_watch(PolicyWatch *watch, const WatchFigures *figures, Text *out) {
     if (watch->n == 0) watch->first = *figures;
     const WatchFigures then = watch->n >= WATCH_BACK ? watch->past[watch->n % WATCH_BACK] : watch->first;
@@ -70,4 +96,6 @@ void policy_watch(PolicyWatch *watch, const WatchFigures *figures, Text *out) {
     watch_length(watch, figures, out);
     watch_entropy(watch, figures, out);
     watch_signal(watch, figures, out);
+    watch_value_loss(watch, figures, &then, out);
+    watch_explained(watch, figures, out);
 }

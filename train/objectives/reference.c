@@ -116,25 +116,42 @@ static int run_step(Reference *reference, Pass *pass, Loader *loader, int64_t st
     return OK;
 }
 
+static int record_pass(Pass *pass, Llama *model, int capacity, Dtype precision) {
+    pass->tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = precision});
+    if (!pass->tape) FAIL(ERR_FAILED, "out of memory");
+    TRY(micro_buffers_new(&pass->buffers, capacity, false));
+    pass->recorded = answer_logps_record(pass->tape, model, (LlamaRecord){0}, false);
+    return tape_plan(pass->tape);
+}
+
+static void free_pass(Pass *pass) {
+    tape_free(pass->tape);
+    micro_buffers_free(&pass->buffers);
+}
+
+int reference_pass_bytes(uint64_t *bytes, Llama *model, int tokens_per_microbatch, Dtype precision) {
+    Pass pass = {.tape = NULL};
+    int rc = record_pass(&pass, model, tokens_per_microbatch, precision);
+    if (rc == OK) *bytes = tape_bytes(pass.tape);
+    free_pass(&pass);
+    return rc;
+}
+
 /* This rank's part. */
 static int run_part(Reference *reference, const ReferenceOptions *options) {
     int rc = OK, capacity = options->tokens_per_microbatch;
     Progress progress;
     int64_t steps = loader_pass_steps(options->loader);
-    Pass pass = {.tape = tape_new(&(TapeOptions){.capacity = capacity, .dtype = options->precision})};
+    Pass pass = {.tape = NULL};
     progress_begin(&progress, "reference", "steps", 0, steps);
-    if (!pass.tape) FAIL_TO(done, ERR_FAILED, "out of memory");
-    TRY_TO(done, micro_buffers_new(&pass.buffers, capacity, false));
-    pass.recorded = answer_logps_record(pass.tape, options->model, (LlamaRecord){0}, false);
-    TRY_TO(done, tape_plan(pass.tape));
+    TRY_TO(done, record_pass(&pass, options->model, capacity, options->precision));
     for (int64_t step = 0; step < steps; step++) {
         TRY_TO(done, run_step(reference, &pass, options->loader, step));
         if (mesh_rank(options->mesh) == 0) progress_update(&progress, step + 1, "");
     }
 done:
     progress_end(&progress);
-    tape_free(pass.tape);
-    micro_buffers_free(&pass.buffers);
+    free_pass(&pass);
     return rc;
 }
 

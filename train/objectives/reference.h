@@ -30,4 +30,7 @@ typedef struct {
  * token; else computes it, and writes it. Collective: each rank computes its part. */
 int reference_make(Reference *reference, const ReferenceOptions *options);
 
+/* What the pass for it takes, of a model that may have names only. */
+int reference_pass_bytes(uint64_t *bytes, Llama *model, int tokens_per_microbatch, Dtype precision);
+
 #endif

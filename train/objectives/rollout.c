@@ -8,6 +8,7 @@
 #include "model/core/error.h"
 #include "model/core/philox.h"
 #include "train/objectives/micro_batch.h"
+#include "train/objectives/rollout_gae.h"
 
 enum { ARRAYS = 7, GATHERED = 3 }; /* of one number an answer, in one block; the first are gathered together */
 
@@ -71,6 +72,10 @@ int rollout_gather(Rollout *rollout) {
     return mesh_sum_f64(rollout->mesh, rollout->lengths, GATHERED * (size_t)n_answers(rollout));
 }
 
+int answer_states(const Rollout *rollout, int answer) {
+    return (int)rollout->lengths[answer] + (rollout->finished[answer] > 0);
+}
+
 /* ---- log-probabilities ---- */
 
 struct LogprobPass {
@@ -120,30 +125,33 @@ static int run_pass(LogprobPass *pass, const MicroBatch *micro) {
     return tape_forward(pass->tape, 0);
 }
 
-/* The rows that predict the answer's tokens. */
-static int take(float **out, Arena *arena, const LogprobPass *pass, const Tensor *tensor, int row, int n) {
-    const float *values = tape_value(pass->tape, 0, tensor);
-    ARENA_TRY(*out, arena, n);
+int rollout_all(Rollout *rollout, int capacity, StepBatch *batch) {
+    int n = 0, *mine = rollout->minibatch;
+    for (int i = 0; i < n_answers(rollout); i++)
+        if (rollout->answers[i].tokens) mine[n++] = i;
+    return answer_batch_fill(batch, &rollout->batch, rollout->answers, mine, n, capacity);
+}
+
+int rollout_take(float **out, Rollout *rollout, const float *values, int row, int n) {
+    ARENA_TRY(*out, &rollout->arena, n);
     memcpy(*out, values + row, (size_t)n * sizeof **out);
     return OK;
 }
 
 int rollout_logprobs(Rollout *rollout, LogprobPass *pass, int capacity, bool reference) {
     StepBatch batch;
-    int n = 0, *mine = rollout->minibatch;
     rollout->has_reference |= reference;
-    for (int i = 0; i < n_answers(rollout); i++)
-        if (rollout->answers[i].tokens) mine[n++] = i;
-    TRY(answer_batch_fill(&batch, &rollout->batch, rollout->answers, mine, n, capacity));
+    TRY(rollout_all(rollout, capacity, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
         const MicroBatch *micro = &batch.micro[m];
         TRY(run_pass(pass, micro));
+        const float *logprobs = tape_value(pass->tape, 0, pass->logprob), *lse = tape_value(pass->tape, 0, pass->lse);
         for (int s = 0; s < micro->n_segments; s++) {
             Answer *answer = &rollout->answers[micro->sample_id[s]];
             int first = micro->segment_start[s] + answer->n_prompt - 1, length = answer_length(answer);
             float **out = reference ? &answer->reference : &answer->logprob;
-            TRY(take(out, &rollout->arena, pass, pass->logprob, first, length));
-            if (!reference) TRY(take(&answer->lse, &rollout->arena, pass, pass->lse, first, length));
+            TRY(rollout_take(out, rollout, logprobs, first, length));
+            if (!reference) TRY(rollout_take(&answer->lse, rollout, lse, first, length));
         }
     }
     return OK;
@@ -187,7 +195,8 @@ int rollout_divergences(Rollout *rollout) {
         for (int t = 0; answer->tokens && t < answer_length(answer); t++) {
             double logprob = (double)answer->logprob[t];
             rollout->entropy[i] -= logprob;
-            if (answer->reference) rollout->kl[i] += kl_estimate(KL_K1, logprob, (double)answer->reference[t]);
+            if (answer->reference)
+                rollout->kl[i] += kl_estimate(rollout->options.kl_estimator, logprob, (double)answer->reference[t]);
         }
     }
     return mesh_sum_f64(rollout->mesh, rollout->kl, 2 * (size_t)n_answers(rollout));
@@ -200,8 +209,11 @@ int rollout_advantages(Rollout *rollout) {
     ARENA_TRY(advantages, &rollout->arena, n);
     ARENA_TRY(rewards, &rollout->arena, n);
     ARENA_TRY(scores, &rollout->arena, n);
+    for (size_t i = 0; i < n; i++)
+        if (rollout->finished[i] == 0) rollout->scores[i] -= options->missing_eos_penalty;
     memcpy(scores, rollout->scores, n * sizeof *scores);
     if (options->whiten_scores) whiten(scores, n, false);
+    if (options->algorithm == ALGORITHM_PPO) return rollout_gae(rollout, scores);
     for (size_t i = 0; i < n; i++) rewards[i] = scores[i] - options->beta * rollout->kl[i];
     if (options->algorithm == ALGORITHM_RLOO)
         rollout->equal_groups = advantages_rloo(advantages, rewards, prompts, samples, options->normalise);
@@ -245,6 +257,7 @@ RolloutFigures rollout_figures(const Rollout *rollout) {
     f.kl /= n;
     f.entropy /= n;
     f.cut_off = 1 - finished / n;
+    f.n_ended = finished;
     return f;
 }
 
@@ -289,7 +302,7 @@ static int choose(Rollout *rollout, int update) {
     return OK;
 }
 
-static int updates_of(const Rollout *rollout) {
+int rollout_updates(const Rollout *rollout) {
     return rollout->options.epochs * rollout->options.minibatches;
 }
 
@@ -298,17 +311,19 @@ int rollout_update(Rollout *rollout, int update, int capacity, StepBatch *batch)
     rollout->update = update;
     int n = 0, *mine = malloc(((size_t)rollout->n_minibatch + 1) * sizeof *mine);
     double weight = 0, tokens = 0;
+    rollout->minibatch_states = 0;
     if (!mine) FAIL(ERR_FAILED, "out of memory");
     for (int i = 0; i < rollout->n_minibatch; i++) {
         int answer = rollout->minibatch[i];
         weight += rollout_answer_weight(rollout, answer);
         tokens += rollout->lengths[answer];
+        rollout->minibatch_states += answer_states(rollout, answer);
         if (rollout->answers[answer].tokens) mine[n++] = answer;
     }
     int rc = answer_batch_fill(batch, &rollout->batch, rollout->answers, mine, n, capacity);
     free(mine);
     TRY(rc);
-    for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = rollout->number * updates_of(rollout) + update;
+    for (int m = 0; m < batch->n_micro; m++) batch->micro[m].step = rollout->number * rollout_updates(rollout) + update;
     batch->total_weight = weight;
     batch->total_tokens = (int64_t)tokens;
     return OK;

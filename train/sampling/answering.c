@@ -21,7 +21,8 @@ int answering_open(Answering *a, const Config *config, const AnsweringOptions *o
                                            .need_tokenizer = true,
                                            .fingerprint = options->fingerprint,
                                            .base = options->base,
-                                           .inference = setup_inference(config)}));
+                                           .inference = setup_inference(config),
+                                           .frozen = setup_inference_weights(config)}));
     for (int i = 0; i < a->file.generation.n_eos; i++) a->stops[a->n_stops++] = a->file.generation.eos_token_ids[i];
     if (options->chat == ANSWER_CHAT || (options->chat == ANSWER_CHAT_AUTO && has_template(a, config)))
         TRY(open_template(a, config));
@@ -56,4 +57,15 @@ int answering_longest(const Answering *a, const Config *config) {
         if ((int64_t)a->prompts.items[i].tokens.n > longest) longest = (int64_t)a->prompts.items[i].tokens.n;
     int64_t wanted = longest + config->generate_max_new_tokens;
     return (int)(wanted < limit ? wanted : limit);
+}
+
+int answering_scorer(Scorer **scorer, const Config *config) {
+    return scorer_new(scorer, &(ScorerOptions){.kind = (RewardKind)config->rejection_reward,
+                                               .word = config->rejection_word,
+                                               .pattern = config->rejection_pattern,
+                                               .program = config->rejection_program,
+                                               .model = config->rejection_model,
+                                               .length = (double)config->rejection_length,
+                                               .timeout = config->rejection_timeout,
+                                               .section = "rejection"});
 }

@@ -6,6 +6,7 @@
 #include "train/files/model_file.h"
 #include "train/files/model_template.h"
 #include "train/answers/prompts.h"
+#include "train/answers/scorer.h"
 
 /* Whether a prompt is a user's message to be answered by the chat template. Auto: where template.* names or writes one,
  * or the model has one. In the order of the option rejection.chat. */
@@ -34,6 +35,9 @@ typedef struct {
 /* Model and template. The config must outlive it; prompts are added with prompts_read and prompts_add_text. */
 int answering_open(Answering *answering, const Config *config, const AnsweringOptions *options);
 void answering_close(Answering *answering);
+
+/* By rejection.*: ERR_USAGE as scorer_new. */
+int answering_scorer(Scorer **scorer, const Config *config);
 
 /* By generate.*, with the model's stop tokens and the template's. */
 GenerateOptions answering_generate_options(const Answering *answering, const Config *config);

@@ -15,7 +15,6 @@
 #include "train/console/interrupt.h"
 #include "train/console/output_folder.h"
 #include "train/console/progress.h"
-#include "train/answers/scorer.h"
 
 typedef struct {
     Config *config;
@@ -333,14 +332,7 @@ static int prepare(Rejection *r) {
     TRY(config_require(config, OPTION_output));
     TRY(config_require(config, OPTION_model_base));
     TRY(config_require(config, OPTION_rejection_prompts));
-    TRY(scorer_new(&r->scorer, &(ScorerOptions){.kind = (RewardKind)config->rejection_reward,
-                                                .word = config->rejection_word,
-                                                .pattern = config->rejection_pattern,
-                                                .program = config->rejection_program,
-                                                .model = config->rejection_model,
-                                                .length = (double)config->rejection_length,
-                                                .timeout = config->rejection_timeout,
-                                                .section = "rejection"}));
+    TRY(answering_scorer(&r->scorer, config));
     TRY(output_folder_check(config->output, &resuming));
     TRY(answering_open(
         &r->answering, config,
@@ -416,7 +408,10 @@ static int run(Rejection *r, bool json) {
     json_t *statistics = NULL;
     TRY(prepare(r));
     TRY(sample_all(r));
-    TRY(rejection_write_results(r->config->output, (RejectionRules){r->config->rejection_least_score, samples_of(r)},
+    TRY(rejection_write_results(r->config->output,
+                                (RejectionRules){.least_score = r->config->rejection_least_score,
+                                                 .samples = samples_of(r),
+                                                 .keep = (int)r->config->rejection_keep},
                                 &statistics));
     report(statistics, r);
     if (json) {
@@ -458,7 +453,7 @@ int command_rejection(int argc, char **argv) {
         .config = r.config,
         .config_file = true,
         .section = "rejection",
-        .sections = "output model tokenizer template generate rejection"};
+        .sections = REJECTION_SECTIONS};
     TRY_TO(done, cli_parse(&cli, &spec, argc, argv));
     if (!cli.helped) TRY_TO(done, run(&r, json));
 done:

@@ -14,6 +14,7 @@
 #include "model/kernels/fast/head.h"
 #include "model/kernels/fast/norm.h"
 #include "model/kernels/fast/rotary.h"
+#include "model/kernels/fast/row_major_product.h"
 #include "model/kernels/fast/swiglu.h"
 #include "model/kernels/fast/table.h"
 

@@ -1,5 +1,6 @@
 /* The rows that the fast_*.h files give. Included by avx2_kernels.c and avx512_kernels.c after them. */
 static void fast_table(Kernels *table) {
+    table->row_major_product = fast_row_major_product;
     table->rmsnorm_forward = fast_rmsnorm_forward;
     table->rotary = fast_rotary;
     table->attention_forward = fast_attention_forward;

@@ -26,7 +26,7 @@
 #include "model/kernels/products/pack.h"
 
 enum { TILE_ROWS = 32, TILE_PANELS = 2 };
-enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, DEPTH_BLOCK = 320, WEIGHT_ROWS = 192, WEIGHT_TOKENS = 2048 };
+enum { ROW_BLOCK = 512, FROZEN_ROWS = 1024, FEW_ROWS = 0, DEPTH_BLOCK = 320, WEIGHT_ROWS = 192, WEIGHT_TOKENS = 2048 };
 #define PARTIAL_SUMS (ROW_BLOCK * 512)
 #define WEIGHT_APART true
 #define FORK_WORK (1 << 22)

@@ -6,9 +6,10 @@
  *   DEPTH_BLOCK    depths summed in registers before a tile goes to C or to partial sums. Where they end depends on the
  *                  depth alone, so a sum has one order, whatever the threads and whether B was packed before
  *   PARTIAL_SUMS   room for such sums, in floats; else FROZEN_ROWS rows of one group of panels
- *   FORK_WORK      multiply-adds worth a fork and join; else what VDPBF16PS does in 5 µs
- *   WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time
- *   WEIGHT_TOKENS  tokens summed before the gradient is read and written
+ *   FEW_ROWS       at most so many rows of A take a B that is not packed a few depths at a time, which stay in L1; 0:
+ * the tiles are not those of registers.h FORK_WORK      multiply-adds worth a fork and join; else what VDPBF16PS does
+ * in 5 µs WEIGHT_ROWS    rows of a weight's gradient whose dy is packed at a time WEIGHT_TOKENS  tokens summed before
+ * the gradient is read and written
  *
  * A product is the nest (Goto and van de Geijn 2008, with the roles of the two operands exchanged, since it is B that
  * comes packed)
@@ -26,7 +27,7 @@
 #include <omp.h>
 
 #include "model/core/threads.h"
-#include "model/kernels/products/pack.h"
+#include "model/kernels/products/one_row.h"
 #include "model/kernels/products/workspace.h"
 
 /* What a thread does before its tiles and after them: AMX configures its registers and releases them, so that they are
@@ -55,6 +56,7 @@
 #endif
 
 enum { GROUP_LANES = TILE_PANELS * PANEL_LANES, CACHE_LINE = 64 };
+enum { FEW_DEPTHS = 128 }; /* whole blocks of a quantised weight, and 12 KiB of panels */
 
 _Static_assert(DEPTH_BLOCK % PANEL_DEPTH == 0 && WEIGHT_TOKENS % PANEL_DEPTH == 0, "whole pairs and tiles of depths");
 _Static_assert(FROZEN_ROWS >= ROW_BLOCK && PARTIAL_SUMS >= (FROZEN_ROWS + TILE_ROWS - 1) * GROUP_LANES,
@@ -189,6 +191,35 @@ typedef struct {
     Ahead next;
 } Piece;
 
+/* A tile's column of few rows while B is packed FEW_DEPTHS of it at a time: the sums go on in registers from one part
+ * to the next, so they are those of whole panels, bit for bit. The rows of B that are wanted next are fetched
+ * meanwhile. */
+static void few_rows_down(Tile tile, const Panels *b, const ProductSpace *space, const Piece *at) {
+    float carry[FEW_ROWS > 0 ? FEW_ROWS * GROUP_LANES : 1];
+    const bf16 *a = tile.a;
+    tile.rows = at->rows;
+    if (one_row_tile(&tile, b, at->lane, at->d, at->end)) return;
+    void *c = tile.c;
+    const float *partial = tile.partial;
+    for (int d = at->d, end; d < at->end; d = end) {
+        end = at_most(d + FEW_DEPTHS, at->end);
+        tile.depth = end - d;
+        tile.panel_stride = (size_t)round_up(tile.depth, PANEL_DEPTH) * PANEL_LANES;
+        tile.b = space->panels;
+        tile.first = d == at->d;
+        tile.last = end == at->end;
+        panels_pack_ahead(space->panels, tile.panel_stride, b, at->lane, at->lane + at->lanes, d, end, at->lanes);
+        for (int r = 0; r < at->rows; r += TILE_ROWS) {
+            tile.rows = at_most(TILE_ROWS, at->rows - r);
+            tile.a = a + (size_t)r * tile.a_row + (d - at->d);
+            tile.c = (char *)c + (size_t)r * tile.c_stride * c_bytes(tile.c_dtype);
+            tile.partial = partial ? partial + (size_t)r * GROUP_LANES : NULL;
+            tile.carry = carry + (size_t)r * GROUP_LANES;
+            tile_multiply(&tile);
+        }
+    }
+}
+
 static void product_piece(const Product *p, const ProductSpace *space, const Piece *at) {
     const bool last = at->end == p->b.depth, apart = p->c_dtype == DTYPE_BF16;
     Tile tile = {.lanes = at->lanes, .depth = at->end - at->d, .a_row = p->a_stride, .a_pair = 2};
@@ -201,7 +232,8 @@ static void product_piece(const Product *p, const ProductSpace *space, const Pie
         tile.a_pair = left_pair(depth);
         a_tile = TILE_ROWS * depth;
     }
-    tile_panels(&tile, &p->b, space, at->lane, at->d, at->end);
+    const bool few = !p->b.packed && !p->b.transposed && at->rows <= FEW_ROWS;
+    if (!few) tile_panels(&tile, &p->b, space, at->lane, at->d, at->end);
     tile.partial = apart && at->d > 0 ? at->partial : NULL;
     if (apart && !last) {
         tile.c = at->partial;
@@ -213,7 +245,10 @@ static void product_piece(const Product *p, const ProductSpace *space, const Pie
         tile.c_dtype = p->c_dtype;
         tile.accumulate = p->accumulate || (at->d > 0 && !apart);
     }
-    tiles_down(tile, a_tile, at->rows, &at->next);
+    if (few)
+        few_rows_down(tile, &p->b, space, at);
+    else
+        tiles_down(tile, a_tile, at->rows, &at->next);
 }
 
 /* The groups [lane, end) of a row block; more groups follow them up to end_lane. */

@@ -10,10 +10,7 @@
 #ifndef CRIA_KERNELS_PRODUCTS_PACK_H
 #define CRIA_KERNELS_PRODUCTS_PACK_H
 
-#include "model/kernels/products/dequantise.h"
-#include "model/kernels/products/tile.h"
-
-enum { PAIR = 2 * PANEL_LANES }; /* elements of one pair of depths in a panel: 64 bytes */
+#include "model/kernels/products/squares.h"
 
 /* Row `row` of a weight that is not quantised, wherever it lies. */
 static inline const char *row_major_row(const RowMajor *w, int row) {
@@ -118,6 +115,24 @@ static TILE_INLINE __m512i dequantise_depths(QuantisedRow row, const bool is_nf4
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
+/* What the blocks are multiplied by that sixteen rows of one matrix, `cols` wide, have at `at` of the first row. */
+typedef struct {
+    float scale[PANEL_LANES];
+} SquareScales;
+static TILE_INLINE void square_scales(SquareScales *s, const Quantised *q, const bool is_nf4, size_t at, size_t cols) {
+    (void)is_nf4;
+    for (size_t i = 0; i < PANEL_LANES; i++) s->scale[i] = quantised_scale(q, (at + i * cols) / QUANTISED_BLOCK);
+}
+
+/* The 32 elements from there on; those of a row are of one block. */
+static TILE_INLINE void whole_square(const PairSink sink, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
+                                     const SquareScales *scales) {
+    if (is_nf4)
+        square_nf4(sink, (const char *)q->codes + at / 2, cols / 2, scales->scale);
+    else
+        square_int8(sink, (const char *)q->codes + at, cols, scales->scale);
+}
+
 static TILE_INLINE void pack_quantised_square(bf16 *to, const QuantisedRow lane[16], const bool is_nf4,
                                               Nf4Block nf4[16], size_t first, int n) {
     __m512i r[16];
@@ -157,22 +172,61 @@ static TILE_INLINE void pack_pair(bf16 *to, const char *even, const char *odd, D
     }
 }
 
+/* Sixteen rows as they come from elsewhere, zeros where there is none. */
+typedef struct {
+    bf16 row[PANEL_LANES][PANEL_DEPTH];
+} RoundedRows;
+
+static inline void pack_rounded(bf16 *to, const RoundedRows *rounded) {
+    square_bf16((PairSink){.to = to}, (const char *)rounded->row, sizeof rounded->row[0]);
+}
+
 static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype dtype, size_t first, int n) {
+    RoundedRows rounded;
     for (int i = 0; i < PANEL_LANES; i++)
         for (int d = 0; d < PANEL_DEPTH; d++)
-            to[d / 2 * PAIR + 2 * i + d % 2] = lane[i] && d < n ? load_element(lane[i], dtype, first + (size_t)d) : 0;
+            rounded.row[i][d] = lane[i] && d < n ? load_element(lane[i], dtype, first + (size_t)d) : 0;
+    pack_rounded(to, &rounded);
 }
 
 static TILE_INLINE void pack_quantised_square(bf16 *to, const QuantisedRow lane[16], const bool is_nf4,
                                               Nf4Block nf4[16], size_t first, int n) {
-    for (int i = 0; i < PANEL_LANES; i++) {
-        bf16 row[PANEL_DEPTH] = {0};
-        for (int d = 0; d < PANEL_DEPTH && d < n && lane[i].q; d += UNIT) {
-            __m256i unit = dequantise_unit(lane[i].q, is_nf4, &nf4[i], lane[i].first + first + (size_t)d);
-            _mm256_storeu_si256((__m256i *)(row + d), unit_first(unit, n - d));
+    RoundedRows rounded;
+    for (int i = 0; i < PANEL_LANES; i++)
+        for (int d = 0; d < PANEL_DEPTH; d += UNIT) {
+            __m256i unit = _mm256_setzero_si256();
+            if (lane[i].q && d < n)
+                unit =
+                    unit_first(dequantise_unit(lane[i].q, is_nf4, &nf4[i], lane[i].first + first + (size_t)d), n - d);
+            _mm256_storeu_si256((__m256i *)(rounded.row[i] + d), unit);
         }
-        for (int d = 0; d < PANEL_DEPTH; d += 2) memcpy(to + d / 2 * PAIR + 2 * i, row + d, 2 * sizeof *row);
+    pack_rounded(to, &rounded);
+}
+
+typedef struct {
+    float scale[PANEL_LANES];  /* INT8 */
+    Nf4Block nf4[PANEL_LANES]; /* NF4 */
+} SquareScales;
+static TILE_INLINE void square_scales(SquareScales *s, const Quantised *q, const bool is_nf4, size_t at, size_t cols) {
+    for (size_t i = 0; i < PANEL_LANES; i++) {
+        const size_t block = (at + i * cols) / QUANTISED_BLOCK;
+        if (is_nf4)
+            s->nf4[i] = nf4_block(q, block);
+        else
+            s->scale[i] = quantised_scale(q, block);
     }
+}
+
+static TILE_INLINE void whole_square(const PairSink sink, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
+                                     const SquareScales *scales) {
+    RoundedRows rounded;
+    for (size_t i = 0; i < PANEL_LANES; i++, at += cols) {
+        bf16 *row = rounded.row[i];
+        if (!is_nf4) row_int8(row, q->codes + at, scales->scale[i]);
+        for (size_t d = 0; is_nf4 && d < PANEL_DEPTH; d += UNIT)
+            _mm256_storeu_si256((__m256i *)(row + d), nf4_unit(&scales->nf4[i], q->codes + (at + d) / 2));
+    }
+    pack_rounded(sink.to, &rounded);
 }
 
 static TILE_INLINE void pack_units(bf16 *to, __m256i even, __m256i odd) {
@@ -183,11 +237,42 @@ static TILE_INLINE void pack_units(bf16 *to, __m256i even, __m256i odd) {
 
 #endif
 
-/* Lane = row of the weight: squares of 16 lanes × 32 depths are turned in registers. */
-static inline void panel_pack_rows(bf16 *to, const Panels *b, int lane, int first_depth, int end_depth) {
+/* The line that is `ahead` bytes behind goes to L2. Beyond the weight's end nothing happens. */
+static TILE_INLINE void fetch_ahead(const char *at, size_t ahead) {
+    __builtin_prefetch((const void *)((uintptr_t)at + ahead), 0, 2);
+}
+
+/* Whether the sixteen rows from `lane` on are there and lie together. */
+static inline bool lie_together(const Panels *b, int lane) {
+    return lane + PANEL_LANES <= b->lanes &&
+           row_major_view(b->rows, lane) == row_major_view(b->rows, lane + PANEL_LANES - 1);
+}
+
+/* Lane = row of the weight: squares of 16 lanes × 32 depths are turned in registers. Meanwhile the same depths of the
+ * rows that come `ahead` rows later are fetched; 0: none. Returns the depth at which it left off: only whole squares.
+ */
+static inline int panel_pack_together(bf16 *to, const Panels *b, int lane, int first_depth, int end_depth, int ahead) {
+    const size_t stride = (size_t)b->rows->cols * sizeof(bf16);
+    const char *from = row_major_row(b->rows, lane) + (size_t)first_depth * sizeof(bf16);
+    int d = first_depth;
+    for (; end_depth - d >= PANEL_DEPTH; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
+        for (size_t i = 0; ahead > 0 && i < PANEL_LANES; i++) fetch_ahead(from + i * stride, (size_t)ahead * stride);
+        square_bf16((PairSink){.to = to}, from, stride);
+        from += PANEL_DEPTH * sizeof(bf16);
+    }
+    return d;
+}
+
+static inline void panel_pack_rows(bf16 *to, const Panels *b, int lane, int first_depth, int end_depth, int ahead) {
     const char *row[PANEL_LANES];
-    for (int i = 0; i < PANEL_LANES; i++) row[i] = lane + i < b->lanes ? row_major_row(b->rows, lane + i) : NULL;
-    for (int d = first_depth; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
+    int d = first_depth;
+    if (b->rows->dtype == DTYPE_BF16 && lie_together(b, lane)) {
+        d = panel_pack_together(to, b, lane, first_depth, end_depth, ahead);
+        to += (d - first_depth) * PANEL_LANES;
+    }
+    for (int i = 0; i < PANEL_LANES && d < end_depth; i++)
+        row[i] = lane + i < b->lanes ? row_major_row(b->rows, lane + i) : NULL;
+    for (; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
         size_t at = (size_t)d;
         int n = end_depth - d;
         /* a constant dtype at each call: no test of it in the loops */
@@ -220,15 +305,41 @@ static inline void panels_pack_columns(bf16 *to, size_t panel_stride, const Pane
     }
 }
 
+/* The same of a quantised weight whose rows begin at multiples of 32, so that what a square has of a row is of one
+ * block. */
+static TILE_INLINE int panel_pack_quantised_together(bf16 *to, const Panels *b, const bool is_nf4, int lane,
+                                                     int first_depth, int end_depth, int ahead) {
+    enum { LINE = 64 };
+    const size_t per_byte = is_nf4 ? 2 : 1, cols = (size_t)b->rows->cols, stride = cols / per_byte;
+    const QuantisedRow row = quantised_row(b->rows, lane);
+    SquareScales scales;
+    int d = first_depth;
+    for (; end_depth - d >= PANEL_DEPTH; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
+        const char *from = (const char *)row.q->codes + (row.first + (size_t)d) / per_byte;
+        const bool next_line = ahead > 0 && (size_t)(d - first_depth) % (LINE * per_byte) == 0;
+        for (size_t i = 0; next_line && i < PANEL_LANES; i++) fetch_ahead(from + i * stride, (size_t)ahead * stride);
+        const size_t at = row.first + (size_t)d;
+        const bool same_blocks = d > first_depth && at % QUANTISED_BLOCK != 0 && cols % QUANTISED_BLOCK == 0;
+        if (!same_blocks) square_scales(&scales, row.q, is_nf4, at, cols);
+        whole_square((PairSink){.to = to}, row.q, is_nf4, at, cols, &scales);
+    }
+    return d;
+}
+
 static TILE_INLINE void panel_pack_quantised_rows(bf16 *to, const Panels *b, const bool is_nf4, int lane,
-                                                  int first_depth, int end_depth) {
+                                                  int first_depth, int end_depth, int ahead) {
     QuantisedRow row[PANEL_LANES] = {{NULL, 0}};
     Nf4Block nf4[PANEL_LANES];
-    for (int i = 0; i < PANEL_LANES; i++) {
+    int d = first_depth;
+    if (b->rows->cols % PANEL_DEPTH == 0 && lie_together(b, lane)) {
+        d = panel_pack_quantised_together(to, b, is_nf4, lane, first_depth, end_depth, ahead);
+        to += (d - first_depth) * PANEL_LANES;
+    }
+    for (int i = 0; i < PANEL_LANES && d < end_depth; i++) {
         nf4[i].block = SIZE_MAX;
         if (lane + i < b->lanes) row[i] = quantised_row(b->rows, lane + i);
     }
-    for (int d = first_depth; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES)
+    for (; d < end_depth; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES)
         pack_quantised_square(to, row, is_nf4, nf4, (size_t)d, end_depth - d);
 }
 
@@ -254,23 +365,23 @@ static TILE_INLINE void panels_pack_quantised_columns(bf16 *to, size_t panel_str
 }
 
 static TILE_INLINE void panels_pack_quantised(bf16 *to, size_t panel_stride, const Panels *b, const bool is_nf4,
-                                              int first_lane, int end_lane, int first_depth, int end_depth) {
+                                              int first_lane, int end_lane, int first_depth, int end_depth, int ahead) {
     if (b->transposed) {
         panels_pack_quantised_columns(to, panel_stride, b, is_nf4, first_lane, end_lane, first_depth, end_depth);
         return;
     }
     for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, to += panel_stride)
-        panel_pack_quantised_rows(to, b, is_nf4, lane, first_depth, end_depth);
+        panel_pack_quantised_rows(to, b, is_nf4, lane, first_depth, end_depth, ahead);
 }
 
-/* The row `pack` of the table. */
-static void panels_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane, int first_depth,
-                        int end_depth) {
+/* `ahead`: of a weight that is not transposed, as panel_pack_rows has it. */
+static void panels_pack_ahead(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane,
+                              int first_depth, int end_depth, int ahead) {
     if (b->rows->quantised) { /* all of its views alike */
         if (b->rows->quantised->kind == QUANTISED_NF4)
-            panels_pack_quantised(to, panel_stride, b, true, first_lane, end_lane, first_depth, end_depth);
+            panels_pack_quantised(to, panel_stride, b, true, first_lane, end_lane, first_depth, end_depth, ahead);
         else
-            panels_pack_quantised(to, panel_stride, b, false, first_lane, end_lane, first_depth, end_depth);
+            panels_pack_quantised(to, panel_stride, b, false, first_lane, end_lane, first_depth, end_depth, ahead);
         return;
     }
     if (b->transposed) {
@@ -278,7 +389,13 @@ static void panels_pack(bf16 *to, size_t panel_stride, const Panels *b, int firs
         return;
     }
     for (int lane = first_lane; lane < end_lane; lane += PANEL_LANES, to += panel_stride)
-        panel_pack_rows(to, b, lane, first_depth, end_depth);
+        panel_pack_rows(to, b, lane, first_depth, end_depth, ahead);
+}
+
+/* The row `pack` of the table. */
+static void panels_pack(bf16 *to, size_t panel_stride, const Panels *b, int first_lane, int end_lane, int first_depth,
+                        int end_depth) {
+    panels_pack_ahead(to, panel_stride, b, first_lane, end_lane, first_depth, end_depth, 0);
 }
 
 /* Tokens [first, end) of all n_tokens of x; `to` is where the panels of all of them begin. `end` is even or n_tokens,

@@ -25,6 +25,15 @@ static void left_pack(bf16 *to, size_t depth, const bf16 *x, size_t stride, int 
 /* C is fetched during the sums, to be there when they are done. */
 static TILE_INLINE void tile_begin(const int rows, const int panels, vf sum[TILE_ROWS][TILE_VECTORS], const Tile *t) {
     const size_t size = t->c_dtype == DTYPE_BF16 ? sizeof(bf16) : sizeof(float);
+    if (t->carry && !t->first) {
+        TILE_UNROLL
+        for (int r = 0; r < rows; r++) {
+            TILE_UNROLL
+            for (int v = 0; v < panels * PANEL_VECTORS; v++)
+                sum[r][v] = vf_load(t->carry + (r * TILE_VECTORS + v) * VF);
+        }
+        return;
+    }
     TILE_UNROLL
     for (int r = 0; r < rows; r++) {
         const char *c = (const char *)t->c + (size_t)r * t->c_stride * size;
@@ -39,6 +48,15 @@ static TILE_INLINE void tile_begin(const int rows, const int panels, vf sum[TILE
 /* Whole tiles that only replace C go straight there. */
 static TILE_INLINE void tile_end(const int rows, const int panels, vf sum[TILE_ROWS][TILE_VECTORS], const Tile *t) {
     float spilled[TILE_ROWS * TILE_VECTORS * VF];
+    if (t->carry && !t->last) {
+        TILE_UNROLL
+        for (int r = 0; r < rows; r++) {
+            TILE_UNROLL
+            for (int v = 0; v < panels * PANEL_VECTORS; v++)
+                vf_store(t->carry + (r * TILE_VECTORS + v) * VF, sum[r][v]);
+        }
+        return;
+    }
     const bool plain = !t->accumulate && !t->partial && t->lanes == panels * PANEL_LANES;
     TILE_UNROLL
     for (int r = 0; r < rows; r++) {

@@ -29,6 +29,10 @@ typedef struct {
     Dtype c_dtype;
     bool accumulate;
     const float *partial; /* [rows, 16·TILE_PANELS] sums over the depths before these, to be added; or NULL */
+    /* [rows, 16·TILE_PANELS] of a tile whose depths come in parts (tiles in registers alone): what its registers hold
+     * from one part to the next, or NULL */
+    float *carry;
+    bool first, last; /* part */
 } Tile;
 
 #define TILE_INLINE inline __attribute__((always_inline))
@@ -57,6 +61,11 @@ static TILE_INLINE __m512i tile_round(vf x) {
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
 }
+/* The same of a number that is no NaN. */
+static TILE_INLINE __m512i tile_round_finite(vf x) {
+    __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
 static TILE_INLINE void tile_narrow(bf16 *to, vf x) {
 #if defined(__AVX512BF16__)
     __m256bh y = _mm512_cvtneps_pbh(x);
@@ -68,6 +77,10 @@ static TILE_INLINE void tile_narrow(bf16 *to, vf x) {
 #else
 static TILE_INLINE vf tile_widen(const bf16 *x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16));
+}
+static TILE_INLINE __m256i tile_round_finite(vf x) {
+    __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
 }
 static TILE_INLINE void tile_narrow(bf16 *to, vf x) {
     __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -19,3 +19,19 @@ void reference_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha
         }
     }
 }
+
+void reference_row_major_product(float *y, size_t y_stride, const float *x, size_t x_stride, int m, const RowMajor *w) {
+    enum { PIECE = 256 };
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
+    for (int row = 0; row < w->first_row[w->n_views]; row++)
+        for (int r = 0; r < m; r++) {
+            float piece[PIECE];
+            double sum = 0;
+            for (int col = 0, n; col < w->cols; col += n) {
+                n = w->cols - col < PIECE ? w->cols - col : PIECE;
+                row_major_read(w, row, (size_t)col, (size_t)n, piece);
+                for (int i = 0; i < n; i++) sum += (double)x[(size_t)r * x_stride + (size_t)(col + i)] * piece[i];
+            }
+            y[(size_t)r * y_stride + (size_t)row] = (float)sum;
+        }
+}

@@ -10,6 +10,8 @@
 void reference_gemm(bool trans_a, bool trans_b, int m, int n, int k, float alpha, const float *a, size_t lda,
                     const float *b, size_t ldb, float beta, float *c, size_t ldc);
 
+void reference_row_major_product(float *y, size_t y_stride, const float *x, size_t x_stride, int m, const RowMajor *w);
+
 void reference_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int n_tokens, int width,
                                float eps);
 

@@ -1,0 +1,156 @@
+/* See ppo_value.h. */
+#include "train/ppo_value.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "model/core/log.h"
+#include "model/formats/checkpoint.h"
+#include "train/answers/scorer.h"
+#include "train/files/adapter_file.h"
+#include "train/other_model.h"
+#include "train/run_adapter.h"
+#include "train/setup.h"
+
+#define VALUE_NAME "value"
+#define VALUE_FILE VALUE_NAME ".h5" /* in a checkpoint, as train/run_files.c writes a companion */
+
+void value_model_free(ValueModel *value) {
+    optimizer_free(value->companion.optimizer);
+    lora_free(value->lora);
+    llama_free(value->model);
+    arena_free(&value->arena);
+    *value = (ValueModel){.model = NULL};
+}
+
+/* ---- what it is ---- */
+
+static int make_model(ValueModel *value, const Run *run) {
+    LlamaOptions how = setup_llama(run->config, run->model->rotary.n_positions);
+    LlamaShape shape = run->model->shape;
+    LoraOptions options;
+    bool adapted;
+    TRY(setup_lora(&options, &adapted, run->config));
+    how.training = true;
+    if (adapted) {
+        TRY(llama_new_on_body(&value->model, run->model, how));
+        return lora_new(&value->lora, value->model, options,
+                        (LlamaOptions){.training = true, .precision = setup_precision(run->config)});
+    }
+    shape.score_head = true;
+    shape.tied = false;
+    return llama_new(&value->model, &shape, how);
+}
+
+static int make_companion(ValueModel *value, const Run *run) {
+    Companion *companion = &value->companion;
+    double rate = run->config->ppo_value_lr;
+    *companion = (Companion){.name = VALUE_NAME, .rate = rate > 0 ? rate / run->config->optim_lr : 1};
+    TRY(trained_list(&companion->trained, value->model, value->lora, &value->arena));
+    return setup_optimizer(&companion->optimizer, &companion->trained, run->config, &value->arena);
+}
+
+int value_model_new(ValueModel *value, const Run *run) {
+    TRY(make_model(value, run));
+    TRY(make_companion(value, run));
+    return value_model_start(value, run);
+}
+
+/* ---- what it begins as ---- */
+
+typedef struct {
+    const char *path; /* NULL: the policy */
+    OptionId option;  /* that names it */
+    bool wanted;      /* by ppo.value_model; else the policy serves where it does not fit */
+} Source;
+
+static Source source_of(const Config *config) {
+    if (strcmp(config->ppo_value_model, "from-policy") == 0) return (Source){.path = NULL};
+    if (*config->ppo_value_model) return (Source){config->ppo_value_model, OPTION_ppo_value_model, true};
+    if (config->ppo_reward == REWARD_MODEL && *config->ppo_model)
+        return (Source){config->ppo_model, OPTION_ppo_model, false};
+    return (Source){.path = NULL};
+}
+
+static void no_head(const ValueModel *value) {
+    Weight *head = &value->model->head;
+    memset(head->value, 0, weight_elements(head) * sizeof *head->value);
+}
+
+/* A score head of zeros: all values are 0 at first. */
+static int start_as_policy(ValueModel *value, const Run *run) {
+    no_head(value);
+    if (value->lora) return lora_init(value->lora, (uint64_t)run->config->seed);
+    llama_copy_body(value->model, run->model);
+    return OK;
+}
+
+/* It must read the policy's tokens, and be of its shape. */
+static int check_kind(const ValueModel *value, const Run *run, const Source *source, const ModelFile *file) {
+    const LlamaShape *wanted = &value->model->shape, *found = &file->model->shape;
+    if (found->dim != wanted->dim || found->n_layers != wanted->n_layers || found->n_heads != wanted->n_heads ||
+        found->n_kv_heads != wanted->n_kv_heads || found->ffn_dim != wanted->ffn_dim ||
+        found->vocab_size != wanted->vocab_size)
+        return config_fail(run->config, source->option,
+                           "it is of another shape than the policy (%d layers of %d, %d rows of embedding; the policy "
+                           "has %d of %d, %d), and the value model is as large as the policy",
+                           found->n_layers, found->dim, found->vocab_size, wanted->n_layers, wanted->dim,
+                           wanted->vocab_size);
+    return other_model_check(run, source->option, file);
+}
+
+static int start_as_model(ValueModel *value, const Run *run, const Source *source) {
+    ModelFile file;
+    TRY(model_file_open(&file, source->path,
+                        (ModelFileOptions){.head = HEAD_TO_SCORE, .training = true, .need_tokenizer = true}));
+    int rc = check_kind(value, run, source, &file);
+    if (rc == OK) llama_copy_rows(value->model, file.model);
+    model_file_close(&file);
+    return rc;
+}
+
+/* On the base that the policy has; the head stays zero where none was trained beside it. */
+static int start_as_adapter(ValueModel *value, const Run *run, const Source *source) {
+    if (!adapter_recognises(source->path))
+        return config_fail(run->config, source->option,
+                           "%s is a whole model; under lora.rank the value model is an adapter on model.base, and "
+                           "begins as one of that or as the policy (from-policy)",
+                           source->path);
+    no_head(value);
+    return run_load_adapter(run, value->lora, source->option, source->path);
+}
+
+/* Of a run of PPO its value model is meant. malloc'd. */
+static int resolve(char **path, const char *given) {
+    char *folder = NULL, *own = NULL;
+    if (checkpoint_resolve(&folder, given) == OK) own = path_join(folder, VALUE_FILE);
+    error_clear();
+    free(folder);
+    bool found = own && file_exists(own);
+    *path = found ? own : strdup(given);
+    if (!found) free(own);
+    if (!*path) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static int start_as_other(ValueModel *value, const Run *run, const Source *source) {
+    char *path;
+    TRY(resolve(&path, source->path));
+    Source resolved = {path, source->option, source->wanted};
+    int rc = value->lora ? start_as_adapter(value, run, &resolved) : start_as_model(value, run, &resolved);
+    free(path);
+    return rc;
+}
+
+int value_model_start(ValueModel *value, const Run *run) {
+    Source source = source_of(run->config);
+    optimizer_reset(value->companion.optimizer);
+    if (!source.path) return start_as_policy(value, run);
+    int rc = start_as_other(value, run, &source);
+    if (rc == OK || source.wanted) return rc;
+    log_info("the value model begins as the policy, for it cannot begin as the reward model: %s", error_text());
+    error_clear();
+    return start_as_policy(value, run);
+}

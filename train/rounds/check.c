@@ -1,0 +1,126 @@
+/* What can be known to be wrong before the first stage starts: see rounds.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/source.h"
+#include "model/core/error.h"
+#include "model/core/file.h"
+#include "train/ppo_stage.h"
+#include "train/rounds/record.h"
+#include "train/sampling/answering.h"
+
+/* ---- options ---- */
+
+/* Rules and patterns are tried; models and programs are there, or will be. */
+static int check_reward(RewardKind kind, int (*make)(Scorer **, const Config *), const Config *config, OptionId model) {
+    Scorer *scorer;
+    if (kind == REWARD_MODEL) return config_require(config, model);
+    TRY(make(&scorer, config));
+    scorer_free(scorer);
+    return OK;
+}
+
+/* cria eval policy measures whole distributions, and says so when its turn comes. */
+static int check_sampling(const Config *config) {
+    static const char whole[] = "the KL divergence is that of the whole distribution: set it back in this stage";
+    if (!(config->generate_temperature > 0)) return config_fail(config, OPTION_generate_temperature, whole);
+    if (config->generate_top_k > 0) return config_fail(config, OPTION_generate_top_k, whole);
+    if (config_is_set(config, OPTION_generate_top_p) && config->generate_top_p < 1)
+        return config_fail(config, OPTION_generate_top_p, whole);
+    if (config->generate_min_p > 0) return config_fail(config, OPTION_generate_min_p, whole);
+    if (config->generate_repetition_penalty < 1 || config->generate_repetition_penalty > 1)
+        return config_fail(config, OPTION_generate_repetition_penalty, whole);
+    return config->generate_stop.n > 0 ? config_fail(config, OPTION_generate_stop, whole) : OK;
+}
+
+static int check_options(const RoundStage *stage) {
+    Config *config = stage->config;
+    const StageCommand *command = stage->spec->command;
+    if (command->training) {
+        TRY(run_check_config(command->training, config));
+        if (command->training != &stage_ppo) return OK;
+        return check_reward((RewardKind)config->ppo_reward, ppo_scorer, config, OPTION_ppo_model);
+    }
+    if (!*command->sections) return OK; /* a merge's */
+    if (command->makes & MAKES_FIGURES) TRY(check_sampling(config));
+    TRY(config_require(config, OPTION_rejection_prompts));
+    return check_reward((RewardKind)config->rejection_reward, answering_scorer, config, OPTION_rejection_model);
+}
+
+/* ---- adapters ---- */
+
+static bool is_adapter(const RoundStage *stage) {
+    return stage && stage->spec->command->training && stage->config->lora_rank > 0;
+}
+
+/* An adapter's base is a whole model: it would be refused when its turn comes. */
+static int check_adapter(const Rounds *rounds, const RoundStage *stage) {
+    if (!is_adapter(stage)) return OK;
+    const RoundStage *base = references_stage(rounds, stage->config->model_base);
+    if (!is_adapter(base)) return OK;
+    return config_fail(stage->config, OPTION_model_base,
+                       "stage '%s' trains an adapter, and so does '%s' on it: put a stage between that folds it in, as "
+                       "{stage: folded, run: merge, models: [\"{%s}\"]}",
+                       base->spec->name, stage->spec->name, base->spec->name);
+}
+
+/* ---- files ---- */
+
+typedef struct {
+    const Rounds *rounds;
+    const RoundStage *stage;
+} FileCheck;
+
+static int check_file(void *context, OptionId id, const char *path, const char *symbolic) {
+    const FileCheck *check = context;
+    char **paths;
+    size_t n;
+    (void)symbolic;
+    if (references_stage(check->rounds, path)) return OK;
+    bool is_source = id != OPTION_COUNT && option_table[id].type == OPTION_SOURCES;
+    if (is_source || id == OPTION_rejection_prompts) {
+        if (source_files(&paths, &n, path) != OK) return config_fail(check->stage->config, id, "%s", error_text());
+        names_free(paths, n);
+        return OK;
+    }
+    char *run = text_ends_with(path, "/best") ? strndup(path, strlen(path) - strlen("/best")) : NULL;
+    bool there = file_exists(path) || directory_exists(path) || (run && directory_exists(run));
+    free(run);
+    if (there) return OK;
+    if (id != OPTION_COUNT) return config_fail(check->stage->config, id, "%s is not there", path);
+    FAIL(ERR_USAGE, "%s: models: %s is not there", check->stage->spec->where, path);
+}
+
+/* ---- all ---- */
+
+static int check_stage(const Rounds *rounds, const RoundStage *stage) {
+    FileCheck check = {rounds, stage};
+    TRY(check_options(stage));
+    TRY(check_adapter(rounds, stage));
+    return inputs_visit(stage, check_file, &check);
+}
+
+/* The same is wrong in every round: it is told once. */
+static void add_finding(Text *found, int *n) {
+    const char *text = error_text();
+    if (found->bytes && strstr(found->bytes, text)) return;
+    text_printf(found, "%s%s", *n > 0 ? "\n" : "", text);
+    ++*n;
+}
+
+int rounds_check(const Rounds *rounds, const RoundState *states) {
+    Text found = {0};
+    int rc = OK, n = 0;
+    for (size_t i = 0; i < rounds->n_stages; i++) {
+        const RoundStage *stage = &rounds->stages[i];
+        if (states[i].finished) continue;
+        int own = check_stage(rounds, stage);
+        if (own == OK) continue;
+        error_context(own, "stage '%s'", stage->spec->name);
+        add_finding(&found, &n);
+        if (rc == OK) rc = own;
+    }
+    if (rc != OK && found.bytes) error_set(rc, __FILE__, __LINE__, "%s", found.bytes);
+    text_free(&found);
+    return rc;
+}
