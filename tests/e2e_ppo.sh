@@ -244,6 +244,15 @@ run 0 ppo ppo.yaml output=both data.train=asked.jsonl template.name=plain ppo.re
     ppo.whiten_scores=true train.steps=4 && [ "$(metric both 1 reward)" = "$(metric modelled 1 reward)" ]
 tell "helpfulness and safety of the same model are its own" $?
 
+sed 's/"chosen"/"other"/; s/"rejected"/"chosen"/; s/"other"/"rejected"/' pairs.jsonl >reversed.jsonl
+sed 's/"prompt": "\([^"]*\)".*/"prompt": "\1", "safety": true}/' asked.jsonl >safe.jsonl
+run 0 reward ppo.yaml output=contrary data.train=reversed.jsonl template.name=plain preferences.per_batch=8 train.steps=30 optim.lr=1e-2
+for who in "mixed judge contrary" "unsafe contrary contrary" "useful judge judge"; do
+    set -- $who
+    run 0 ppo ppo.yaml output=$1 data.train=safe.jsonl template.name=plain ppo.reward=model ppo.model=$2 ppo.safety_model=$3 train.steps=4
+done
+[ "$(metric mixed 1 reward)" = "$(metric unsafe 1 reward)" ] && [ "$(metric mixed 1 reward)" != "$(metric useful 1 reward)" ]
+tell "where a record is one of safety, that model's score is the reward" $?
 run 0 ppo ppo.yaml output=from_judge data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=judge \
     train.steps=8 && ! says 'begins as the policy' && ! holds "$(metric from_judge 1 val/var_explained) == 0"
 tell "the value model begins as the reward model" $?
