@@ -79,7 +79,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libcria.a
 	@echo '  LD  $@'
 	@$(CC) $(CFLAGS_ALL) $^ -o $@ $(LDFLAGS) $(LIBS) $(shell pkg-config --libs check)
 
--include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d) $(BUILD)/tests/amx_emulation.d
+-include $(LIB_OBJECTS:.o=.d) $(BUILD)/train/main.d $(TEST_SOURCES:%.c=$(BUILD)/%.d) $(BUILD)/tests/amx_emulation.d $(BUILD)/tests/tune_products.d $(BUILD)/tests/lint_speed.d
 
 # ---- testing ----------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
  * that end with a delimiter": the newline, the separator, or the end of the file. A piece is found in a buffer that
  * grows to the longest one. The elements of a JSON array are found by counting brackets outside strings. */
 #include "data/source.h"
+#include "data/json_doc.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/core/text.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +30,7 @@ struct RecordReader {
     bool in_array;  /* `begin` is inside a JSON array */
     bool at_end;    /* of the file's bytes */
     bool is_broken; /* the file's bytes end in damage */
-    json_t *json;   /* the record handed out points into it */
+    JsonDoc json;   /* of a line; the record handed out points into it */
     int64_t n_skipped;
     uint64_t bytes_done; /* of the files before this one */
     FileStamp *stamps;
@@ -154,7 +154,7 @@ int records_open(RecordReader **out, const RecordOptions *options) {
 void records_close(RecordReader *reader) {
     if (!reader) return;
     input_close(reader->input);
-    json_decref(reader->json);
+    json_doc_free(&reader->json);
     free(reader->buffer);
     free(reader->stamps);
     free(reader);
@@ -253,33 +253,24 @@ static int64_t count_newlines(const char *p, size_t n) {
 
 /* ---- records ---------------------------------------------------------------------------------------------------- */
 
-static const char *type_name(const json_t *value) {
-    static const char *const names[] = {
-        [JSON_OBJECT] = "an object", [JSON_ARRAY] = "an array", [JSON_STRING] = "a string", [JSON_INTEGER] = "a number",
-        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",      [JSON_FALSE] = "false",     [JSON_NULL] = "null"};
-    return names[json_typeof(value)];
-}
-
-/* The text of one line of JSONL. Integers are read as reals: they are not wanted, and may be longer than 64 bits. */
+/* The text of one line of JSONL. */
 static int parse_line(RecordReader *reader, const char *line, size_t size, Record *record) {
     const char *field = reader->options.field;
-    json_error_t where;
-    reader->json = json_loadb(line, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &where);
-    if (!reader->json)
-        FAIL(ERR_REFUSED, "%s:%lld: not a JSON object: %s (byte %d of the line)", record->path, (long long)record->line,
-             where.text, where.position);
-    if (!json_is_object(reader->json))
-        FAIL(ERR_REFUSED, "%s:%lld: %s was found where each line must be one JSON object", record->path,
-             (long long)record->line, type_name(reader->json));
-    const json_t *value = json_object_get(reader->json, field);
+    long long number = (long long)record->line;
+    int rc = json_doc_read(&reader->json, line, size);
+    if (rc != OK) return error_context(rc, "%s:%lld: not a JSON object", record->path, number);
+    const JsonNode *root = reader->json.nodes, *value = json_node_member(root, field);
+    if (!json_node_is(root, NODE_OBJECT))
+        FAIL(ERR_REFUSED, "%s:%lld: %s was found where each line must be one JSON object", record->path, number,
+             json_node_type_name(root));
     if (!value)
-        FAIL(ERR_REFUSED, "%s:%lld: no field \"%s\"; set `field` to the key that holds the text", record->path,
-             (long long)record->line, field);
-    if (!json_is_string(value))
-        FAIL(ERR_REFUSED, "%s:%lld: field \"%s\" is %s, not a string", record->path, (long long)record->line, field,
-             type_name(value));
-    record->text = json_string_value(value);
-    record->size = json_string_length(value);
+        FAIL(ERR_REFUSED, "%s:%lld: no field \"%s\"; set `field` to the key that holds the text", record->path, number,
+             field);
+    if (!json_node_is(value, NODE_STRING))
+        FAIL(ERR_REFUSED, "%s:%lld: field \"%s\" is %s, not a string", record->path, number, field,
+             json_node_type_name(value));
+    record->text = value->bytes;
+    record->size = value->size;
     return OK;
 }
 
@@ -432,8 +423,6 @@ static void report_skip(RecordReader *reader) {
 int records_next(RecordReader *reader, Record *record, bool *found) {
     *found = false;
     *record = (Record){0};
-    json_decref(reader->json);
-    reader->json = NULL;
     while (reader->next_path < reader->options.n_paths) {
         if (!reader->input) TRY(open_next(reader));
         if (reader->is_broken) {
@@ -443,8 +432,6 @@ int records_next(RecordReader *reader, Record *record, bool *found) {
         int rc = next_in_file(reader, record, found);
         if (rc == OK && *found) return OK;
         if (rc != OK) {
-            json_decref(reader->json);
-            reader->json = NULL;
             *record = (Record){.path = reader->path, .line = record->line ? record->line : reader->line};
             if (rc != ERR_REFUSED || reader->options.fail_on_error) return error_trace(rc, __FILE__, __LINE__);
             report_skip(reader);

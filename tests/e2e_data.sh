@@ -52,6 +52,18 @@ every_prefix() { # a file cut anywhere is told, and nothing crashes
         [ $? -eq 3 ] || { echo "cut at $n: not refused"; return 1; }
     done
 }
+any_threads() { # many batches, with findings in all of them; the order and the text of the report are the same
+    for n in $(seq 1 1500); do
+        sed "s/answer/answer $((n % 700))/" good.jsonl
+        [ $((n % 7)) -ne 0 ] || cat bad.jsonl
+    done >many.jsonl
+    for threads in 1 2 5; do
+        CRIA_THREADS=$threads run 3 data lint "$tokenizer" many.jsonl cut.json array.json --template llama3 --context 200 --overlong drop -n 100000 || return 1
+        [ -e one ] || cp "$scratch/out" one
+        cmp one "$scratch/out" || return 1
+    done
+    [ "$(grep -c "^malformed: many.jsonl" one)" -eq 214 ] && grep -q "duplicate: many.jsonl:8[0-9][0-9]*: the same tokens as" one
+}
 marks() { run 0 data show "$tokenizer" good.jsonl --template llama3 -n 1 && finds "good.jsonl:1  " && finds "«The first answer.<|eot_id|>»" && ! grep -q $'\033' "$scratch/out"; }
 in_colour() { script -qec "TERM=xterm '$cria' data show '$tokenizer' good.jsonl --template llama3 -n 1" /dev/null >"$scratch/out" </dev/null && grep -q $'\033\[32m' "$scratch/out"; }
 no_colour() { script -qec "NO_COLOR=1 TERM=xterm '$cria' data show '$tokenizer' good.jsonl --template llama3 -n 1" /dev/null >"$scratch/out" </dev/null && ! grep -q $'\033' "$scratch/out" && finds "«The"; }
@@ -74,7 +86,7 @@ for promise in "counts_json:every kind is counted, in JSON" "drops_long:too long
     "cuts_long:a truncated record, and its lost stop, are told" "nothing_learned:data of which nothing is learned is refused" \
     "no_record:data without a record is refused" "reads_array:a JSON array is read, element by element" \
     "cut_array:an array cut short is told, and the next file read" "every_prefix:a file cut short anywhere is told" \
-    "marks:what is learned is marked" "lists:tokens are listed" "shows_prompt:a prompt ends where the answer begins" \
+    "any_threads:the report does not depend on the number of threads" "marks:what is learned is marked" "lists:tokens are listed" "shows_prompt:a prompt ends where the answer begins" \
     "ids_json:ids and weights as JSON" "writes_jinja:the template as Jinja, with its date" "renames:columns are renamed" \
     "no_template:without a template: wrong usage" "wrong_template:an unknown template: the nearest is offered" \
     "no_tokens:tokens that a template needs and the tokenizer lacks are told, and counted as training will"; do

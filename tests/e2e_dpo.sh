@@ -131,7 +131,7 @@ fi
 
 # ---- what the figures mean, in words ----
 awk 'BEGIN { for (i = 0; i < 120; i++) { c = 97 + i % 5; a = ""; for (k = i % 7; k >= 0; k--) a = a " ab"; printf "{\"prompt\": \"say %c\", \"chosen\": \"ab%s\", \"rejected\": \"ab\"}\n", c, a } }' >lengths.jsonl
-run 0 dpo dpo.yaml output=lengths data.train=lengths.jsonl optim.lr=2e-3 && says "step [0-9]*: margins follow the answers' lengths: .* What is learned is to be long"
+run 0 dpo dpo.yaml output=lengths data.train=lengths.jsonl optim.lr=2e-3 && says "step [0-9]*: margins follow the answers' lengths: .* What is learned is to be long" && grep -q '"remark": "margins follow' lengths/metrics.jsonl
 tell "margins from length alone are told" $?
 
 # ---- the known ways of going wrong ----

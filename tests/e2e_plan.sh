@@ -82,13 +82,18 @@ adapted=(template.name=alpaca 'data.train=[{path: records.jsonl}]' data.validati
     train.tokens_per_microbatch=1024 train.sample_every=1 'sft.sample_prompts=["say 7"]' generate.max_new_tokens=100)
 STAGE=sft agrees lora model.base=base precision=fp32 "${adapted[@]}"
 tell "an adapter on an fp32 model takes the memory that was planned" $?
+grown=(template.name=chatml train.context=135 train.tokens_per_batch=1080 train.tokens_per_microbatch=1080)
+STAGE=sft agrees vocabulary model.base=base precision=fp32 "${adapted[@]}" lora.vocabulary=train "${grown[@]}"
+tell "an adapter with new tokens takes the memory that was planned" $?
 if run 0 plan model.preset=260k precision=bf16; then
+    STAGE=sft agrees vocabulary-bf16 model.base=narrow precision=bf16 "${adapted[@]}" lora.vocabulary=train "${grown[@]}"
+    tell "so does one on a mapped bf16 model" $?
     STAGE=sft agrees lora-bf16 model.base=narrow precision=bf16 lora.dora=true lora.dropout=0.1 train.recompute=layer "${adapted[@]}"
     tell "an adapter on a mapped bf16 model takes the memory that was planned" $?
     STAGE=sft agrees lora-converted model.base=base precision=bf16 "${adapted[@]}"
     tell "an adapter on a model that is converted to bf16 takes the memory that was planned" $?
 fi
-STAGE=sft agrees grown model.base=base precision=fp32 "${adapted[@]}" lora.rank=0 template.name=chatml train.context=135 train.tokens_per_batch=1080 train.tokens_per_microbatch=1080
+STAGE=sft agrees grown model.base=base precision=fp32 "${adapted[@]}" lora.rank=0 "${grown[@]}"
 tell "full fine-tuning with new tokens takes the memory that was planned" $?
 
 head -n 40 text.txt | cut -c 1-40 >prompts.txt # answers fill what is left of the context

@@ -159,6 +159,31 @@ grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && for how in "" "lora.rank=4"; do
     tell "in bf16 ${how}" $?
 done
 
+# ---- any policy measured as these are ----
+
+# The held-out prompts in a file of their own, answered with the validation's seed: its figures.
+split=$(($(wc -l <prompts.txt) * 3 / 4))
+head -n $split prompts.txt >learned.txt
+tail -n +$((split + 1)) prompts.txt >held.txt
+same_figures() {
+    local name
+    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=8 train.validate_every=8 &&
+        run 0 eval policy measured held.txt --reference base --reward regex --pattern s --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
+    for name in reward reward_std objective/kl objective/entropy completions/mean_length; do
+        a=$(metric measured 8 eval_$name) b=$(sed -nE "s|.*\"$name\": ([-0-9.e+]+).*|\1|p" "$scratch/out")
+        holds "($a - $b) ^ 2 <= (2e-4 * $a) ^ 2 && $a != 0" || { echo "$name: $a, $b"; return 1; }
+    done
+}
+same_figures
+tell "eval policy tells what the run's own validation does" $?
+run 0 eval policy base held.txt --reference base --reward length --length 4 --samples 4 generate.max_new_tokens=8 && grep -q '^KL  *0.0000 ± 0.0000 nats' "$scratch/out" && grep -q '^reward  *-' "$scratch/out"
+tell "a model is no distance from itself" $?
+run 2 eval policy base held.txt --reward regex --pattern s generate.top_p=0.5 && one_error && says 'whole distribution' &&
+    run 2 eval policy base held.txt --reward regex --pattern s generate.temperature=0 && one_error && says 'more than 0' &&
+    run 2 eval policy base held.txt && one_error && says 'rejection.word'
+tell "part of a distribution has no KL; a rule needs its word" $?
+rm -rf measured
+
 # ---- resumption ----
 
 # Runs in folders of their own have the same paths, and so the same bytes.

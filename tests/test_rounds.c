@@ -8,6 +8,7 @@
 #include "model/kernels/kernels.h"
 #include "tests/check_main.h"
 #include "train/rounds/record.h"
+#include "train/rounds/report.h"
 
 static char folder[64];
 
@@ -208,6 +209,48 @@ START_TEST(every_recipe_of_rounds_passes_the_rules) {
 }
 END_TEST
 
+/* ---- the report ---- */
+
+/* The rules find this in a stage's figures, or nothing where `part` is "". */
+static void remarks(const char *stage, const char *part) {
+    Text text = {0};
+    json_t *object = json_loads(stage, 0, NULL);
+    ck_assert_msg(object != NULL, "%s", stage);
+    report_remarks(object, &text);
+    const char *found = text.bytes ? text.bytes : "";
+    ck_assert_msg(*part ? strstr(found, part) != NULL : *found == '\0', "'%s' is not in: %s", part, found);
+    text_free(&text);
+    json_decref(object);
+}
+
+#define EVAL(reward, length, correlation, kl)                                                            \
+    "{\"policy\": {\"reward\": " reward ", \"reward_error\": 0.1, \"completions/mean_length\": " length  \
+    ", \"completions/clipped_ratio\": 0, \"length_correlation\": " correlation ", \"objective/kl\": " kl \
+    "}, \"reference\": {\"reward\": 1, \"reward_error\": 0.1, \"completions/mean_length\": 20}}"
+#define STATISTICS(distinct, pairs, earlier)                                                                    \
+    "{\"statistics\": {\"prompts\": 10, \"answers\": 40, \"distinct_answers\": " distinct ", \"pairs\": " pairs \
+    ", \"best_from_earlier\": " earlier "}}"
+
+START_TEST(figures_are_told_in_words) {
+    remarks("{}", "");
+    remarks("{\"stage\": \"a\", \"figures\": {\"eval_loss\": {\"least\": 1, \"last\": 1.04}}}", "");
+    remarks("{\"stage\": \"a\", \"figures\": {\"eval_loss\": {\"least\": 1, \"last\": 1.06}}}", "{a}/best");
+    remarks("{\"figures\": {\"eval_accuracy\": {\"last\": 0.5}}}", "it ranks 50 % of the held-out pairs");
+    remarks("{\"figures\": {\"eval_accuracy\": {\"last\": 0.6}}}", "");
+    remarks(STATISTICS("30", "8", "2"), "");
+    remarks(STATISTICS("10", "8", "2"), "only 25 % of the answers differ");
+    remarks(STATISTICS("30", "2", "2"), "for 80 % of the prompts");
+    remarks(STATISTICS("30", "8", "7"), "to 70 % of the prompts are of earlier rounds");
+    remarks(EVAL("1.2", "20", "0", "3"), "");
+    remarks(EVAL("0.8", "20", "0", "3"), ""); /* within two standard errors of the difference, 0.14 */
+    remarks(EVAL("0.7", "20", "0", "3"), "fell from 1 to 0.7");
+    remarks(EVAL("1.2", "20", "0", "12"), "12 nats an answer");
+    remarks(EVAL("1.2", "30", "0.7", "3"), "the reward rose with length");
+    remarks(EVAL("1.2", "30", "0.3", "3"), "");
+    remarks("{\"policy\": {\"completions/clipped_ratio\": 0.75}}", "75 % of the answers did not end");
+}
+END_TEST
+
 /* ---- records ---- */
 
 static RoundState state_of(const RoundStage *stage) {
@@ -334,9 +377,9 @@ START_TEST(a_merge_that_is_there_is_finished_but_for_its_record) {
 }
 END_TEST
 
-CHECK_MAIN("rounds", every_recipe_of_rounds_passes_the_rules, a_stage_begins_from_the_newest_policy,
-           lists_name_stages_of_earlier_rounds, a_stage_has_the_shared_options_that_it_reads,
-           a_stage_is_written_with_what_was_set_alone, what_cannot_be_meant_is_refused_with_its_place,
-           a_finished_stage_is_known, what_a_finished_stage_was_made_with_may_not_change,
-           a_run_that_is_moved_keeps_what_is_finished, what_the_run_did_not_make_is_refused,
-           a_merge_that_is_there_is_finished_but_for_its_record)
+CHECK_MAIN("rounds", figures_are_told_in_words, every_recipe_of_rounds_passes_the_rules,
+           a_stage_begins_from_the_newest_policy, lists_name_stages_of_earlier_rounds,
+           a_stage_has_the_shared_options_that_it_reads, a_stage_is_written_with_what_was_set_alone,
+           what_cannot_be_meant_is_refused_with_its_place, a_finished_stage_is_known,
+           what_a_finished_stage_was_made_with_may_not_change, a_run_that_is_moved_keeps_what_is_finished,
+           what_the_run_did_not_make_is_refused, a_merge_that_is_there_is_finished_but_for_its_record)

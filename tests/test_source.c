@@ -195,9 +195,9 @@ START_TEST(a_bad_record_is_an_error_with_file_and_line_or_is_counted) {
         {"{\"text\": 3}", "field \"text\" is a number"},
         {"{\"text\": null}", "field \"text\" is null"},
         {"{\"text\": \"x\", \"text\": \"y\"}", "duplicate"},
-        {"{\"text\": \"\xff\xfe\"}", "decode byte 0xff"},
-        {"{\"text\": \"\xc0\xaf\"}", "decode byte 0xc0"},
-        {"{\"text\": \"\\ud800\"}", "\\ud800"},
+        {"{\"text\": \"\xff\xfe\"}", "byte 0xff is not UTF-8 (column 11)"},
+        {"{\"text\": \"\xc0\xaf\"}", "byte 0xc0 is not UTF-8 (column 11)"},
+        {"{\"text\": \"\\ud800\"}", "half of a surrogate pair (column 11)"},
         {"\0{\"text\": \"x\"}", ""}, /* an empty string: a blank line, not bad */
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

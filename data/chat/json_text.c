@@ -42,33 +42,49 @@ static void append_real(Text *out, double value) {
     text_printf(out, "%.*f%s", decimals, value, decimals == 0 ? ".0" : "");
 }
 
-void json_text_append(Text *out, const json_t *value) {
-    const char *between = "";
-    if (json_is_object(value)) {
-        text_puts(out, "{");
-        /* jansson's iterators want a mutable object and do not change it */
-        json_t *object = (json_t *)(uintptr_t)value;
-        for (void *at = json_object_iter(object); at; at = json_object_iter_next(object, at), between = ", ") {
-            text_puts(out, between);
-            json_text_string(out, json_object_iter_key(at), strlen(json_object_iter_key(at)));
-            text_puts(out, ": ");
-            json_text_append(out, json_object_iter_value(at));
-        }
-        text_puts(out, "}");
-    } else if (json_is_array(value)) {
-        text_puts(out, "[");
-        for (size_t i = 0; i < json_array_size(value); i++, between = ", ") {
-            text_puts(out, between);
-            json_text_append(out, json_array_get(value, i));
-        }
-        text_puts(out, "]");
-    } else if (json_is_string(value)) {
-        json_text_string(out, json_string_value(value), json_string_length(value));
-    } else if (json_is_integer(value)) {
-        text_printf(out, "%lld", (long long)json_integer_value(value));
-    } else if (json_is_real(value)) {
-        append_real(out, json_real_value(value));
-    } else {
-        text_puts(out, json_is_true(value) ? "true" : json_is_false(value) ? "false" : "null");
+static void append_key(Text *out, const JsonNode *key) {
+    json_text_string(out, key->bytes, key->size);
+    text_puts(out, ": ");
+}
+
+static void append_within(Text *out, const JsonNode *container) {
+    bool is_object = container->type == NODE_OBJECT;
+    const JsonNode *at = json_node_first(container), *end = json_node_end(container);
+    for (const char *between = ""; at < end; at = json_node_next(at), between = ", ") {
+        text_puts(out, between);
+        if (is_object) append_key(out, at++);
+        json_text_append(out, at);
+    }
+}
+
+void json_text_append(Text *out, const JsonNode *value) {
+    switch (value ? value->type : NODE_NULL) {
+    case NODE_NULL:
+        text_puts(out, "null");
+        break;
+    case NODE_FALSE:
+        text_puts(out, "false");
+        break;
+    case NODE_TRUE:
+        text_puts(out, "true");
+        break;
+    case NODE_REAL:
+        append_real(out, json_node_number(value));
+        break;
+    case NODE_STRING:
+        json_text_string(out, value->bytes, value->size);
+        break;
+    case NODE_INTEGER: /* of any length; Python's has no negative zero */
+        if (value->size == 2 && memcmp(value->bytes, "-0", 2) == 0)
+            text_puts(out, "0");
+        else
+            text_append(out, value->bytes, value->size);
+        break;
+    case NODE_ARRAY:
+    case NODE_OBJECT:
+        text_puts(out, value->type == NODE_OBJECT ? "{" : "[");
+        append_within(out, value);
+        text_puts(out, value->type == NODE_OBJECT ? "}" : "]");
+        break;
     }
 }

@@ -3,11 +3,10 @@
 #ifndef CRIA_DATA_CHAT_JSON_TEXT_H
 #define CRIA_DATA_CHAT_JSON_TEXT_H
 
-#include <jansson.h>
-
+#include "data/json_doc.h"
 #include "model/core/text.h"
 
-void json_text_append(Text *out, const json_t *value);
+void json_text_append(Text *out, const JsonNode *value);          /* NULL: null */
 void json_text_string(Text *out, const char *bytes, size_t size); /* in quotes */
 
 #endif

@@ -1,13 +1,17 @@
-/* One pass over the records. Duplicates are found by a 64-bit hash of the ids in an open-addressing table that keeps,
- * for every record, its hash, file and line. */
+/* One pass over the records by all threads, told in the order of the files. Duplicates are found by a 64-bit hash of
+ * the ids in an open-addressing table that keeps, for every record, its hash, file and line. */
 #include "data/chat/lint.h"
 
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "data/chat/pairs.h"
+#include "data/chat/lint_record.h"
 #include "data/source.h"
 #include "model/core/error.h"
+#include "model/core/threads.h"
+
+enum { BATCH_BYTES = 128 * 1024, BATCH_RECORDS = 4096, BATCHES_PER_THREAD = 2 };
 
 static const LintRow rows[] = {
 #define ERROR true
@@ -30,34 +34,34 @@ typedef struct {
 } Seen;
 
 typedef struct {
+    LintBatch batch;
+    uint64_t number; /* of the batch, from 0 */
+    bool is_free, is_done;
+} Slot;
+
+typedef struct {
     const ChatTemplate *chat;
     const LintOptions *options;
     LintResult *result;
-    Record record;
     Seen *seen;
     size_t n_slots, n_seen;
+    /* under `reading` */
+    pthread_mutex_t reading;
+    RecordReader *reader;
+    uint64_t next_read;
+    bool at_end;
+    /* under `ordering` */
+    pthread_mutex_t ordering;
+    pthread_cond_t freed;
+    Slot *slots;
+    size_t n_batches;
+    uint64_t next_told;
+    int rc; /* of the first thread that failed */
+    char error[1024];
 } Lint;
-
-static void find(Lint *lint, LintKind kind, const char *text) {
-    lint->result->count[kind]++;
-    bool is_error = rows[kind].is_error && (kind != LINT_overlong || lint->options->overlong == OVERLONG_FAIL);
-    lint->result->has_errors = lint->result->has_errors || is_error;
-    if (lint->options->report)
-        lint->options->report(lint->options->report_context, kind, lint->record.path, lint->record.line, text);
-}
 
 /* ---- duplicates ---------------------------------------------------------------------------------------------------
  */
-
-static uint64_t hash_ids(const int32_t *ids, size_t n, uint64_t hash) {
-    hash ^= n;
-    for (size_t i = 0; i < n; i++) { /* the multiply and shift of MurmurHash2's 64-bit body */
-        uint64_t k = (uint64_t)(uint32_t)ids[i] * 0xc6a4a7935bd1e995u;
-        hash = (hash ^ k ^ (k >> 47)) * 0xc6a4a7935bd1e995u;
-        hash ^= hash >> 32;
-    }
-    return hash;
-}
 
 static Seen *find_slot(Seen *seen, size_t n_slots, uint64_t hash) {
     size_t at = hash & (n_slots - 1);
@@ -83,229 +87,190 @@ static size_t path_index(const Lint *lint, const char *path) {
     return i;
 }
 
-/* A record is its conversation, or its answers one after another. */
-static int check_duplicate(Lint *lint, const ChatTokens *tokens, size_t n) {
-    uint64_t hash = 0x9e3779b97f4a7c15u;
+/* ---- in order -----------------------------------------------------------------------------------------------------
+ */
+
+static void tell(Lint *lint, const LintedRecord *record, LintKind kind, const char *text) {
+    lint->result->count[kind]++;
+    bool is_error = rows[kind].is_error && (kind != LINT_overlong || lint->options->overlong == OVERLONG_FAIL);
+    lint->result->has_errors = lint->result->has_errors || is_error;
+    if (lint->options->report)
+        lint->options->report(lint->options->report_context, kind, record->path, record->line, text);
+}
+
+static int tell_duplicate(Lint *lint, const LintedRecord *record) {
+    char text[512];
+    if (record->hash == 0) return OK;
     if (2 * lint->n_seen >= lint->n_slots) TRY(grow_seen(lint));
-    for (size_t i = 0; i < n; i++) hash = hash_ids(tokens[i].ids, tokens[i].n, hash);
-    hash += hash == 0;
-    Seen *slot = find_slot(lint->seen, lint->n_slots, hash);
+    Seen *slot = find_slot(lint->seen, lint->n_slots, record->hash);
     if (!slot->hash) {
-        *slot = (Seen){hash, lint->record.line, path_index(lint, lint->record.path)};
+        *slot = (Seen){record->hash, record->line, path_index(lint, record->path)};
         lint->n_seen++;
         return OK;
     }
-    char text[512];
     snprintf(text, sizeof text, "the same tokens as %s:%lld", lint->options->paths[slot->path], (long long)slot->line);
-    find(lint, LINT_duplicate, text);
+    tell(lint, record, LINT_duplicate, text);
     return OK;
 }
 
-/* ---- texts --------------------------------------------------------------------------------------------------------
- */
+static void note_length(LintResult *result, const LintedRecord *record) {
+    int bin = 0;
+    while (bin + 1 < LINT_BINS && record->length >> (bin + 1)) bin++;
+    result->bins[bin]++;
+    if (record->length <= result->longest) return;
+    result->longest = record->length;
+    result->longest_path = record->path;
+    result->longest_line = record->line;
+}
 
-/* The mark of a chat template in a text, or NULL. */
-static const char *template_mark(ChatText text) {
-    static const char *const marks[] = {"[INST]",
-                                        "[/INST]",
-                                        "<<SYS>>",
-                                        "<|im_start|>",
-                                        "<|im_end|>",
-                                        "<|eot_id|>",
-                                        "<|start_header_id|>",
-                                        "<|begin_of_text|>",
-                                        "<|end_of_text|>",
-                                        "<|python_tag|>",
-                                        "<|eom_id|>",
-                                        "### Instruction:",
-                                        "### Response:",
-                                        "</s>"};
-    if (!text.bytes) return NULL;
-    bool may =
-        memchr(text.bytes, '<', text.size) || memchr(text.bytes, '[', text.size) || memchr(text.bytes, '#', text.size);
-    for (size_t i = 0; may && i < sizeof marks / sizeof *marks; i++)
-        if (memmem(text.bytes, text.size, marks[i], strlen(marks[i]))) return marks[i];
+static int tell_record(Lint *lint, const LintBatch *batch, const LintedRecord *record) {
+    LintResult *result = lint->result;
+    const LintFinding *findings = batch->findings + record->first;
+    if (record->hash) note_length(result, record);
+    for (size_t i = 0; i <= record->n; i++) {
+        if (i == record->before_duplicate) TRY(tell_duplicate(lint, record));
+        if (i < record->n) tell(lint, record, findings[i].kind, batch->texts.bytes + findings[i].text);
+    }
+    result->records += record->is_record;
+    result->kept += record->kept;
+    result->dropped += record->dropped;
+    result->truncated += record->truncated;
+    result->bytes += record->size;
+    result->tokens += record->tokens;
+    result->learned += record->learned;
+    return OK;
+}
+
+static int tell_batch(Lint *lint, const LintBatch *batch) {
+    for (size_t i = 0; i < batch->n; i++) TRY(tell_record(lint, batch, &batch->records[i]));
+    return OK;
+}
+
+/* ---- threads ------------------------------------------------------------------------------------------------------
+ * Each reads a batch, looks at it, and tells all batches whose turn it is. */
+
+static void note_failure(Lint *lint, int rc) {
+    if (lint->rc != OK) return;
+    lint->rc = rc;
+    snprintf(lint->error, sizeof lint->error, "%s", error_text());
+}
+
+static Slot *take_slot(Lint *lint) {
+    Slot *slot = NULL;
+    pthread_mutex_lock(&lint->ordering);
+    while (!slot && lint->rc == OK) {
+        for (size_t i = 0; i < lint->n_batches && !slot; i++)
+            if (lint->slots[i].is_free) slot = &lint->slots[i];
+        if (!slot) pthread_cond_wait(&lint->freed, &lint->ordering);
+    }
+    if (slot) slot->is_free = false;
+    pthread_mutex_unlock(&lint->ordering);
+    return slot;
+}
+
+static int read_some(Lint *lint, LintBatch *batch) {
+    while (batch->bytes.length < BATCH_BYTES && batch->n < BATCH_RECORDS && !lint->at_end) {
+        Record record;
+        bool found;
+        int rc = records_next(lint->reader, &record, &found);
+        LintedRecord linted = {.path = record.path, .line = record.line, .begin = batch->bytes.length};
+        if (rc == ERR_REFUSED) { /* the file's bytes, not one record: the text says where */
+            TRY(lint_batch_find(batch, &linted, LINT_malformed, error_text()));
+            error_clear();
+            TRY(lint_batch_add(batch, linted));
+            continue;
+        }
+        TRY(rc);
+        lint->at_end = !found;
+        if (!found) break;
+        linted.is_record = true;
+        linted.size = record.size;
+        text_append(&batch->bytes, record.text, record.size);
+        TRY(text_check(&batch->bytes));
+        TRY(lint_batch_add(batch, linted));
+    }
+    return OK;
+}
+
+static int read_slot(Lint *lint, Slot *slot) {
+    pthread_mutex_lock(&lint->reading);
+    slot->number = lint->next_read++;
+    int rc = read_some(lint, &slot->batch);
+    lint->at_end = lint->at_end || rc != OK;
+    pthread_mutex_unlock(&lint->reading);
+    return rc;
+}
+
+static int look_at(const Lint *lint, LintBatch *batch, PairTokens *scratch) {
+    for (size_t i = 0; i < batch->n; i++)
+        if (batch->records[i].is_record)
+            TRY(lint_record(batch, &batch->records[i], lint->chat, lint->options, scratch));
+    return OK;
+}
+
+static Slot *next_told(Lint *lint) {
+    for (size_t i = 0; i < lint->n_batches; i++)
+        if (lint->slots[i].is_done && lint->slots[i].number == lint->next_told) return &lint->slots[i];
     return NULL;
 }
 
-static bool is_blank(ChatText text) {
-    for (size_t i = 0; i < text.size; i++)
-        if (!strchr(" \t\r\n", text.bytes[i]) || !text.bytes[i]) return false;
-    return true;
-}
-
-static void check_texts(Lint *lint, const Conversation *conversation) {
-    char text[128];
-    bool marked = false, empty = false;
-    for (size_t i = 0; i < conversation->n; i++) {
-        const ChatMessage *message = &conversation->messages[i];
-        const char *mark = template_mark(message->text);
-        if (!mark) mark = template_mark(message->input);
-        if (mark && !marked) {
-            snprintf(text, sizeof text, "message %zu contains '%s'; it is learned as text", i + 1, mark);
-            find(lint, LINT_looks_like_template, text);
-            marked = true;
-        }
-        bool is_learned = !message->has_weight || message->weight > 0;
-        if (message->role == CHAT_ASSISTANT && is_learned && !empty && is_blank(message->text)) {
-            snprintf(text, sizeof text, "message %zu, an answer, is empty", i + 1);
-            find(lint, LINT_empty_answer, text);
-            empty = true;
-        }
+static void finish_slot(Lint *lint, Slot *slot, int rc) {
+    pthread_mutex_lock(&lint->ordering);
+    slot->is_done = true;
+    if (rc != OK) note_failure(lint, rc);
+    for (Slot *next; lint->rc == OK && (next = next_told(lint)) != NULL; lint->next_told++) {
+        rc = tell_batch(lint, &next->batch);
+        if (rc != OK) note_failure(lint, rc);
+        lint_batch_clear(&next->batch);
+        next->is_done = false;
+        next->is_free = true;
     }
-    if (conversation->has_tools) find(lint, LINT_tools_ignored, "\"tools\" is not shown to the model");
+    pthread_cond_broadcast(&lint->freed);
+    pthread_mutex_unlock(&lint->ordering);
 }
 
-/* ---- lengths and masks --------------------------------------------------------------------------------------------
- */
-
-static void note_length(Lint *lint, size_t n) {
-    LintResult *result = lint->result;
-    int bin = 0;
-    while (bin + 1 < LINT_BINS && n >> (bin + 1)) bin++;
-    result->bins[bin]++;
-    if (n <= result->longest) return;
-    result->longest = n;
-    result->longest_path = lint->record.path;
-    result->longest_line = lint->record.line;
-}
-
-/* Whether it is kept. A record of `n` tokens at most. */
-static bool fit(Lint *lint, PairTokens *record, size_t n) {
-    char text[128];
-    size_t context = lint->options->context;
-    if (context == 0 || n <= context) return true;
-    bool is_conversation = record->preference.kind == PREFERENCE_NONE;
-    bool kept = is_conversation ? chat_fit(&record->tokens[0], context, lint->options->overlong)
-                                : pair_fit(record, context, lint->options->overlong);
-    snprintf(text, sizeof text, "%zu tokens, and the context is %zu%s", n, context,
-             kept                                       ? "; truncated"
-             : lint->options->overlong != OVERLONG_FAIL ? "; dropped"
-                                                        : "");
-    find(lint, LINT_overlong, text);
-    lint->result->truncated += kept;
-    lint->result->dropped += !kept;
-    return kept;
-}
-
-static void check_mask(Lint *lint, const Conversation *conversation, const ChatTokens *tokens) {
-    if (tokens->n_live == 0) {
-        find(lint, LINT_all_masked, "no token of it is learned");
-        return;
+static void work(void *context, size_t begin, size_t end, int thread) {
+    Lint *lint = context;
+    PairTokens scratch = {0};
+    Slot *slot;
+    bool more = true;
+    (void)begin, (void)end, (void)thread;
+    while (more && (slot = take_slot(lint)) != NULL) {
+        int rc = read_slot(lint, slot);
+        more = slot->batch.n > 0 && rc == OK;
+        if (rc == OK) rc = look_at(lint, &slot->batch, &scratch);
+        finish_slot(lint, slot, rc);
     }
-    const ChatMessage *last = &conversation->messages[conversation->n - 1];
-    if (last->role != CHAT_ASSISTANT)
-        find(lint, LINT_missing_stop, "it does not end with an answer");
-    else if (tokens->last_stop == tokens->n && !last->has_weight)
-        find(lint, LINT_missing_stop, "its last answer's stop is cut off, or the tokenizer has none");
+    pair_tokens_free(&scratch);
 }
 
-/* ---- records ------------------------------------------------------------------------------------------------------
- */
-
-/* A refusal is a finding; anything else is passed on. */
-static int refused(Lint *lint, LintKind kind, int rc) {
-    if (rc != ERR_REFUSED) return rc;
-    find(lint, kind, error_text());
-    lint->result->dropped++;
-    error_clear();
+static int run(Lint *lint) {
+    size_t n_threads = (size_t)threads_count();
+    lint->n_batches = BATCHES_PER_THREAD * n_threads;
+    lint->slots = calloc(lint->n_batches, sizeof *lint->slots);
+    if (!lint->slots) FAIL(ERR_FAILED, "out of memory");
+    for (size_t i = 0; i < lint->n_batches; i++) lint->slots[i].is_free = true;
+    pthread_mutex_init(&lint->reading, NULL);
+    pthread_mutex_init(&lint->ordering, NULL);
+    pthread_cond_init(&lint->freed, NULL);
+    parallel_for(n_threads, 1, work, lint);
+    pthread_cond_destroy(&lint->freed);
+    pthread_mutex_destroy(&lint->ordering);
+    pthread_mutex_destroy(&lint->reading);
+    if (lint->rc != OK) FAIL(lint->rc, "%s", lint->error);
     return OK;
-}
-
-static void keep(Lint *lint, const ChatTokens *tokens) {
-    lint->result->tokens += tokens->n;
-    lint->result->learned += tokens->n_live;
-}
-
-static int check_conversation(Lint *lint, PairTokens *record) {
-    Conversation *conversation = &record->preference.all;
-    ChatTokens *tokens = &record->tokens[0];
-    int rc = conversation_read(conversation, lint->options->columns);
-    if (rc != OK) return refused(lint, LINT_malformed, rc);
-    rc = conversation_check_roles(conversation);
-    if (rc != OK) return refused(lint, LINT_role_order, rc);
-    rc = chat_render(lint->chat, conversation, lint->options->train_on, tokens);
-    if (rc != OK) return refused(lint, LINT_unshowable, rc);
-    check_texts(lint, conversation);
-    note_length(lint, tokens->n);
-    TRY(check_duplicate(lint, tokens, 1));
-    if (!fit(lint, record, tokens->n)) return OK;
-    check_mask(lint, conversation, tokens);
-    lint->result->kept++;
-    keep(lint, tokens);
-    return OK;
-}
-
-static int check_answers(Lint *lint, PairTokens *record) {
-    char text[128];
-    Preference *p = &record->preference;
-    for (size_t a = 0; a < p->n_answers; a++) {
-        const Conversation *conversation;
-        TRY(preference_conversation(p, a, &conversation));
-        check_mask(lint, conversation, &record->tokens[a]);
-        for (size_t b = a + 1; b < p->n_answers; b++) {
-            if (!chat_tokens_equal(&record->tokens[a], &record->tokens[b])) continue;
-            snprintf(text, sizeof text, "answers %zu and %zu are the same tokens", a + 1, b + 1);
-            find(lint, LINT_equal_answers, text);
-        }
-    }
-    return OK;
-}
-
-static int check_preference(Lint *lint, PairTokens *record) {
-    Preference *p = &record->preference;
-    for (size_t i = 0; i < p->n_answers; i++) {
-        const Conversation *conversation;
-        TRY(preference_conversation(p, i, &conversation));
-        int rc = conversation_check_roles(conversation);
-        if (rc != OK) return refused(lint, LINT_role_order, rc);
-    }
-    int rc = pair_render(record, lint->chat, false);
-    if (rc != OK) return refused(lint, LINT_unshowable, rc);
-    size_t longest = pair_longest(record);
-    check_texts(lint, &p->all);
-    note_length(lint, longest);
-    TRY(check_duplicate(lint, record->tokens, p->n_answers));
-    if (!fit(lint, record, longest)) return OK;
-    TRY(check_answers(lint, record));
-    lint->result->kept++;
-    for (size_t i = 0; i < p->n_answers; i++) keep(lint, &record->tokens[i]);
-    return OK;
-}
-
-static int check_record(Lint *lint, PairTokens *record) {
-    Preference *p = &record->preference;
-    lint->result->records++;
-    lint->result->bytes += lint->record.size;
-    int rc = preference_parse(p, lint->record.text, lint->record.size, lint->options->columns);
-    if (rc != OK) return refused(lint, p->different_prompts ? LINT_different_prompts : LINT_malformed, rc);
-    return p->kind == PREFERENCE_NONE ? check_conversation(lint, record) : check_preference(lint, record);
 }
 
 int data_lint(const ChatTemplate *chat, const LintOptions *options, LintResult *result) {
-    int rc = OK;
     Lint lint = {.chat = chat, .options = options, .result = result};
-    RecordReader *reader = NULL;
-    PairTokens tokens = {0};
-    bool found = true;
     *result = (LintResult){0};
-    TRY_TO(done, records_open(&reader, &(RecordOptions){.paths = options->paths,
-                                                        .n_paths = options->n_paths,
-                                                        .fail_on_error = true,
-                                                        .whole = true}));
-    for (;;) {
-        rc = records_next(reader, &lint.record, &found);
-        if (rc == ERR_REFUSED) { /* the file's bytes, not one record: the text says where */
-            find(&lint, LINT_malformed, error_text());
-            error_clear();
-            continue;
-        }
-        if (rc != OK || !found) break;
-        TRY_TO(done, check_record(&lint, &tokens));
-    }
-done:
-    records_close(reader);
-    pair_tokens_free(&tokens);
+    TRY(records_open(
+        &lint.reader,
+        &(RecordOptions){.paths = options->paths, .n_paths = options->n_paths, .fail_on_error = true, .whole = true}));
+    int rc = run(&lint);
+    records_close(lint.reader);
+    for (size_t i = 0; lint.slots && i < lint.n_batches; i++) lint_batch_free(&lint.slots[i].batch);
+    free(lint.slots);
     free(lint.seen);
     return rc;
 }

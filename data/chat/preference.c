@@ -26,8 +26,8 @@ const char *preference_answer_name(const Preference *p, size_t answer) {
 /* ---- dialogues ----------------------------------------------------------------------------------------------------
  */
 
-static bool is_dialogue(const json_t *value) {
-    return json_is_string(value) && strncmp(json_string_value(value), human, sizeof human - 1) == 0;
+static bool is_dialogue(const JsonNode *value) {
+    return json_node_is(value, NODE_STRING) && strncmp(value->bytes, human, sizeof human - 1) == 0;
 }
 
 /* The nearest of the two marks, or the end. */
@@ -38,16 +38,14 @@ static const char *next_turn(const char *at, const char *end) {
     return a ? a : end;
 }
 
-static int read_dialogue(RecordParser *parser, const json_t *value) {
-    const char *at = json_string_value(value), *end = at + json_string_length(value);
+static int read_dialogue(RecordParser *parser, const JsonNode *value) {
+    const char *at = value->bytes, *end = at + value->size;
     while (at < end) {
         bool is_human = (size_t)(end - at) >= sizeof human - 1 && memcmp(at, human, sizeof human - 1) == 0;
         const char *text = at + (is_human ? sizeof human : sizeof assistant) - 1, *next = next_turn(text, end);
         if (text < next && *text == ' ') text++;
         ChatMessage message = {.role = is_human ? CHAT_USER : CHAT_ASSISTANT};
-        Text copy = {0};
-        text_append(&copy, text, (size_t)(next - text));
-        TRY(record_keep_text(parser, &copy, &message.text));
+        TRY(record_keep(parser, text, (size_t)(next - text), &message.text));
         TRY(record_add_message(parser->conversation, message));
         at = next;
     }
@@ -58,13 +56,13 @@ static int read_dialogue(RecordParser *parser, const json_t *value) {
  */
 
 /* A list of messages, in OpenAI's form or in ShareGPT's. */
-static int read_list(RecordParser *parser, const json_t *list, const char *name) {
-    bool sharegpt = record_field(parser, json_array_get(list, 0), "from") != NULL;
+static int read_list(RecordParser *parser, const JsonNode *list, const char *name) {
+    bool sharegpt = record_field(parser, json_node_element(list, 0), "from") != NULL;
     return record_read_messages(parser, list, name, sharegpt ? "from" : "role", sharegpt ? "value" : "content");
 }
 
 /* A prompt's dialogue may end with the mark of the answer to come. */
-static int read_prompt_dialogue(RecordParser *parser, const json_t *prompt) {
+static int read_prompt_dialogue(RecordParser *parser, const JsonNode *prompt) {
     Conversation *all = parser->conversation;
     TRY(read_dialogue(parser, prompt));
     const ChatMessage *last = &all->messages[all->n - 1];
@@ -72,7 +70,7 @@ static int read_prompt_dialogue(RecordParser *parser, const json_t *prompt) {
     return OK;
 }
 
-static int read_instruction(RecordParser *parser, const json_t *root) {
+static int read_instruction(RecordParser *parser, const JsonNode *root) {
     ChatMessage user = {.role = CHAT_USER};
     TRY(record_read_text(parser, record_field(parser, root, "instruction"), "instruction", &user.text));
     TRY(record_read_optional(parser, root, "input", &user.input));
@@ -80,15 +78,15 @@ static int read_instruction(RecordParser *parser, const json_t *root) {
 }
 
 /* Adds nothing where the record has no prompt of its own. */
-static int read_prompt(RecordParser *parser, const json_t *root) {
+static int read_prompt(RecordParser *parser, const JsonNode *root) {
     static const char *const lists[] = {"messages", "conversations"};
     TRY(record_read_system(parser, root));
-    const json_t *prompt = record_field(parser, root, "prompt");
+    const JsonNode *prompt = record_field(parser, root, "prompt");
     if (is_dialogue(prompt)) return read_prompt_dialogue(parser, prompt);
-    if (json_is_array(prompt)) return read_list(parser, prompt, "prompt");
+    if (json_node_is(prompt, NODE_ARRAY)) return read_list(parser, prompt, "prompt");
     if (prompt) return record_read_side(parser, root, "prompt", CHAT_USER);
     for (int i = 0; i < 2; i++) {
-        const json_t *list = record_field(parser, root, lists[i]);
+        const JsonNode *list = record_field(parser, root, lists[i]);
         if (list) return read_list(parser, list, lists[i]);
     }
     return record_field(parser, root, "instruction") ? read_instruction(parser, root) : OK;
@@ -97,12 +95,12 @@ static int read_prompt(RecordParser *parser, const json_t *root) {
 /* ---- answers ------------------------------------------------------------------------------------------------------
  */
 
-static int read_answer(RecordParser *parser, const json_t *root, const char *name) {
-    const json_t *value = record_field(parser, root, name);
+static int read_answer(RecordParser *parser, const JsonNode *root, const char *name) {
+    const JsonNode *value = record_field(parser, root, name);
     if (!value) FAIL(ERR_REFUSED, "no \"%s\"", record_column(parser, name));
     if (is_dialogue(value)) return read_dialogue(parser, value);
-    if (json_is_array(value)) return read_list(parser, value, name);
-    if (json_is_object(value)) {
+    if (json_node_is(value, NODE_ARRAY)) return read_list(parser, value, name);
+    if (json_node_is(value, NODE_OBJECT)) {
         bool sharegpt = record_field(parser, value, "from") != NULL;
         int rc = record_read_message(parser, value, sharegpt ? "from" : "role", sharegpt ? "value" : "content");
         return rc == OK ? OK : error_context(rc, "\"%s\"", record_column(parser, name));
@@ -161,7 +159,7 @@ static int check_answers(Preference *p, bool implicit) {
 /* ---- marks --------------------------------------------------------------------------------------------------------
  */
 
-static int read_strength(RecordParser *parser, const json_t *value, SampleMark *mark) {
+static int read_strength(RecordParser *parser, const JsonNode *value, SampleMark *mark) {
     static const struct {
         const char *begins;
         Strength strength;
@@ -170,22 +168,22 @@ static int read_strength(RecordParser *parser, const json_t *value, SampleMark *
                  {"slight", STRENGTH_SLIGHT},
                  {"neglig", STRENGTH_NEGLIGIBLE},
                  {"unsure", STRENGTH_NEGLIGIBLE}};
-    const char *text = json_is_string(value) ? json_string_value(value) : NULL;
+    const char *text = json_node_is(value, NODE_STRING) ? value->bytes : NULL;
     for (size_t i = 0; text && i < sizeof words / sizeof *words; i++) {
         if (!text_starts_with(text, words[i].begins)) continue;
         mark->strength = (uint8_t)words[i].strength;
         return OK;
     }
     FAIL(ERR_REFUSED, "\"%s\" is %s%.40s%s; expected significantly, better, slightly or negligibly",
-         record_column(parser, "strength"), text ? "'" : "", text ? text : record_type_name(value), text ? "'" : "");
+         record_column(parser, "strength"), text ? "'" : "", text ? text : json_node_type_name(value), text ? "'" : "");
 }
 
-static int read_mark(RecordParser *parser, const json_t *root, SampleMark *mark) {
-    const json_t *margin = record_field(parser, root, "margin"), *strength = record_field(parser, root, "strength");
+static int read_mark(RecordParser *parser, const JsonNode *root, SampleMark *mark) {
+    const JsonNode *margin = record_field(parser, root, "margin"), *strength = record_field(parser, root, "strength");
     if (strength) TRY(read_strength(parser, strength, mark));
     if (!margin) return OK;
-    double value = json_number_value(margin);
-    if (!json_is_number(margin) || !isfinite((float)value))
+    double value = json_node_number(margin);
+    if (!json_node_is_number(margin) || !isfinite((float)value))
         FAIL(ERR_REFUSED, "\"%s\" is no number", record_column(parser, "margin"));
     mark->margin = (float)value;
     return OK;
@@ -195,7 +193,7 @@ static int read_mark(RecordParser *parser, const json_t *root, SampleMark *mark)
  */
 
 static int read_pair(Preference *p, RecordParser *parser) {
-    const json_t *root = p->all.root;
+    const JsonNode *root = p->all.json.nodes;
     p->has_edited = record_field(parser, root, "edited") != NULL;
     TRY(read_prompt(parser, root));
     p->first_prompt = 0;
@@ -212,12 +210,12 @@ static int read_pair(Preference *p, RecordParser *parser) {
     return read_mark(parser, root, &p->mark);
 }
 
-static bool is_label(const json_t *label) {
-    return json_is_boolean(label) ||
-           (json_is_integer(label) && (json_integer_value(label) == 0 || json_integer_value(label) == 1));
+static bool is_label(const JsonNode *label) {
+    if (json_node_is(label, NODE_TRUE) || json_node_is(label, NODE_FALSE)) return true;
+    return json_node_is(label, NODE_INTEGER) && (json_node_number(label) == 0 || json_node_number(label) == 1);
 }
 
-static int read_labelled(Preference *p, const ChatColumns *columns, const json_t *label) {
+static int read_labelled(Preference *p, const ChatColumns *columns, const JsonNode *label) {
     TRY(conversation_read(&p->all, columns));
     if (p->all.kind == RECORD_TEXT) FAIL(ERR_REFUSED, "a text has no prompt; a label is for an answer to one");
     while (p->n_prompt < p->all.n && !p->all.messages[p->n_prompt].in_completion) p->n_prompt++;
@@ -226,7 +224,7 @@ static int read_labelled(Preference *p, const ChatColumns *columns, const json_t
     p->n_answers = 1;
     p->first[0] = p->n_prompt;
     p->end[0] = p->all.n;
-    p->mark.is_good = json_is_true(label) || json_integer_value(label) == 1;
+    p->mark.is_good = json_node_is(label, NODE_TRUE) || json_node_number(label) == 1;
     return OK;
 }
 
@@ -241,8 +239,8 @@ int preference_parse(Preference *p, const char *json, size_t size, const ChatCol
     RecordParser parser = {&p->all, columns};
     begin(p);
     TRY(conversation_load(&p->all, json, size));
-    const json_t *label = record_field(&parser, p->all.root, "label");
-    if (record_field(&parser, p->all.root, "chosen") || record_field(&parser, p->all.root, "rejected")) {
+    const JsonNode *label = record_field(&parser, p->all.json.nodes, "label");
+    if (record_field(&parser, p->all.json.nodes, "chosen") || record_field(&parser, p->all.json.nodes, "rejected")) {
         p->kind = PREFERENCE_PAIR;
         return read_pair(p, &parser);
     }

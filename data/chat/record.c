@@ -1,5 +1,5 @@
-/* From a JSON object to a conversation. Strings stay where the parser put them; texts made here (tool calls, contents
- * in parts) are strings of `generated`. */
+/* From a JSON object to a conversation. Strings stay where the reader decoded them; texts made here (tool calls,
+ * contents in parts) lie in blocks of the conversation's. */
 #include "data/chat/record.h"
 
 #include <math.h>
@@ -67,56 +67,78 @@ const char *record_column(const RecordParser *parser, const char *name) {
 }
 
 /* NULL where it is absent or null. */
-json_t *record_field(const RecordParser *parser, const json_t *object, const char *name) {
-    json_t *value = json_object_get(object, record_column(parser, name));
-    return json_is_null(value) ? NULL : value;
+const JsonNode *record_field(const RecordParser *parser, const JsonNode *object, const char *name) {
+    const JsonNode *value = json_node_member(object, record_column(parser, name));
+    return json_node_is(value, NODE_NULL) ? NULL : value;
 }
 
 /* ---- texts --------------------------------------------------------------------------------------------------------
  */
 
-const char *record_type_name(const json_t *value) {
-    return json_is_object(value)   ? "an object"
-           : json_is_array(value)  ? "an array"
-           : json_is_string(value) ? "a string"
-           : json_is_number(value) ? "a number"
-           : json_is_null(value)   ? "null"
-                                   : "true or false";
+static ChatText string_text(const JsonNode *string) {
+    return (ChatText){string->bytes, string->size};
 }
 
-static ChatText string_text(const json_t *string) {
-    return (ChatText){json_string_value(string), json_string_length(string)};
+enum { BLOCK_SIZE = 16 * 1024 };
+
+typedef struct TextBlock {
+    struct TextBlock *next; /* an earlier one */
+    size_t used, capacity;
+    char bytes[];
+} TextBlock;
+
+/* All but the earliest block, which serves again. */
+static void drop_blocks(Conversation *conversation) {
+    while (conversation->made && conversation->made->next) {
+        TextBlock *block = conversation->made;
+        conversation->made = block->next;
+        free(block);
+    }
+    if (conversation->made) conversation->made->used = 0;
 }
 
-/* Keeps the text with the conversation, and empties it. */
-int record_keep_text(RecordParser *parser, Text *made, ChatText *out) {
-    int rc = text_check(made);
-    json_t *string = rc == OK ? json_stringn(made->bytes ? made->bytes : "", made->length) : NULL;
-    text_free(made);
-    TRY(rc);
-    if (!string) FAIL(ERR_REFUSED, "its text is not UTF-8");
-    *out = string_text(string);
-    if (json_array_append_new(parser->conversation->generated, string) != 0) FAIL(ERR_FAILED, "out of memory");
+int record_keep(RecordParser *parser, const char *bytes, size_t size, ChatText *out) {
+    TextBlock *block = parser->conversation->made;
+    if (!block || block->capacity - block->used <= size) {
+        size_t capacity = size < BLOCK_SIZE ? BLOCK_SIZE : size + 1;
+        block = malloc(sizeof *block + capacity);
+        if (!block) FAIL(ERR_FAILED, "out of memory");
+        *block = (TextBlock){.next = parser->conversation->made, .capacity = capacity};
+        parser->conversation->made = block;
+    }
+    char *copy = block->bytes + block->used;
+    if (size > 0) memcpy(copy, bytes, size);
+    copy[size] = '\0';
+    block->used += size + 1;
+    *out = (ChatText){copy, size};
     return OK;
 }
 
+int record_keep_text(RecordParser *parser, Text *made, ChatText *out) {
+    int rc = text_check(made);
+    if (rc == OK) rc = record_keep(parser, made->bytes, made->length, out);
+    text_free(made);
+    return rc;
+}
+
 /* A string, or OpenAI's list of {"type": "text", "text": …}. */
-int record_read_text(RecordParser *parser, const json_t *value, const char *name, ChatText *out) {
-    if (json_is_string(value)) {
+int record_read_text(RecordParser *parser, const JsonNode *value, const char *name, ChatText *out) {
+    if (json_node_is(value, NODE_STRING)) {
         *out = string_text(value);
         return OK;
     }
-    if (!json_is_array(value))
-        FAIL(ERR_REFUSED, "\"%s\" is %s, not a string", record_column(parser, name), record_type_name(value));
+    if (!json_node_is(value, NODE_ARRAY))
+        FAIL(ERR_REFUSED, "\"%s\" is %s, not a string", record_column(parser, name), json_node_type_name(value));
     Text joined = {0};
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        const json_t *part = json_array_get(value, i), *text = json_object_get(part, "text");
-        if (!json_is_string(text)) {
+    const JsonNode *part = json_node_first(value);
+    for (size_t i = 0; i < value->size; i++, part = json_node_next(part)) {
+        const JsonNode *text = json_node_member(part, "text");
+        if (!json_node_is(text, NODE_STRING)) {
             text_free(&joined);
             FAIL(ERR_REFUSED, "part %zu of \"%s\" is no {\"type\": \"text\", \"text\": …}; only text can be learned",
                  i + 1, record_column(parser, name));
         }
-        text_append(&joined, json_string_value(text), json_string_length(text));
+        text_append(&joined, text->bytes, text->size);
     }
     return record_keep_text(parser, &joined, out);
 }
@@ -162,81 +184,96 @@ static int find_role(const char *name, ChatRole *role, bool *is_call) {
     FAIL(ERR_REFUSED, "there is no role \"%s\"; system, user, assistant and tool are expected", name);
 }
 
-/* {"name": …, "arguments" | "parameters": {…}}; arguments may be that object as a string. */
-static int read_call(RecordParser *parser, const json_t *function, ChatMessage *message) {
-    const json_t *name = json_object_get(function, "name"), *arguments = json_object_get(function, "arguments");
-    if (!arguments) arguments = json_object_get(function, "parameters");
-    if (!json_is_string(name)) FAIL(ERR_REFUSED, "a tool call has no \"name\"");
-    json_t *parsed = NULL;
-    if (json_is_string(arguments))
-        parsed = json_loadb(json_string_value(arguments), json_string_length(arguments), JSON_REJECT_DUPLICATES, NULL);
-    if (json_is_string(arguments) && !parsed)
-        FAIL(ERR_REFUSED, "the arguments of tool call \"%s\" are a string that is no JSON", json_string_value(name));
-    const json_t *all = parsed ? parsed : arguments;
-    Text made = {0}, call = {0};
-    text_puts(&made, "{\"name\": \"");
-    text_append(&made, json_string_value(name), json_string_length(name));
-    text_puts(&made, "\", \"parameters\": ");
-    json_text_append(&made, all);
-    text_puts(&made, "}");
-    bool strings = json_is_object(all);
-    text_printf(&call, "%s.call(", json_string_value(name));
-    const char *key, *between = "";
-    json_t *value, *object = (json_t *)(uintptr_t)all; /* the iterator wants it mutable */
-    json_object_foreach(object, key, value) {
-        strings = strings && json_is_string(value);
-        text_printf(&call, "%s%s=\"", between, key);
-        if (json_is_string(value)) text_append(&call, json_string_value(value), json_string_length(value));
-        text_puts(&call, "\"");
+static int read_nested(JsonDoc *doc, ChatText text) {
+    TRY(json_doc_read(doc, text.bytes, text.size));
+    if (json_node_is(doc->nodes, NODE_OBJECT) || json_node_is(doc->nodes, NODE_ARRAY)) return OK;
+    FAIL(ERR_REFUSED, "%s was found where an object is expected", json_node_type_name(doc->nodes));
+}
+
+/* name.call(key="value", …) */
+static void write_call(Text *out, const JsonNode *name, const JsonNode *arguments) {
+    const char *between = "";
+    text_append(out, name->bytes, name->size);
+    text_puts(out, ".call(");
+    for (const JsonNode *key = json_node_first(arguments); key < json_node_end(arguments);
+         key = json_node_next(key + 1)) {
+        text_puts(out, between);
+        text_append(out, key->bytes, key->size);
+        text_puts(out, "=\"");
+        text_append(out, key[1].bytes, key[1].size);
+        text_puts(out, "\"");
         between = ", ";
     }
-    text_puts(&call, ")");
-    json_decref(parsed);
-    message->call_name = string_text(name);
-    int rc = record_keep_text(parser, &made, &message->text);
-    if (rc == OK && strings) return record_keep_text(parser, &call, &message->call_text);
-    text_free(&call);
-    return rc;
+    text_puts(out, ")");
+}
+
+static bool all_are_strings(const JsonNode *object) {
+    if (!json_node_is(object, NODE_OBJECT)) return false;
+    for (const JsonNode *key = json_node_first(object); key < json_node_end(object); key = json_node_next(key + 1))
+        if (!json_node_is(key + 1, NODE_STRING)) return false;
+    return true;
+}
+
+/* {"name": …, "arguments" | "parameters": {…}}; arguments may be that object as a string. */
+static int read_call(RecordParser *parser, const JsonNode *function, ChatMessage *message) {
+    const JsonNode *name = json_node_member(function, "name"), *arguments = json_node_member(function, "arguments");
+    if (!arguments) arguments = json_node_member(function, "parameters");
+    if (!json_node_is(name, NODE_STRING)) FAIL(ERR_REFUSED, "a tool call has no \"name\"");
+    if (json_node_is(arguments, NODE_STRING)) {
+        int rc = read_nested(&parser->conversation->arguments, string_text(arguments));
+        if (rc != OK)
+            return error_context(rc, "the arguments of tool call \"%s\" are a string that is no JSON", name->bytes);
+        arguments = parser->conversation->arguments.nodes;
+    }
+    Text made = {0}, call = {0};
+    text_puts(&made, "{\"name\": \"");
+    text_append(&made, name->bytes, name->size);
+    text_puts(&made, "\", \"parameters\": ");
+    json_text_append(&made, arguments);
+    text_puts(&made, "}");
+    TRY(record_keep_text(parser, &made, &message->text));
+    TRY(record_keep(parser, name->bytes, name->size, &message->call_name));
+    if (!all_are_strings(arguments)) return OK;
+    write_call(&call, name, arguments);
+    return record_keep_text(parser, &call, &message->call_text);
 }
 
 /* ShareGPT's function_call: JSON in a string. */
 static int read_call_text(RecordParser *parser, ChatMessage *message) {
-    json_error_t where;
-    json_t *function = json_loadb(message->text.bytes, message->text.size, JSON_REJECT_DUPLICATES, &where);
-    if (!function) FAIL(ERR_REFUSED, "a function_call's text is no JSON: %s", where.text);
-    if (json_array_append_new(parser->conversation->generated, function) != 0) FAIL(ERR_FAILED, "out of memory");
-    return read_call(parser, function, message);
+    int rc = read_nested(&parser->conversation->call, message->text);
+    if (rc != OK) return error_context(rc, "a function_call's text is no JSON");
+    return read_call(parser, parser->conversation->call.nodes, message);
 }
 
-static int read_calls(RecordParser *parser, const json_t *calls, ChatMessage *message) {
-    if (json_array_size(calls) != 1)
-        FAIL(ERR_REFUSED, "\"tool_calls\" has %zu entries; Llama's templates show one call a message",
-             json_array_size(calls));
-    const json_t *call = json_array_get(calls, 0), *function = json_object_get(call, "function");
+static int read_calls(RecordParser *parser, const JsonNode *calls, ChatMessage *message) {
+    if (calls->size != 1)
+        FAIL(ERR_REFUSED, "\"tool_calls\" has %zu entries; Llama's templates show one call a message", calls->size);
+    const JsonNode *call = json_node_first(calls), *function = json_node_member(call, "function");
     return read_call(parser, function ? function : call, message);
 }
 
-static int read_weight(const RecordParser *parser, const json_t *object, ChatMessage *message) {
-    const json_t *weight = record_field(parser, object, "weight"), *train = record_field(parser, object, "train");
+static int read_weight(const RecordParser *parser, const JsonNode *object, ChatMessage *message) {
+    const JsonNode *weight = record_field(parser, object, "weight"), *train = record_field(parser, object, "train");
     if (weight && train) FAIL(ERR_REFUSED, "a message has both \"weight\" and \"train\"; one is expected");
     if (!weight && !train) return OK;
-    double value = weight ? json_number_value(weight) : json_is_true(train);
-    if (weight && (!json_is_number(weight) || !(value >= 0) || !isfinite((float)value)))
+    double value = weight ? json_node_number(weight) : json_node_is(train, NODE_TRUE);
+    if (weight && (!json_node_is_number(weight) || !(value >= 0) || !isfinite((float)value)))
         FAIL(ERR_REFUSED, "a message's \"weight\" is not a number from 0 on");
-    if (train && !json_is_boolean(train)) FAIL(ERR_REFUSED, "a message's \"train\" is neither true nor false");
+    if (train && !json_node_is(train, NODE_TRUE) && !json_node_is(train, NODE_FALSE))
+        FAIL(ERR_REFUSED, "a message's \"train\" is neither true nor false");
     message->has_weight = true;
     message->weight = (float)value;
     return OK;
 }
 
-static int read_content(RecordParser *parser, const json_t *content, const char *key, bool is_call,
+static int read_content(RecordParser *parser, const JsonNode *content, const char *key, bool is_call,
                         ChatMessage *message) {
     if (!content) FAIL(ERR_REFUSED, "no \"%s\"", record_column(parser, key));
     if (message->role == CHAT_TOOL) {
         Text json = {0};
         json_text_append(&json, content);
         TRY(record_keep_text(parser, &json, &message->json));
-        if (!json_is_string(content)) {
+        if (!json_node_is(content, NODE_STRING)) {
             message->text = message->json;
             return OK;
         }
@@ -245,32 +282,35 @@ static int read_content(RecordParser *parser, const json_t *content, const char 
     return is_call ? read_call_text(parser, message) : OK;
 }
 
-int record_read_message(RecordParser *parser, const json_t *object, const char *role_key, const char *text_key) {
+int record_read_message(RecordParser *parser, const JsonNode *object, const char *role_key, const char *text_key) {
     ChatMessage message = {0};
     bool is_call = false;
-    if (!json_is_object(object))
-        FAIL(ERR_REFUSED, "%s was found where an object is expected", record_type_name(object));
-    const json_t *role = record_field(parser, object, role_key);
-    if (!json_is_string(role)) FAIL(ERR_REFUSED, "no \"%s\" that is a string", record_column(parser, role_key));
-    TRY(find_role(json_string_value(role), &message.role, &is_call));
+    if (!json_node_is(object, NODE_OBJECT))
+        FAIL(ERR_REFUSED, "%s was found where an object is expected", json_node_type_name(object));
+    const JsonNode *role = record_field(parser, object, role_key);
+    if (!json_node_is(role, NODE_STRING))
+        FAIL(ERR_REFUSED, "no \"%s\" that is a string", record_column(parser, role_key));
+    TRY(find_role(role->bytes, &message.role, &is_call));
     TRY(read_weight(parser, object, &message));
-    const json_t *content = record_field(parser, object, text_key), *calls = json_object_get(object, "tool_calls");
-    if (json_array_size(calls) > 0 && json_string_length(content) > 0)
+    const JsonNode *content = record_field(parser, object, text_key), *calls = json_node_member(object, "tool_calls");
+    bool has_calls = json_node_is(calls, NODE_ARRAY) && calls->size > 0;
+    if (has_calls && json_node_is(content, NODE_STRING) && content->size > 0)
         FAIL(ERR_REFUSED, "a message has both text and \"tool_calls\"; Llama's templates show one or the other");
-    if (json_array_size(calls) > 0)
+    if (has_calls)
         TRY(read_calls(parser, calls, &message));
     else
         TRY(read_content(parser, content, text_key, is_call, &message));
     return record_add_message(parser->conversation, message);
 }
 
-int record_read_messages(RecordParser *parser, const json_t *list, const char *name, const char *role_key,
+int record_read_messages(RecordParser *parser, const JsonNode *list, const char *name, const char *role_key,
                          const char *text_key) {
-    if (!json_is_array(list))
-        FAIL(ERR_REFUSED, "\"%s\" is %s, not an array", record_column(parser, name), record_type_name(list));
-    if (json_array_size(list) == 0) FAIL(ERR_REFUSED, "\"%s\" is empty", record_column(parser, name));
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        int rc = record_read_message(parser, json_array_get(list, i), role_key, text_key);
+    if (!json_node_is(list, NODE_ARRAY))
+        FAIL(ERR_REFUSED, "\"%s\" is %s, not an array", record_column(parser, name), json_node_type_name(list));
+    if (list->size == 0) FAIL(ERR_REFUSED, "\"%s\" is empty", record_column(parser, name));
+    const JsonNode *message = json_node_first(list);
+    for (size_t i = 0; i < list->size; i++, message = json_node_next(message)) {
+        int rc = record_read_message(parser, message, role_key, text_key);
         if (rc != OK) return error_context(rc, "message %zu of \"%s\"", i + 1, record_column(parser, name));
     }
     return OK;
@@ -280,8 +320,8 @@ int record_read_messages(RecordParser *parser, const json_t *list, const char *n
  */
 
 /* A text by its key, where it is there and not empty. */
-int record_read_optional(RecordParser *parser, const json_t *root, const char *name, ChatText *text) {
-    const json_t *value = record_field(parser, root, name);
+int record_read_optional(RecordParser *parser, const JsonNode *root, const char *name, ChatText *text) {
+    const JsonNode *value = record_field(parser, root, name);
     *text = (ChatText){0};
     if (!value) return OK;
     TRY(record_read_text(parser, value, name, text));
@@ -289,25 +329,25 @@ int record_read_optional(RecordParser *parser, const json_t *root, const char *n
     return OK;
 }
 
-int record_read_system(RecordParser *parser, const json_t *root) {
+int record_read_system(RecordParser *parser, const JsonNode *root) {
     ChatMessage message = {.role = CHAT_SYSTEM};
     TRY(record_read_optional(parser, root, "system", &message.text));
     return message.text.bytes ? record_add_message(parser->conversation, message) : OK;
 }
 
-static int read_alpaca(RecordParser *parser, const json_t *root) {
+static int read_alpaca(RecordParser *parser, const JsonNode *root) {
     ChatMessage user = {.role = CHAT_USER}, answer = {.role = CHAT_ASSISTANT};
     TRY(record_read_system(parser, root));
-    const json_t *history = record_field(parser, root, "history");
-    if (history && !json_is_array(history))
+    const JsonNode *history = record_field(parser, root, "history");
+    if (history && !json_node_is(history, NODE_ARRAY))
         FAIL(ERR_REFUSED, "\"%s\" is not an array", record_column(parser, "history"));
-    for (size_t i = 0; i < json_array_size(history); i++) {
-        const json_t *turn = json_array_get(history, i);
-        if (json_array_size(turn) != 2)
+    const JsonNode *turn = history ? json_node_first(history) : NULL;
+    for (size_t i = 0; i < json_node_count(history); i++, turn = json_node_next(turn)) {
+        if (!json_node_is(turn, NODE_ARRAY) || turn->size != 2)
             FAIL(ERR_REFUSED, "entry %zu of \"%s\" is not [instruction, answer]", i + 1,
                  record_column(parser, "history"));
-        TRY(record_read_text(parser, json_array_get(turn, 0), "history", &user.text));
-        TRY(record_read_text(parser, json_array_get(turn, 1), "history", &answer.text));
+        TRY(record_read_text(parser, json_node_element(turn, 0), "history", &user.text));
+        TRY(record_read_text(parser, json_node_element(turn, 1), "history", &answer.text));
         TRY(record_add_message(parser->conversation, user));
         TRY(record_add_message(parser->conversation, answer));
     }
@@ -321,16 +361,16 @@ static int read_alpaca(RecordParser *parser, const json_t *root) {
 }
 
 /* One side of prompt, completion. */
-int record_read_side(RecordParser *parser, const json_t *root, const char *name, ChatRole role) {
-    const json_t *value = record_field(parser, root, name);
-    if (json_is_array(value)) return record_read_messages(parser, value, name, "role", "content");
+int record_read_side(RecordParser *parser, const JsonNode *root, const char *name, ChatRole role) {
+    const JsonNode *value = record_field(parser, root, name);
+    if (json_node_is(value, NODE_ARRAY)) return record_read_messages(parser, value, name, "role", "content");
     ChatMessage message = {.role = role};
     TRY(record_read_text(parser, value, name, &message.text));
     if (role == CHAT_ASSISTANT) TRY(read_weight(parser, root, &message));
     return record_add_message(parser->conversation, message);
 }
 
-static int read_completion(RecordParser *parser, const json_t *root) {
+static int read_completion(RecordParser *parser, const JsonNode *root) {
     TRY(record_read_system(parser, root));
     TRY(record_read_side(parser, root, "prompt", CHAT_USER));
     size_t first = parser->conversation->n;
@@ -345,20 +385,17 @@ static void mark_completion(Conversation *conversation) {
         conversation->messages[i].in_completion = true;
 }
 
-static int read_text_record(RecordParser *parser, const json_t *root) {
+static int read_text_record(RecordParser *parser, const JsonNode *root) {
     ChatMessage message = {.role = CHAT_ASSISTANT, .in_completion = true};
     TRY(record_read_text(parser, record_field(parser, root, "text"), "text", &message.text));
     TRY(read_weight(parser, root, &message));
     return record_add_message(parser->conversation, message);
 }
 
-static int refuse_keys(const json_t *root) {
+static int refuse_keys(const JsonNode *root) {
     Text keys = {0};
-    const char *key;
-    json_t *value, *object = (json_t *)(uintptr_t)root;
-    json_object_foreach(object, key, value) {
-        text_printf(&keys, "%s%s", keys.length > 0 ? ", " : "", key);
-    }
+    for (const JsonNode *key = json_node_first(root); key < json_node_end(root); key = json_node_next(key + 1))
+        text_printf(&keys, "%s%s", keys.length > 0 ? ", " : "", key->bytes);
     error_set(ERR_REFUSED, __FILE__, __LINE__,
               "not a known kind of record: its keys are %.200s; expected messages, conversations, instruction and "
               "output, prompt and completion, or text (other names: --columns completion=answer,prompt=question); "
@@ -368,9 +405,9 @@ static int refuse_keys(const json_t *root) {
     return ERR_REFUSED;
 }
 
-static int read_kind(RecordParser *parser, const json_t *root) {
+static int read_kind(RecordParser *parser, const JsonNode *root) {
     Conversation *conversation = parser->conversation;
-    const json_t *list;
+    const JsonNode *list;
     if ((list = record_field(parser, root, "messages")) != NULL) {
         conversation->kind = RECORD_MESSAGES;
         TRY(record_read_messages(parser, list, "messages", "role", "content"));
@@ -397,31 +434,24 @@ static int read_kind(RecordParser *parser, const json_t *root) {
 }
 
 int conversation_load(Conversation *conversation, const char *json, size_t size) {
-    json_error_t where;
-    json_decref(conversation->root);
-    json_decref(conversation->generated);
     conversation->n = 0;
     conversation->has_tools = false;
-    conversation->generated = json_array();
-    conversation->root = json_loadb(json, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
-    if (!conversation->root && json_error_code(&where) == json_error_numeric_overflow) /* an id of 70 bits, say */
-        conversation->root =
-            json_loadb(json, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &where);
-    if (!conversation->generated) FAIL(ERR_FAILED, "out of memory");
-    if (!conversation->root)
-        FAIL(ERR_REFUSED, "not a JSON object: %s (byte %d of the record)", where.text, where.position);
-    if (!json_is_object(conversation->root))
+    drop_blocks(conversation);
+    int rc = json_doc_read(&conversation->json, json, size);
+    if (rc != OK) return error_context(rc, "not a JSON object");
+    if (!json_node_is(conversation->json.nodes, NODE_OBJECT))
         FAIL(ERR_REFUSED, "%s was found where each record must be one JSON object",
-             record_type_name(conversation->root));
+             json_node_type_name(conversation->json.nodes));
     return OK;
 }
 
 int conversation_read(Conversation *conversation, const ChatColumns *columns) {
     RecordParser parser = {conversation, columns};
-    const json_t *tools = record_field(&parser, conversation->root, "tools");
-    conversation->has_tools =
-        json_array_size(tools) > 0 || (json_string_length(tools) > 0 && strcmp(json_string_value(tools), "[]") != 0);
-    return read_kind(&parser, conversation->root);
+    const JsonNode *root = conversation->json.nodes, *tools = record_field(&parser, root, "tools");
+    bool is_text = json_node_is(tools, NODE_STRING);
+    conversation->has_tools = is_text ? tools->size > 0 && strcmp(tools->bytes, "[]") != 0
+                                      : json_node_is(tools, NODE_ARRAY) && tools->size > 0;
+    return read_kind(&parser, root);
 }
 
 int conversation_parse(Conversation *conversation, const char *json, size_t size, const ChatColumns *columns) {
@@ -430,8 +460,11 @@ int conversation_parse(Conversation *conversation, const char *json, size_t size
 }
 
 void conversation_free(Conversation *conversation) {
-    json_decref(conversation->root);
-    json_decref(conversation->generated);
+    json_doc_free(&conversation->json);
+    json_doc_free(&conversation->call);
+    json_doc_free(&conversation->arguments);
+    drop_blocks(conversation);
+    free(conversation->made);
     free(conversation->messages);
     *conversation = (Conversation){0};
 }

@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <jansson.h>
+#include "data/json_doc.h"
 
 typedef enum { CHAT_SYSTEM, CHAT_USER, CHAT_ASSISTANT, CHAT_TOOL, N_CHAT_ROLES } ChatRole;
 const char *chat_role_name(ChatRole role);
@@ -44,9 +44,11 @@ typedef struct {
     RecordKind kind;
     ChatMessage *messages; /* RECORD_TEXT: one, of any role */
     size_t n, capacity;
-    bool has_tools;           /* a list of tools that is not empty, which no template here shows */
-    json_t *root, *generated; /* what the texts point into */
-} Conversation;               /* {0} is empty; may be parsed into again; conversation_free */
+    bool has_tools;          /* a list of tools that is not empty, which no template here shows */
+    JsonDoc json;            /* the record; texts point into it */
+    JsonDoc call, arguments; /* of a tool call that is JSON in a string */
+    struct TextBlock *made;  /* the texts that stand in no JSON */
+} Conversation;              /* {0} is empty; may be parsed into again; conversation_free */
 
 /* Renamed columns: "completion=answer,prompt=question". Any of the names above may be on the left. */
 typedef struct {

@@ -11,24 +11,25 @@ typedef struct {
     const ChatColumns *columns;
 } RecordParser;
 
-const char *record_type_name(const json_t *value); /* "a string" */
 const char *record_column(const RecordParser *parser, const char *name);
 /* NULL where it is absent or null. */
-json_t *record_field(const RecordParser *parser, const json_t *object, const char *name);
+const JsonNode *record_field(const RecordParser *parser, const JsonNode *object, const char *name);
 
 /* A string, or OpenAI's list of {"type": "text", "text": …}. */
-int record_read_text(RecordParser *parser, const json_t *value, const char *name, ChatText *out);
+int record_read_text(RecordParser *parser, const JsonNode *value, const char *name, ChatText *out);
 /* A text by its key; {0} where it is absent or empty. */
-int record_read_optional(RecordParser *parser, const json_t *root, const char *name, ChatText *text);
-/* Keeps the text with the conversation, and empties it. */
+int record_read_optional(RecordParser *parser, const JsonNode *root, const char *name, ChatText *text);
+/* Copies a text, which stays as long as what was parsed does. */
+int record_keep(RecordParser *parser, const char *bytes, size_t size, ChatText *out);
+/* The same, and frees `made`. */
 int record_keep_text(RecordParser *parser, Text *made, ChatText *out);
 
 int record_add_message(Conversation *conversation, ChatMessage message);
-int record_read_message(RecordParser *parser, const json_t *object, const char *role_key, const char *text_key);
-int record_read_messages(RecordParser *parser, const json_t *list, const char *name, const char *role_key,
+int record_read_message(RecordParser *parser, const JsonNode *object, const char *role_key, const char *text_key);
+int record_read_messages(RecordParser *parser, const JsonNode *list, const char *name, const char *role_key,
                          const char *text_key);
-int record_read_system(RecordParser *parser, const json_t *root);
+int record_read_system(RecordParser *parser, const JsonNode *root);
 /* Text of a role, or a list of messages. */
-int record_read_side(RecordParser *parser, const json_t *root, const char *name, ChatRole role);
+int record_read_side(RecordParser *parser, const JsonNode *root, const char *name, ChatRole role);
 
 #endif

@@ -10,6 +10,9 @@
 struct ChatScratch {
     Text segment, json;
     TokenList list;
+    TextEncoder *encoder;
+    const Tokenizer *tokenizer; /* its own; another may come to lie at the same place */
+    uint64_t fingerprint;
 };
 
 typedef struct {
@@ -26,6 +29,7 @@ void chat_tokens_free(ChatTokens *tokens) {
         text_free(&tokens->scratch->segment);
         text_free(&tokens->scratch->json);
         token_list_free(&tokens->scratch->list);
+        text_encoder_free(tokens->scratch->encoder);
         free(tokens->scratch);
     }
     free(tokens->ids);
@@ -68,8 +72,7 @@ static int flush(Render *render) {
     TRY(text_check(&scratch->segment));
     int place = render->after_text ? TOKENIZE_AFTER_TEXT : render->tokens->n > 0 ? TOKENIZE_AFTER_TOKEN : 0;
     scratch->list.n = 0;
-    TRY(tokenizer_encode(render->chat->tokenizer, scratch->segment.bytes, scratch->segment.length, place,
-                         &scratch->list));
+    TRY(text_encoder_encode(scratch->encoder, scratch->segment.bytes, scratch->segment.length, place, &scratch->list));
     text_clear(&scratch->segment);
     render->after_text = true;
     return add_ids(render, scratch->list.ids, scratch->list.n, render->weight);
@@ -233,9 +236,20 @@ static int add_messages(Render *render, const Conversation *conversation, TrainO
     return OK;
 }
 
+/* The words of earlier conversations are remembered. */
+static int open_encoder(struct ChatScratch *scratch, const Tokenizer *tokenizer) {
+    uint64_t fingerprint = tokenizer_fingerprint(tokenizer);
+    if (scratch->encoder && scratch->tokenizer == tokenizer && scratch->fingerprint == fingerprint) return OK;
+    text_encoder_free(scratch->encoder);
+    scratch->tokenizer = tokenizer;
+    scratch->fingerprint = fingerprint;
+    return text_encoder_new(&scratch->encoder, tokenizer);
+}
+
 static int start(Render *render, const ChatTemplate *chat, ChatTokens *tokens) {
     if (!tokens->scratch) tokens->scratch = calloc(1, sizeof *tokens->scratch);
     if (!tokens->scratch) FAIL(ERR_FAILED, "out of memory");
+    TRY(open_encoder(tokens->scratch, chat->tokenizer));
     *render = (Render){.chat = chat, .tokens = tokens, .scratch = tokens->scratch};
     tokens->n = tokens->n_live = tokens->n_begin = 0;
     text_clear(&tokens->scratch->segment);

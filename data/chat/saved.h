@@ -7,6 +7,8 @@
 #ifndef CRIA_DATA_CHAT_SAVED_H
 #define CRIA_DATA_CHAT_SAVED_H
 
+#include <jansson.h>
+
 #include "data/chat/template.h"
 
 typedef struct {

@@ -1,8 +1,8 @@
 /* Text to ids: special tokens where asked for, then words (pieces of a split pattern, or stretches between characters
  * that are neighbours in no token), each through a small cache or the merging.
  *
- * The cache belongs to one call, or to one thread of tokenizer_encode_many. A line of it is a cache line of the
- * machine: a word of up to 26 bytes and its ids, up to 8. */
+ * The cache belongs to one call, to one thread of tokenizer_encode_many, or to a TextEncoder, whose cache grows with
+ * what it has seen. A line of it is a cache line of the machine: a word of up to 24 bytes and its ids, up to 8. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,9 @@ enum {
     KEY_WORDS = 3,
     KEY_BYTES = 8 * KEY_WORDS,
     CACHED_IDS = 8,
-    LARGEST_CACHE = 1 << 15,
+    LARGEST_CACHE = 1 << 16, /* lines */
+    SMALLEST_CACHE = 64,
+    BYTES_PER_LINE = 8, /* of text */
     SMALLEST_CACHED_TEXT = 1024,
     WORDS_AHEAD = 16
 };
@@ -37,7 +39,7 @@ typedef struct {
     uint64_t key[KEY_WORDS];
 } PendingWord;
 
-typedef struct {
+typedef struct TextEncoder {
     const Tokenizer *t;
     PendingWord pending[WORDS_AHEAD]; /* a ring */
     unsigned next_pending;
@@ -48,7 +50,65 @@ typedef struct {
     Text normal;
     const BpePair **first_seen; /* with UNUSED pieces only */
     size_t stretch_start;       /* in the output: unknown tokens are not fused across it */
+    uint64_t bytes_seen;        /* by a TextEncoder */
 } Encoder;
+
+/* ---- the cache ----------------------------------------------------------------------------------------------------
+ */
+
+/* The n (at most 8) bytes at p, as the low bytes of a number. */
+static inline uint64_t load_bytes(const char *p, size_t n) {
+    uint64_t value = 0;
+    uint32_t first, last;
+    if (n >= 8) {
+        memcpy(&value, p, 8);
+    } else if (n >= 4) { /* two loads that may overlap */
+        memcpy(&first, p, 4);
+        memcpy(&last, p + n - 4, 4);
+        value = first | (uint64_t)last << (8 * (n - 4));
+    } else {
+        for (size_t i = n; i-- > 0;) value = value << 8 | (unsigned char)p[i];
+    }
+    return value;
+}
+
+static inline size_t hash_key(const uint64_t key[KEY_WORDS], size_t size) {
+    uint64_t hash = (key[0] ^ size) * 0xbf58476d1ce4e5b9ull;
+    hash = ((hash ^ hash >> 32) + key[1]) * 0x94d049bb133111ebull;
+    hash = ((hash ^ hash >> 29) + key[2]) * 0x9e3779b97f4a7c15ull;
+    return (size_t)(hash >> 32);
+}
+
+static inline size_t load_key(const char *word, size_t size, uint64_t key[KEY_WORDS]) {
+    key[0] = load_bytes(word, size);
+    key[1] = size > 8 ? load_bytes(word + 8, size - 8) : 0;
+    key[2] = size > 16 ? load_bytes(word + 16, size - 16) : 0;
+    return hash_key(key, size);
+}
+
+/* The words that it holds stay. */
+static int grow_cache(Encoder *encoder, size_t n_lines) {
+    CachedWord *lines, *old = encoder->cache;
+    if (posix_memalign((void **)&lines, 64, n_lines * sizeof *lines) != 0) FAIL(ERR_FAILED, "out of memory");
+    memset(lines, 0, n_lines * sizeof *lines);
+    size_t n_old = old ? 2 * (encoder->mask + 1) : 0, mask = n_lines / 2 - 1;
+    for (size_t i = n_old; i-- > 0;) { /* the later line of a pair first: the other is the newer word */
+        if (old[i].n == 0) continue;
+        CachedWord *pair = &lines[2 * (hash_key(old[i].key, old[i].length) & mask)];
+        pair[1] = pair[0];
+        pair[0] = old[i];
+    }
+    free(old);
+    encoder->cache = lines;
+    encoder->mask = mask;
+    return OK;
+}
+
+static size_t cache_lines(uint64_t text_size) {
+    size_t lines = SMALLEST_CACHE;
+    while (lines < LARGEST_CACHE && lines < text_size / BYTES_PER_LINE) lines *= 2;
+    return lines;
+}
 
 static int encoder_init(Encoder *encoder, const Tokenizer *t, size_t size) {
     *encoder = (Encoder){.t = t};
@@ -57,13 +117,7 @@ static int encoder_init(Encoder *encoder, const Tokenizer *t, size_t size) {
         if (!encoder->first_seen) FAIL(ERR_FAILED, "out of memory");
     }
     if (size < SMALLEST_CACHED_TEXT || t->kind == KIND_BYTES) return OK;
-    size_t lines = 64;
-    while (lines < LARGEST_CACHE && lines < size / 8) lines *= 2;
-    if (posix_memalign((void **)&encoder->cache, 64, lines * sizeof(CachedWord)) != 0) encoder->cache = NULL;
-    if (!encoder->cache) FAIL(ERR_FAILED, "out of memory");
-    memset(encoder->cache, 0, lines * sizeof *encoder->cache);
-    encoder->mask = lines / 2 - 1;
-    return OK;
+    return grow_cache(encoder, cache_lines(size));
 }
 
 static void encoder_free(Encoder *encoder) {
@@ -172,32 +226,6 @@ static int merge_word(Encoder *encoder, const char *word, size_t size, TokenList
     }
     for (size_t i = 0; i < n; i++) TRY(emit_symbol(encoder, encoder->symbols[i], start, out));
     return OK;
-}
-
-/* The n (at most 8) bytes at p, as the low bytes of a number. */
-static inline uint64_t load_bytes(const char *p, size_t n) {
-    uint64_t value = 0;
-    uint32_t first, last;
-    if (n >= 8) {
-        memcpy(&value, p, 8);
-    } else if (n >= 4) { /* two loads that may overlap */
-        memcpy(&first, p, 4);
-        memcpy(&last, p + n - 4, 4);
-        value = first | (uint64_t)last << (8 * (n - 4));
-    } else {
-        for (size_t i = n; i-- > 0;) value = value << 8 | (unsigned char)p[i];
-    }
-    return value;
-}
-
-static inline size_t load_key(const char *word, size_t size, uint64_t key[KEY_WORDS]) {
-    key[0] = load_bytes(word, size);
-    key[1] = size > 8 ? load_bytes(word + 8, size - 8) : 0;
-    key[2] = size > 16 ? load_bytes(word + 16, size - 16) : 0;
-    uint64_t hash = (key[0] ^ size) * 0xbf58476d1ce4e5b9ull;
-    hash = ((hash ^ hash >> 32) + key[1]) * 0x94d049bb133111ebull;
-    hash = ((hash ^ hash >> 29) + key[2]) * 0x9e3779b97f4a7c15ull;
-    return (size_t)(hash >> 32);
 }
 
 static inline bool holds(const CachedWord *line, const PendingWord *word) {
@@ -375,6 +403,29 @@ int tokenizer_encode(const Tokenizer *t, const char *text, size_t size, int flag
     if (rc == OK) rc = encode_text(&encoder, text, size, flags, out);
     encoder_free(&encoder);
     return rc;
+}
+
+int text_encoder_new(TextEncoder **encoder, const Tokenizer *tokenizer) {
+    *encoder = malloc(sizeof **encoder);
+    if (!*encoder) FAIL(ERR_FAILED, "out of memory");
+    int rc = encoder_init(*encoder, tokenizer, 0);
+    if (rc == OK) return OK;
+    text_encoder_free(*encoder);
+    *encoder = NULL;
+    return rc;
+}
+
+void text_encoder_free(TextEncoder *encoder) {
+    if (encoder) encoder_free(encoder);
+    free(encoder);
+}
+
+int text_encoder_encode(TextEncoder *encoder, const char *text, size_t size, int flags, TokenList *out) {
+    encoder->bytes_seen += size;
+    size_t wanted = cache_lines(encoder->bytes_seen), lines = encoder->cache ? 2 * (encoder->mask + 1) : 0;
+    if (wanted > lines && encoder->t->kind != KIND_BYTES) TRY(grow_cache(encoder, wanted));
+    memset(encoder->pending, 0, sizeof encoder->pending); /* what a text that failed left behind */
+    return encode_text(encoder, text, size, flags, out);
 }
 
 /* ---- many texts ---------------------------------------------------------------------------------------------------

@@ -60,6 +60,13 @@ enum {
 /* Appends the ids of `text` to `out`. Cost at most n log n. One thread. */
 int tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t size, int flags, TokenList *out);
 
+/* The same for a thread that encodes many short texts one after another: words that came before are remembered. The
+ * tokenizer must outlive it. */
+typedef struct TextEncoder TextEncoder;
+int text_encoder_new(TextEncoder **encoder, const Tokenizer *tokenizer);
+void text_encoder_free(TextEncoder *encoder); /* may be NULL */
+int text_encoder_encode(TextEncoder *encoder, const char *text, size_t size, int flags, TokenList *out);
+
 /* Encodes many texts with all threads; out[i] as from tokenizer_encode. */
 int tokenizer_encode_many(const Tokenizer *tokenizer, const char *const *texts, const size_t *sizes, size_t n,
                           int flags, TokenList *out);

@@ -89,9 +89,12 @@ int command_eval(int argc, char **argv) {
     static const char help[] =
         "usage: cria eval loss MODEL FILE [flags]         loss and perplexity of a language model on a text\n"
         "       cria eval pairs MODEL PAIRS... [flags]    how often it finds the better answer more likely\n"
+        "       cria eval policy MODEL PROMPTS [flags]    what its answers are worth, and their KL to a reference\n"
         "       cria eval reward MODEL PAIRS... [flags]   a reward model's report card on preferences\n\n"
         "'cria eval loss --help' and so on explain the flags.\n";
-    static const CliVerb verbs[] = {
-        {"loss", eval_loss_command}, {"pairs", eval_pairs_command}, {"reward", eval_reward_command}};
+    static const CliVerb verbs[] = {{"loss", eval_loss_command},
+                                    {"pairs", eval_pairs_command},
+                                    {"policy", eval_policy_command},
+                                    {"reward", eval_reward_command}};
     return cli_run_verb(verbs, sizeof verbs / sizeof *verbs, help, argc, argv);
 }

@@ -62,10 +62,9 @@ static int add_metrics(json_t *stage, const char *path) {
 }
 
 /* What the stage said in words (objective_tell). */
-static int add_remarks(json_t *stage, const char *path) {
+static int add_own_remarks(json_t *remarks, const char *path) {
     char *bytes;
     size_t size;
-    json_t *remarks = json_array();
     TRY(file_read(&bytes, &size, path, 0));
     for (char *line = bytes, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
         json_t *object = json_loadb(line, (size_t)(end - line), 0, NULL);
@@ -77,7 +76,21 @@ static int add_remarks(json_t *stage, const char *path) {
         json_decref(object);
     }
     free(bytes);
-    return json_object_set_new(stage, "remarks", remarks) == 0 ? OK : ERR_FAILED;
+    return OK;
+}
+
+/* And what its figures show. */
+static int add_remarks(json_t *stage, const char *path) {
+    Text text = {0};
+    json_t *remarks = json_array();
+    int rc = path ? add_own_remarks(remarks, path) : OK;
+    report_remarks(stage, &text);
+    for (const char *line = text.bytes, *end; line && (end = strchr(line, '\n')) != NULL; line = end + 1)
+        json_array_append_new(remarks, json_stringn(line, (size_t)(end - line)));
+    if (rc == OK) rc = text_check(&text);
+    text_free(&text);
+    json_object_set_new(stage, "remarks", remarks);
+    return rc;
 }
 
 /* A file that is absent is of what was not measured. */
@@ -101,19 +114,25 @@ static int add_models(json_t *stage, const RoundStage *of) {
     return json_object_set_new(stage, "models", models) == 0 ? OK : ERR_FAILED;
 }
 
-static int describe(json_t *out, const RoundStage *stage) {
-    const StageCommand *command = stage->spec->command;
-    if (stage->models.n > 0) return add_models(out, stage);
-    if (command->makes & MAKES_FIGURES) {
-        TRY(add_file(out, "policy", stage, POLICY_FIGURES));
-        return add_file(out, "reference", stage, REFERENCE_FIGURES);
-    }
-    if (!command->training) return add_file(out, "statistics", stage, "statistics.json");
+static int describe_training(json_t *out, const RoundStage *stage) {
     char *path = path_join(stage->folder, "metrics.jsonl");
-    int rc = path ? add_metrics(out, path) : ERR_FAILED;
+    int rc = path ? add_metrics(out, path) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     if (rc == OK) rc = add_remarks(out, path);
     free(path);
     return rc;
+}
+
+static int describe(json_t *out, const RoundStage *stage) {
+    const StageCommand *command = stage->spec->command;
+    if (stage->models.n > 0) return add_models(out, stage);
+    if (command->training) return describe_training(out, stage);
+    if (command->makes & MAKES_FIGURES) {
+        TRY(add_file(out, "policy", stage, POLICY_FIGURES));
+        TRY(add_file(out, "reference", stage, REFERENCE_FIGURES));
+    } else {
+        TRY(add_file(out, "statistics", stage, "statistics.json"));
+    }
+    return add_remarks(out, NULL);
 }
 
 /* Stages are finished in their order, but where one was put in later. */

@@ -408,7 +408,10 @@ static int run(Rejection *r, bool json) {
     json_t *statistics = NULL;
     TRY(prepare(r));
     TRY(sample_all(r));
-    TRY(rejection_write_results(r->config->output, (RejectionRules){r->config->rejection_least_score, samples_of(r)},
+    TRY(rejection_write_results(r->config->output,
+                                (RejectionRules){.least_score = r->config->rejection_least_score,
+                                                 .samples = samples_of(r),
+                                                 .keep = (int)r->config->rejection_keep},
                                 &statistics));
     report(statistics, r);
     if (json) {

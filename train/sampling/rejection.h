@@ -44,6 +44,7 @@ int rejection_log_read(const char *path, int (*take)(void *context, const json_t
 typedef struct {
     double least_score;
     int samples;
+    int keep; /* answers of each prompt that become records, at most */
 } RejectionRules;
 
 /* Writes sft.jsonl, pairs.jsonl and statistics.json into `folder` from its samples.jsonl; *statistics is that object,

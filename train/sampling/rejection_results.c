@@ -58,15 +58,15 @@ static int check_line(const json_t *line, const json_t **answers) {
     return OK;
 }
 
-/* The first of the best, and of the worst. */
-static void extremes(const json_t *answers, const json_t **best, const json_t **worst) {
+/* The first of the best. */
+static const json_t *best_of(const json_t *answers) {
     size_t i;
+    const json_t *best = json_array_get(answers, 0);
     json_t *answer;
-    *best = *worst = json_array_get(answers, 0);
     json_array_foreach(answers, i, answer) {
-        if (score_of(answer) > score_of(*best)) *best = answer;
-        if (score_of(answer) < score_of(*worst)) *worst = answer;
+        if (score_of(answer) > score_of(best)) best = answer;
     }
+    return best;
 }
 
 /* ---- records ---- */
@@ -138,22 +138,69 @@ static int count(Results *r, const json_t *answers) {
     return OK;
 }
 
+/* Answers by score, the best first; equals in their order. */
+typedef struct {
+    const json_t *answer;
+    double score;
+    size_t place;
+} Ranked;
+
+static int better_first(const void *a, const void *b) {
+    const Ranked *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return x->place < y->place ? -1 : x->place > y->place;
+}
+
+/* The distinct answers, ranked; *n of them. The caller frees. */
+static int rank(Ranked **out, size_t *n, const json_t *answers) {
+    size_t i;
+    json_t *answer, *seen = json_object();
+    Ranked *ranked = calloc(json_array_size(answers), sizeof *ranked);
+    bool whole = seen && ranked;
+    *n = 0;
+    json_array_foreach(answers, i, answer) {
+        if (!whole || json_object_get(seen, text_of(answer))) continue;
+        whole = json_object_set_new(seen, text_of(answer), json_true()) == 0;
+        ranked[(*n)++] = (Ranked){answer, score_of(answer), i};
+    }
+    json_decref(seen);
+    *out = ranked;
+    if (!whole) FAIL(ERR_FAILED, "out of memory");
+    qsort(ranked, *n, sizeof *ranked, better_first);
+    return OK;
+}
+
+/* The k-th best, alone and with the k-th worst. */
+static int write_ranked(Results *r, const json_t *line, const Ranked *ranked, size_t n) {
+    for (size_t k = 0; k < n && k < (size_t)r->rules.keep; k++) {
+        const Ranked *best = &ranked[k], *worst = &ranked[n - 1 - k];
+        if (best->score < r->rules.least_score) break;
+        TRY(write_line(&r->sft, sft_record(line, best->answer)));
+        r->written++;
+        if (best->score <= worst->score) continue;
+        TRY(write_line(&r->pairs, pair_record(line, best->answer, worst->answer)));
+        r->n_pairs++;
+    }
+    return OK;
+}
+
 static int take_prompt(void *context, const json_t *line) {
     Results *r = context;
-    const json_t *answers, *best, *worst;
+    const json_t *answers;
+    Ranked *ranked;
+    size_t n;
     TRY(check_line(line, &answers));
     TRY(count(r, answers));
-    extremes(answers, &best, &worst);
-    r->prompts++;
-    r->best_sum += score_of(best);
-    r->worst_sum += score_of(worst);
-    r->from_earlier += json_object_get(best, "from") != NULL;
-    if (score_of(best) < r->rules.least_score) return OK;
-    TRY(write_line(&r->sft, sft_record(line, best)));
-    r->written++;
-    if (score_of(best) <= score_of(worst) || strcmp(text_of(best), text_of(worst)) == 0) return OK;
-    r->n_pairs++;
-    return write_line(&r->pairs, pair_record(line, best, worst));
+    int rc = rank(&ranked, &n, answers);
+    if (rc == OK) {
+        r->prompts++;
+        r->best_sum += ranked[0].score;
+        r->worst_sum += ranked[n - 1].score;
+        r->from_earlier += json_object_get(ranked[0].answer, "from") != NULL;
+        rc = write_ranked(r, line, ranked, n);
+    }
+    free(ranked);
+    return rc;
 }
 
 /* ---- all ---- */
@@ -222,11 +269,10 @@ char *rejection_key(const json_t *prompt) {
 }
 
 static int take_best(void *context, const json_t *line) {
-    const json_t *answers, *best, *worst;
+    const json_t *answers;
     TRY(check_line(line, &answers));
-    extremes(answers, &best, &worst);
     char *key = rejection_key(json_object_get(line, "prompt"));
-    bool set = key && json_object_set(context, key, json_object_get(best, "text")) == 0;
+    bool set = key && json_object_set(context, key, json_object_get(best_of(answers), "text")) == 0;
     free(key);
     if (!set) FAIL(ERR_FAILED, "out of memory");
     return OK;

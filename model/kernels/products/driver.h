@@ -27,7 +27,7 @@
 #include <omp.h>
 
 #include "model/core/threads.h"
-#include "model/kernels/products/pack.h"
+#include "model/kernels/products/one_row.h"
 #include "model/kernels/products/workspace.h"
 
 /* What a thread does before its tiles and after them: AMX configures its registers and releases them, so that they are
@@ -197,6 +197,8 @@ typedef struct {
 static void few_rows_down(Tile tile, const Panels *b, const ProductSpace *space, const Piece *at) {
     float carry[FEW_ROWS > 0 ? FEW_ROWS * GROUP_LANES : 1];
     const bf16 *a = tile.a;
+    tile.rows = at->rows;
+    if (one_row_tile(&tile, b, at->lane, at->d, at->end)) return;
     void *c = tile.c;
     const float *partial = tile.partial;
     for (int d = at->d, end; d < at->end; d = end) {

@@ -125,13 +125,12 @@ static TILE_INLINE void square_scales(SquareScales *s, const Quantised *q, const
 }
 
 /* The 32 elements from there on; those of a row are of one block. */
-static TILE_INLINE void pack_whole_square(bf16 *to, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
-                                          const SquareScales *scales) {
-    const float *scale = scales->scale;
+static TILE_INLINE void whole_square(const PairSink sink, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
+                                     const SquareScales *scales) {
     if (is_nf4)
-        square_nf4(to, (const char *)q->codes + at / 2, cols / 2, scale);
+        square_nf4(sink, (const char *)q->codes + at / 2, cols / 2, scales->scale);
     else
-        square_int8(to, (const char *)q->codes + at, cols, scale);
+        square_int8(sink, (const char *)q->codes + at, cols, scales->scale);
 }
 
 static TILE_INLINE void pack_quantised_square(bf16 *to, const QuantisedRow lane[16], const bool is_nf4,
@@ -179,7 +178,7 @@ typedef struct {
 } RoundedRows;
 
 static inline void pack_rounded(bf16 *to, const RoundedRows *rounded) {
-    square_bf16(to, (const char *)rounded->row, sizeof rounded->row[0]);
+    square_bf16((PairSink){.to = to}, (const char *)rounded->row, sizeof rounded->row[0]);
 }
 
 static TILE_INLINE void pack_square(bf16 *to, const char *const lane[16], Dtype dtype, size_t first, int n) {
@@ -218,8 +217,8 @@ static TILE_INLINE void square_scales(SquareScales *s, const Quantised *q, const
     }
 }
 
-static TILE_INLINE void pack_whole_square(bf16 *to, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
-                                          const SquareScales *scales) {
+static TILE_INLINE void whole_square(const PairSink sink, const Quantised *q, const bool is_nf4, size_t at, size_t cols,
+                                     const SquareScales *scales) {
     RoundedRows rounded;
     for (size_t i = 0; i < PANEL_LANES; i++, at += cols) {
         bf16 *row = rounded.row[i];
@@ -227,7 +226,7 @@ static TILE_INLINE void pack_whole_square(bf16 *to, const Quantised *q, const bo
         for (size_t d = 0; is_nf4 && d < PANEL_DEPTH; d += UNIT)
             _mm256_storeu_si256((__m256i *)(row + d), nf4_unit(&scales->nf4[i], q->codes + (at + d) / 2));
     }
-    pack_rounded(to, &rounded);
+    pack_rounded(sink.to, &rounded);
 }
 
 static TILE_INLINE void pack_units(bf16 *to, __m256i even, __m256i odd) {
@@ -258,7 +257,7 @@ static inline int panel_pack_together(bf16 *to, const Panels *b, int lane, int f
     int d = first_depth;
     for (; end_depth - d >= PANEL_DEPTH; d += PANEL_DEPTH, to += PANEL_DEPTH * PANEL_LANES) {
         for (size_t i = 0; ahead > 0 && i < PANEL_LANES; i++) fetch_ahead(from + i * stride, (size_t)ahead * stride);
-        square_bf16(to, from, stride);
+        square_bf16((PairSink){.to = to}, from, stride);
         from += PANEL_DEPTH * sizeof(bf16);
     }
     return d;
@@ -322,7 +321,7 @@ static TILE_INLINE int panel_pack_quantised_together(bf16 *to, const Panels *b, 
         const size_t at = row.first + (size_t)d;
         const bool same_blocks = d > first_depth && at % QUANTISED_BLOCK != 0 && cols % QUANTISED_BLOCK == 0;
         if (!same_blocks) square_scales(&scales, row.q, is_nf4, at, cols);
-        pack_whole_square(to, row.q, is_nf4, at, cols, &scales);
+        whole_square((PairSink){.to = to}, row.q, is_nf4, at, cols, &scales);
     }
     return d;
 }

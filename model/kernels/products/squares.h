@@ -17,6 +17,37 @@ static TILE_INLINE __m128i load_piece(const void *from) {
 
 #if defined(__AVX512F__)
 
+/* What becomes of a square's pairs: they are stored in a panel, or multiplied at once with those of one row of A and
+ * added to the sums of its sixteen lanes, as a tile does it (avx512_products.c, avx512bf16_products.c). */
+typedef struct {
+    bool at_once; /* multiplied */
+    bf16 *to;
+    const bf16 *a;
+    vf *sum;
+} PairSink;
+
+static TILE_INLINE vf multiply_pairs(vf sum, uint32_t a, __m512i b) {
+    const __m512i x = _mm512_set1_epi32((int)a);
+#if defined(__AVX512BF16__)
+    __m512bh left, right;
+    memcpy(&left, &x, sizeof left);
+    memcpy(&right, &b, sizeof right);
+    return _mm512_dpbf16_ps(sum, left, right);
+#else
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    sum = vf_fma(_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), sum);
+    return vf_fma(_mm512_castsi512_ps(_mm512_and_si512(x, upper)), _mm512_castsi512_ps(_mm512_and_si512(b, upper)),
+                  sum);
+#endif
+}
+
+static TILE_INLINE void put_pairs(const PairSink sink, int pair, __m512i pairs) {
+    if (sink.at_once)
+        *sink.sum = multiply_pairs(*sink.sum, tile_pair(sink.a + 2 * pair), pairs);
+    else
+        _mm512_storeu_si512(sink.to + pair * PAIR, pairs);
+}
+
 /* In quarter q the piece of row 4q. */
 static TILE_INLINE __m512i load_pieces(const char *from, size_t stride) {
     __m512i x = _mm512_castsi128_si512(load_piece(from));
@@ -38,11 +69,12 @@ static TILE_INLINE void turn_pieces(__m512i turned[4], const char *from, size_t 
     turned[3] = _mm512_unpackhi_epi64(ab, cd);
 }
 
-static TILE_INLINE void square_bf16(bf16 *to, const char *from, size_t stride) {
+static TILE_INLINE void square_bf16(const PairSink sink, const char *from, size_t stride) {
+    TILE_UNROLL
     for (int piece = 0; piece < 4; piece++) {
         __m512i pair[4];
         turn_pieces(pair, from + (size_t)piece * PIECE_BYTES, stride);
-        for (int d = 0; d < 4; d++) _mm512_storeu_si512(to + (4 * piece + d) * PAIR, pair[d]);
+        for (int d = 0; d < 4; d++) put_pairs(sink, 4 * piece + d, pair[d]);
     }
 }
 
@@ -79,7 +111,8 @@ static TILE_INLINE __m256i load_codes(const void *from) {
 }
 
 /* Codes are turned as pairs, words of 16 bits; the 16 of eight rows' pair are widened, scaled and rounded together. */
-static TILE_INLINE void square_int8(bf16 *to, const char *from, size_t stride, const float scale[PANEL_LANES]) {
+static TILE_INLINE void square_int8(const PairSink sink, const char *from, size_t stride,
+                                    const float scale[PANEL_LANES]) {
     enum { HALF = PANEL_LANES / 2, PIECES = 4 };
     const __m512i first_twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     const vf scales = vf_load(scale);
@@ -109,14 +142,14 @@ static TILE_INLINE void square_int8(bf16 *to, const char *from, size_t stride, c
         const uint8_t *codes = turned[pair % HALF] + pair / HALF * PIECE_BYTES;
         __m512i low = _mm512_cvtepi8_epi32(load_piece(codes)),
                 high = _mm512_cvtepi8_epi32(load_piece(codes + 2 * PIECE_BYTES));
-        _mm512_storeu_si512(to + pair * PAIR,
-                            round_two(_mm512_cvtepi32_ps(low) * low_scale, _mm512_cvtepi32_ps(high) * high_scale));
+        put_pairs(sink, pair, round_two(_mm512_cvtepi32_ps(low) * low_scale, _mm512_cvtepi32_ps(high) * high_scale));
     }
 }
 
 /* A pair of codes is a byte: the four bytes of a lane are four pairs, and a level is looked up by the lower four bits
  * of what they are shifted to. */
-static TILE_INLINE void square_nf4(bf16 *to, const char *from, size_t stride, const float scale[PANEL_LANES]) {
+static TILE_INLINE void square_nf4(const PairSink sink, const char *from, size_t stride,
+                                   const float scale[PANEL_LANES]) {
     const vf levels = vf_load(nf4_levels), scales = vf_load(scale);
     __m512i codes[4];
     turn_pieces(codes, from, stride);
@@ -125,11 +158,15 @@ static TILE_INLINE void square_nf4(bf16 *to, const char *from, size_t stride, co
             __m512i even = _mm512_srli_epi32(codes[d], 8 * byte + 4), odd = _mm512_srli_epi32(codes[d], 8 * byte);
             __m512i pair =
                 round_pairs(_mm512_permutexvar_ps(even, levels) * scales, _mm512_permutexvar_ps(odd, levels) * scales);
-            _mm512_storeu_si512(to + (4 * d + (int)byte) * PAIR, pair);
+            put_pairs(sink, 4 * d + (int)byte, pair);
         }
 }
 
 #else
+
+typedef struct {
+    bf16 *to;
+} PairSink;
 
 static TILE_INLINE __m256i load_pieces(const char *from, size_t stride) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(load_piece(from)), load_piece(from + 4 * stride), 1);
@@ -148,14 +185,14 @@ static TILE_INLINE void turn_pieces(__m256i turned[4], const char *from, size_t 
     turned[3] = _mm256_unpackhi_epi64(ab, cd);
 }
 
-static TILE_INLINE void square_bf16(bf16 *to, const char *from, size_t stride) {
+static TILE_INLINE void square_bf16(const PairSink sink, const char *from, size_t stride) {
     enum { HALF = PANEL_LANES / 2 };
     for (int piece = 0; piece < 4; piece++)
         for (int half = 0; half < 2; half++) {
             __m256i pair[4];
             turn_pieces(pair, from + (size_t)(HALF * half) * stride + (size_t)piece * PIECE_BYTES, stride);
             for (int d = 0; d < 4; d++)
-                _mm256_storeu_si256((__m256i *)(to + (4 * piece + d) * PAIR + half * PAIR / 2), pair[d]);
+                _mm256_storeu_si256((__m256i *)(sink.to + (4 * piece + d) * PAIR + half * PAIR / 2), pair[d]);
         }
 }
 
