@@ -62,6 +62,16 @@ run 0 ppo ppo.yaml output=adapted train.steps=8 lora.rank=4 && holds "$(metric a
     holds "$(metric adapted 5 objective/kl) != 0"
 tell "with an adapter the base beneath it is the reference" $?
 
+for base in 16bit int8 nf4; do
+    for precision in fp32 bf16; do
+        run 0 ppo ppo.yaml output=kept precision=$precision train.steps=8 lora.rank=4 lora.base=$base &&
+            ! says 'recorded when sampling' && holds "$(metric kept 1 objective/kl) == 0" &&
+            holds "$(metric kept 5 objective/kl) != 0"
+        tell "what an adapter on a base in $base samples in $precision is the training graph's" $?
+        rm -rf kept
+    done
+done
+
 grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && {
     run 0 ppo ppo.yaml output=narrow precision=bf16 train.steps=8 && ! says 'recorded when sampling' &&
         holds "$(metric narrow 1 objective/kl) == 0" && holds "$(metric narrow 5 objective/kl) != 0"
