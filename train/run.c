@@ -25,9 +25,9 @@
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
-    if (run->objective) run->objective->free(run->objective); /* its tapes lie in the loop's memory */
     loop_free(run->loop);
     if (run->metrics) metrics_close(run->metrics);
+    if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
     lora_free(run->lora);
     if (run->model != run->base.model) llama_free(run->model);
