@@ -3,8 +3,7 @@
  * A row of logits becomes weights, e^(logit − largest); a filter sets the weights it drops to 0; what is left is drawn
  * from by its running sum in order of id. Top-k and top-p keep the heaviest tokens, the lowest ids first among equals.
  * Where they end is found without sorting the vocabulary: weights are counted by the upper bits of their floats, and
- * only the bucket in which the limit falls is sorted. For top-p only the weights above half of (1 − p)·Σw/vocabulary
- * are looked at: the others together weigh less than half of what may be dropped. */
+ * only the bucket in which the limit falls is sorted. */
 #include "eval/sampler.h"
 
 #include <math.h>
@@ -130,27 +129,14 @@ static int32_t bucket_of(float weight) {
     return (int32_t)(bits >> BUCKET_SHIFT);
 }
 
-/* Moves the tokens that weigh `floor` at least to the candidates, in order of id: how many. */
-static size_t take_candidates(Room *room, int vocab, float floor) {
+/* Keeps the heaviest until there are `count` of them, or until they weigh `mass` together. */
+static void keep_heaviest(Room *room, int vocab, int64_t count, double mass) {
     float *w = room->weights;
-    size_t n = 0;
-    for (int32_t i = 0; i < vocab; i++) {
-        if (w[i] > 0 && w[i] >= floor) room->candidates[n++] = (Candidate){i, w[i]};
-        w[i] = 0;
-    }
-    return n;
-}
-
-/* Keeps the heaviest until there are `count` of them, or until they weigh `mass` together. None that weighs less than
- * `floor` is among them. */
-static void keep_heaviest(Room *room, int vocab, int64_t count, double mass, float floor) {
-    Candidate *candidates = room->candidates;
-    size_t n_candidates = take_candidates(room, vocab, floor), n_bordering = 0;
     memset(room->mass, 0, sizeof room->mass);
     memset(room->count, 0, sizeof room->count);
-    for (size_t i = 0; i < n_candidates; i++) {
-        int32_t bucket = bucket_of(candidates[i].weight);
-        room->mass[bucket] += (double)candidates[i].weight;
+    for (int i = 0; i < vocab; i++) {
+        int32_t bucket = bucket_of(w[i]);
+        room->mass[bucket] += (double)w[i];
         room->count[bucket]++;
     }
     int last = BUCKETS - 1;
@@ -161,15 +147,16 @@ static void keep_heaviest(Room *room, int vocab, int64_t count, double mass, flo
         n += room->count[last];
         sum += room->mass[last];
     }
-    for (size_t i = 0; i < n_candidates; i++) {
-        int32_t bucket = bucket_of(candidates[i].weight);
-        if (bucket > last) room->weights[candidates[i].id] = candidates[i].weight;
-        if (bucket == last) candidates[n_bordering++] = candidates[i];
+    size_t n_candidates = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (w[i] <= 0 || bucket_of(w[i]) > last) continue;
+        if (bucket_of(w[i]) == last) room->candidates[n_candidates++] = (Candidate){i, w[i]};
+        w[i] = 0;
     }
-    qsort(candidates, n_bordering, sizeof *candidates, heaviest_first);
-    for (size_t i = 0; i < n_bordering && n < count && sum < mass; i++, n++) {
-        room->weights[candidates[i].id] = candidates[i].weight;
-        sum += (double)candidates[i].weight;
+    qsort(room->candidates, n_candidates, sizeof *room->candidates, heaviest_first);
+    for (size_t i = 0; i < n_candidates && n < count && sum < mass; i++, n++) {
+        w[room->candidates[i].id] = room->candidates[i].weight;
+        sum += (double)room->candidates[i].weight;
     }
 }
 
@@ -192,11 +179,8 @@ static double weigh_all(const float *w, int n) {
 }
 
 static void filter(const SamplerOptions *options, Room *room, int vocab) {
-    if (options->top_k > 0 && options->top_k < vocab) keep_heaviest(room, vocab, options->top_k, INFINITY, 0);
-    if (options->top_p < 1) {
-        double total = weigh_all(room->weights, vocab), floor = (1 - options->top_p) / 2 * total / vocab;
-        keep_heaviest(room, vocab, INT64_MAX, options->top_p * total, (float)floor);
-    }
+    if (options->top_k > 0 && options->top_k < vocab) keep_heaviest(room, vocab, options->top_k, INFINITY);
+    if (options->top_p < 1) keep_heaviest(room, vocab, INT64_MAX, options->top_p * weigh_all(room->weights, vocab));
     if (options->min_p > 0) /* the heaviest weighs 1 */
         for (int i = 0; i < vocab; i++)
             room->weights[i] = (double)room->weights[i] < options->min_p ? 0 : room->weights[i];

@@ -9,7 +9,7 @@
 #
 #   PARTS="steps frozen context profile sampling"   SIZES="260K 15M 42M 110M"   PRECISIONS="fp32 bf16 bf16-lean"
 #   PEERS="eager-fp32 compile-fp32 compile-bf16 compile-purebf16"   also eager-bf16, eager-purebf16
-#   SAMPLING_SIZES="15M 110M"   SAMPLING_BATCHES="1 32"      sampling beside transformers' generate, in bf16
+#   SAMPLING_SIZES="15M 110M"   SAMPLING_BATCHES="1 32"      sampling beside transformers' generate, in bf16 and from int8 weights
 #   ROUNDS=7   STEPS=2   TURN=1      a turn is STEPS steps and TURN seconds, at least
 #   CONTEXTS="256 … 8192" CONTEXT_SIZE=42m CONTEXT_TOKENS=8192   FROZEN=llama3.2-1b   OUTPUT=bench.md   CRIA_THREADS=N
 set -uo pipefail
@@ -155,6 +155,7 @@ sampling_steps() { # a step: so many sequences of 16 tokens, each continued by 1
         for batch in $sampling_batches; do
             work="sampling-$size-batch-$batch"
             start "$work" cria-bf16 "$cria" bench model.preset="${size,,}" precision=bf16 --sampling "$batch" --serve
+            start "$work" cria-int8 "$cria" bench model.preset="${size,,}" precision=bf16 generate.weights=int8 --sampling "$batch" --serve
             if [ -z "$python" ] || ! "$python" -c 'import torch, transformers' 2>/dev/null; then
                 note "$work: no PyTorch with transformers"
             else
@@ -190,7 +191,7 @@ profiles() {
 speed() { median "$results/$1.$2.speed"; }
 programs() { # WORK: that took their turns, in the order of this file
     local name
-    for name in cria-fp32 cria-bf16 cria-bf16-lean cria-frozen $peers peft-bf16 generate-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
+    for name in cria-fp32 cria-bf16 cria-int8 cria-bf16-lean cria-frozen $peers peft-bf16 generate-bf16; do [ ! -e "$results/$1.$name.ready" ] || [ ! -e "$results/$1.$name.speed" ] || echo "$name"; done
 }
 ratio() { paste "$results/$1.$2.speed" "$results/$1.$3.speed" | awk 'NF == 2 { print $1 / $2 }' | median; }
 excess() { # WORK NAME: MiB beyond 16 bytes a trained and 2 a frozen parameter

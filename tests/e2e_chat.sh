@@ -24,6 +24,10 @@ talk() {
 }
 run 0 chat tuned -p 'say b' --temperature 0 && [ "$(cat "$scratch/out")" = bb ]
 tell "one message, one answer that ends by itself" $?
+for weights in 16bit int8 nf4; do
+    run 0 chat tuned -p 'say b' --temperature 0 "generate.weights=$weights" && [ "$(cat "$scratch/out")" = bb ]
+    tell "and so it answers from weights in $weights" $?
+done
 printf 'say c\n' | talk tuned --once && [ "$(cat "$scratch/out")" = cc ]
 tell "one message from a pipe" $?
 printf 'say a\nsay b\n\nsay d\n' | talk tuned && [ "$(wc -l <"$scratch/out")" -eq 3 ] && [ "$(head -n 1 "$scratch/out")" = aa ]

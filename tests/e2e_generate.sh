@@ -38,6 +38,18 @@ for batch in 1 3 16; do
     batch_is_each --temperature 0 --max-batch $batch
     tell "$batch prompts at once have the greedy texts of each alone" $?
 done
+# generate.weights: quantised when loaded, or 16 bits as the file has them; sampled from in bf16 whatever the CPU.
+for weights in 16bit int8 nf4; do
+    [ -n "$(text -p "the llama" -n 40 --temperature 0 "generate.weights=$weights")" ] &&
+        run 0 generate "$model" -p "the llama" -n 4 --json "generate.weights=$weights" && grep -q '"precision": "bf16"' out
+    tell "$weights weights are sampled from" $?
+    batch_is_each --temperature 0 --max-batch 3 "generate.weights=$weights"
+    tell "three prompts at once from $weights weights have the texts of each alone" $?
+done
+run 0 generate "$model" -p "the llama" -n 4 --json generate.weights=int8 generate.precision=fp32 && grep -q '"precision": "fp32"' out
+tell "int8 weights are sampled from in fp32 too" $?
+run 2 generate "$model" -p "the llama" generate.weights=int4 && one_error && says 'one of auto, 16bit, int8, nf4'
+tell "weights of a kind there is not are a usage error" $?
 copies() { run 0 generate "$model" -p "the" -n 40 --samples 4 --temperature 1 && [ "$(awk 'BEGIN { RS = "\n---\n" } !seen[$0]++' out | grep -c the)" -ge 1 ] && [ "$(awk 'BEGIN { RS = "\n---\n" } { sub(/\n$/, "") } !seen[$0]++ { n++ } END { print n }' out)" -eq 4 ]; }
 copies
 tell "copies of a prompt are sampled apart" $?

@@ -62,6 +62,16 @@ run 0 ppo ppo.yaml output=adapted train.steps=8 lora.rank=4 && holds "$(metric a
     holds "$(metric adapted 5 objective/kl) != 0"
 tell "with an adapter the base beneath it is the reference" $?
 
+for base in 16bit int8 nf4; do
+    for precision in fp32 bf16; do
+        run 0 ppo ppo.yaml output=kept precision=$precision train.steps=8 lora.rank=4 lora.base=$base &&
+            ! says 'recorded when sampling' && holds "$(metric kept 1 objective/kl) == 0" &&
+            holds "$(metric kept 5 objective/kl) != 0"
+        tell "what an adapter on a base in $base samples in $precision is the training graph's" $?
+        rm -rf kept
+    done
+done
+
 grep -q 'avx512_bf16\|amx_bf16' /proc/cpuinfo && {
     run 0 ppo ppo.yaml output=narrow precision=bf16 train.steps=8 && ! says 'recorded when sampling' &&
         holds "$(metric narrow 1 objective/kl) == 0" && holds "$(metric narrow 5 objective/kl) != 0"
@@ -167,10 +177,10 @@ head -n $split prompts.txt >learned.txt
 tail -n +$((split + 1)) prompts.txt >held.txt
 same_figures() {
     local name
-    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=8 train.validate_every=8 ppo.pattern=ll &&
-        run 0 eval policy measured held.txt --reference base --reward regex --pattern ll --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
-    for name in reward objective/kl objective/entropy completions/mean_length; do
-        a=$(metric measured 8 eval_$name) b=$(sed -nE "s|.*\"$name\": ([-0-9.e+]+).*|\1|p" "$scratch/out")
+    run 0 ppo ppo.yaml output=measured 'data.train=learned.txt' 'data.validation=held.txt' train.steps=4 train.validate_every=4 &&
+        run 0 eval policy measured held.txt --reference base --reward regex --pattern s --samples 1 --json generate.max_new_tokens=8 generate.seed=$((1 ^ 0x68656c64)) || return 1
+    for name in reward reward_std objective/kl objective/entropy completions/mean_length; do
+        a=$(metric measured 4 eval_$name) b=$(sed -nE "s|.*\"$name\": ([-0-9.e+]+).*|\1|p" "$scratch/out")
         { [ "$name" = reward_std ] || holds "$a != 0"; } && holds "($a - $b) ^ 2 <= (2e-4 * $a) ^ 2" || { echo "$name: $a, $b"; return 1; }
     done
 }
@@ -269,9 +279,27 @@ run 0 ppo ppo.yaml output=both data.train=asked.jsonl template.name=plain ppo.re
     ppo.whiten_scores=true train.steps=4 && [ "$(metric both 1 reward)" = "$(metric modelled 1 reward)" ]
 tell "helpfulness and safety of the same model are its own" $?
 
+sed 's/"chosen"/"other"/; s/"rejected"/"chosen"/; s/"other"/"rejected"/' pairs.jsonl >reversed.jsonl
+sed 's/"prompt": "\([^"]*\)".*/"prompt": "\1", "safety": true}/' asked.jsonl >safe.jsonl
+run 0 reward ppo.yaml output=contrary data.train=reversed.jsonl template.name=plain preferences.per_batch=8 train.steps=30 optim.lr=1e-2
+for who in "mixed judge contrary" "unsafe contrary contrary" "useful judge judge"; do
+    set -- $who
+    run 0 ppo ppo.yaml output=$1 data.train=safe.jsonl template.name=plain ppo.reward=model ppo.model=$2 ppo.safety_model=$3 train.steps=4
+done
+[ "$(metric mixed 1 reward)" = "$(metric unsafe 1 reward)" ] && [ "$(metric mixed 1 reward)" != "$(metric useful 1 reward)" ]
+tell "where a record is one of safety, that model's score is the reward" $?
 run 0 ppo ppo.yaml output=from_judge data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=judge \
     train.steps=8 && ! says 'begins as the policy' && ! holds "$(metric from_judge 1 val/var_explained) == 0"
 tell "the value model begins as the reward model" $?
+judged_adapter() { # RUN MODEL
+    run 0 ppo ppo.yaml output=$1 data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=$2 lora.rank=4 train.steps=4
+}
+judged_adapter from_whole judge && says 'begins as the policy, for it cannot begin as the reward model' &&
+    holds "$(metric from_whole 1 val/var_explained) == 0"
+tell "under adapters, where the reward model is a whole one, it begins as the policy, which is said" $?
+run 0 reward ppo.yaml output=judge_adapter data.train=pairs.jsonl template.name=plain preferences.per_batch=8 train.steps=30 optim.lr=1e-2 lora.rank=4
+judged_adapter from_adapter judge_adapter && ! says 'begins as the policy' && ! holds "$(metric from_adapter 1 val/var_explained) == 0"
+tell "under adapters, where the reward model is one on the same base, it begins as that" $?
 
 # ---- wrong usage and data ----
 

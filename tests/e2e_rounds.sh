@@ -184,21 +184,18 @@ lose_stage
 tell "a stage that is killed alone is told of" $?
 rounds 0 && facts run | cmp - ../whole.facts
 tell "and is gone on with" $?
-if "$cria" eval policy --help >/dev/null 2>&1; then # put in later, behind a round that is finished
-    cat >>rounds.yaml <<'END'
+# A stage that is put in later, behind a round that is finished.
+cat >>rounds.yaml <<'END'
   - {stage: measure, run: eval, rejection: {prompts: prompts.txt, samples: 2, reward: model, model: "{judge}"}}
 END
-    sed -i 's/last_round: 1/first_round: 1, last_round: 1/' rounds.yaml
-    rounds 0 && facts run >measured.facts && grep -q '"objective/kl": [0-9.]' run/round-2/measure/policy.json && grep -q 'of the model that it is compared with .* KL divergence from that .* nats an answer' run/report.md
-    tell "the policy of a round is measured beside what it began as" $?
-    sed -i s/finished/begun/ run/round-1/measure.json && rm run/round-1/measure/policy.json && rounds 0 && facts run | cmp - measured.facts
-    tell "and again, after a death in the middle of that" $?
-    rounds 2 generate.top_p=0.9 output=other && says "stage 'measure'" && says 'whole distribution'
-    tell "from the whole distribution alone" $?
-    sed -i '/stage: measure/d' rounds.yaml
-else
-    skip "cria eval policy is not here"
-fi
+sed -i 's/last_round: 1/first_round: 1, last_round: 1/' rounds.yaml
+rounds 0 && facts run >measured.facts && grep -q '"objective/kl": [0-9.]' run/round-2/measure/policy.json && grep -q 'of the model that it is compared with .* KL divergence from that .* nats an answer' run/report.md
+tell "the policy of a round is measured beside what it began as" $?
+sed -i s/finished/begun/ run/round-1/measure.json && rm run/round-1/measure/policy.json && rounds 0 && facts run | cmp - measured.facts
+tell "and again, after a death in the middle of that" $?
+rounds 2 generate.top_p=0.9 output=other && says "stage 'measure'" && says 'whole distribution'
+tell "from the whole distribution alone" $?
+sed -i '/stage: measure/d' rounds.yaml
 sed -i 's|model: "{judge}", earlier|program: "exit 4", earlier|; s|reward: model, program|reward: program, program|' rounds.yaml
 run 1 rounds rounds.yaml output=fails && one_error && says 'status 4' && says 'round-1/best did not come to its end; once that is mended, the same command goes on' && [ -s fails/report.md ]
 tell "a stage that fails ends the run with its own status and words" $?

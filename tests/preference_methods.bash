@@ -69,7 +69,7 @@ sample() { # RUN MODEL SAMPLES ARGUMENTS …: cria rejection's records of the an
     shift 3
     rm -rf "${out:?}/$run"
     "$cria" rejection output="$out/$run" model.base="$model" rejection.prompts="$out/train.txt" rejection.samples="$k" rejection.max_batch=64 \
-        rejection.chat=no rejection.reward=contains rejection.word=cat rejection.least_score=1 rejection.keep=24 generate.max_new_tokens=$answer_tokens \
+        rejection.chat=no rejection.reward=contains rejection.word=cat rejection.least_score=1 rejection.keep=40 generate.max_new_tokens=$answer_tokens \
         generate.temperature=1 generate.top_p=1 "$@" 2>"$out/$run.log" || { tail -n 5 "$out/$run.log"; return 1; }
 }
 
@@ -80,7 +80,7 @@ sample_base() { # SAMPLES
 
 # The rule decides between two answers of the base (Rafailov et al. 2023).
 learn_dpo() { # SAMPLES STEPS
-    local k=${1:-128} steps=${2:-60}
+    local k=${1:-256} steps=${2:-60}
     sample_base "$k"
     train dpo dpo model.base="$out/base" template.name=plain data.train="$out/base-samples-$k/pairs.jsonl" data.validation=0 train.checkpoint_every=5 \
         preferences.per_batch=128 preferences.mask_stop=true dpo.beta=1 optim.lr=1.5e-4 train.steps="$steps"
@@ -90,13 +90,13 @@ learn_dpo() { # SAMPLES STEPS
 # Rounds as in Llama 2's section 3.2.3: the best answers of the newest model teach the base, each time anew. Answers are cut off,
 # and do not teach how to end.
 learn_rejection() { # ROUNDS SAMPLES
-    local rounds=${1:-4} k=${2:-128} round model=$out/base records
+    local rounds=${1:-5} k=${2:-256} round model=$out/base records epochs=2
     sample_base "$k"
     for round in $(seq 1 "$rounds"); do
         records=$out/base-samples-$k
-        [ "$round" -eq 1 ] || { records=$out/best-$round && sample "best-$round" "$model" 24 generate.seed="$round"; }
+        [ "$round" -eq 1 ] || { records=$out/best-$round epochs=1 && sample "best-$round" "$model" 40 generate.seed="$round"; }
         train sft "rejection-$round" model.base="$out/base" template.name=plain sft.mask_stop=true data.train="$records/sft.jsonl" data.validation=0 \
-            train.epochs=1 train.tokens_per_batch=8192 optim.schedule=cosine optim.lr=1e-3
+            train.epochs=$epochs train.tokens_per_batch=8192 optim.schedule=cosine optim.lr=5e-4
         measure_run rejection "rejection-$round" "$round."
         model=$out/rejection-$round
     done

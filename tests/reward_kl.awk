@@ -54,7 +54,7 @@ function draw_method(m,   i, path, y) {
     text(left + width + 46, y + 4, "start", title[m], "")
 }
 function draw(   m) {
-    left = 56; top = 40; width = 520; height = 340; right = 160; most = 12
+    left = 56; top = 40; width = 520; height = 340; right = 160; most = 14
     draw_frame()
     draw_bound()
     for (m = 1; m <= methods; m++) draw_method(m)
@@ -93,18 +93,18 @@ function print_table(   m, w, line, best, level) {
 }
 function print_chart(   m, i, x, y, cell, line, letter) {
     for (m = 1; m <= methods; m++) for (i = 1; i <= n[m]; i++) {
-        x = int(kl[m, i] * 5 + 0.5); y = int(reward[m, i] * 20 + 0.5); if (x > 60) x = 60
+        x = int(kl[m, i] * 4 + 0.5); y = int(reward[m, i] * 20 + 0.5); if (x > 60) x = 60
         letter = letter_of[m]
         cell[y, x] = cell[y, x] == "" || cell[y, x] == letter ? letter : "*"
     }
     print "reward of held-out prompts against KL (nats); *: several"
     for (y = 20; y >= 0; y--) {
         line = ""
-        for (x = 0; x <= 60; x++) line = line (cell[y, x] != "" ? cell[y, x] : base < y / 20 && int(bound(y / 20) * 5 + 0.5) == x ? "." : " ")
+        for (x = 0; x <= 60; x++) line = line (cell[y, x] != "" ? cell[y, x] : base < y / 20 && int(bound(y / 20) * 4 + 0.5) == x ? "." : " ")
         printf "%4d %% |%s\n", 5 * y, line
     }
     print "       +-------------------------------------------------------------"
-    print "        0         2         4         6         8         10        12"
+    print "        0       2       4       6       8       10      12      14"
     line = ""
     for (m = 1; m <= methods; m++) line = line letter_of[m] ": " title[m] "  "
     print "        " line ".: the optimum"

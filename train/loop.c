@@ -15,6 +15,7 @@
 #include "train/console/interrupt.h"
 #include "train/console/progress.h"
 #include "train/figures.h"
+#include "train/learners.h"
 
 struct Loop {
     LoopParts parts;
@@ -34,7 +35,8 @@ typedef struct {
 
 typedef struct {
     Agreed agreed;
-    double loss, grad_norm, companion_norm, learning_rate, seconds;
+    double loss, learning_rate, seconds;
+    LearnerNorms norms;
     double forward_flops, data_seconds, compute_seconds, exchange_seconds; /* of this rank */
     GuardVerdict verdict;
 } StepResult;
@@ -80,51 +82,31 @@ static int begin_step(Loop *loop, int rc, const StepBatch *batch) {
     return objective->begin_step(objective, loop->evaluation, batch, loop->parts.mesh);
 }
 
-static void merge_tied_gradients(Loop *loop) {
-    llama_merge_tied_gradients(loop->parts.model);
-    if (loop->parts.companion) llama_merge_tied_gradients(loop->parts.companion->trained.model);
-}
-
-static void zero_gradients(Loop *loop) {
-    optimizer_zero_grad(loop->parts.optimizer);
-    if (loop->parts.companion) optimizer_zero_grad(loop->parts.companion->optimizer);
-}
-
 static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
     TRY(begin_step(loop, next_batch(loop, step, &batch), &batch));
     double have_data = clock_seconds();
-    zero_gradients(loop);
+    learners_zero_gradients(&loop->parts);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
         alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch, m, &agreed->sums));
         result->forward_flops += tape_forward_flops(loop->training, 0);
     }
-    merge_tied_gradients(loop);
+    learners_merge_tied(&loop->parts);
     result->data_seconds = have_data - start;
     result->compute_seconds = clock_seconds() - have_data;
     return OK;
 }
 
-static int sum_gradients(Mesh *mesh, const Llama *model, const Lora *lora) {
-    float *gradients;
-    size_t n;
-    llama_gradients(model, &gradients, &n);
-    TRY(mesh_sum_f32(mesh, gradients, n));
-    return lora ? mesh_sum_f32(mesh, lora->grads, lora->grad_bytes / sizeof(float)) : OK;
-}
-
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
     Objective *objective = loop->parts.objective;
-    const Companion *companion = loop->parts.companion;
     alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
-    TRY(sum_gradients(mesh, loop->parts.model, loop->parts.lora));
-    if (companion) TRY(sum_gradients(mesh, companion->trained.model, companion->trained.lora));
+    TRY(learners_sum_gradients(&loop->parts));
     TRY(objective_share_extremes(objective, mesh, &agreed->sums));
     TRY(mesh_sum_f64(mesh, (double *)(void *)agreed, sizeof *agreed / sizeof(double)));
     if (objective->finish) objective->finish(objective, &agreed->sums);
@@ -136,20 +118,6 @@ int loop_gradients(Loop *loop, int64_t step, ObjectiveSums *sums) {
     TRY(sum_over_ranks(loop, accumulate_gradients(loop, step, &result), &result.agreed));
     *sums = result.agreed.sums;
     return OK;
-}
-
-/* The norms of both models; each is clipped by its own. */
-static void take_norms(const Loop *loop, StepResult *result) {
-    const Companion *companion = loop->parts.companion;
-    result->grad_norm = optimizer_grad_norm(loop->parts.optimizer);
-    result->companion_norm = companion ? optimizer_grad_norm(companion->optimizer) : 0;
-}
-
-static void update(const Loop *loop, const StepResult *result) {
-    const Companion *companion = loop->parts.companion;
-    optimizer_step(loop->parts.optimizer, result->learning_rate, result->grad_norm);
-    if (companion)
-        optimizer_step(companion->optimizer, companion->rate * result->learning_rate, result->companion_norm);
 }
 
 static int train_step(Loop *loop, LoopState *state, StepResult *result) {
@@ -166,11 +134,11 @@ static int train_step(Loop *loop, LoopState *state, StepResult *result) {
     result->exchange_seconds = clock_seconds() - computed;
     bool empty = agreed->step_weight == 0;
     result->loss = empty ? 0 : agreed->sums.loss / agreed->sums.weight;
-    take_norms(loop, result);
+    result->norms = learners_norms(&loop->parts);
     result->learning_rate = schedule_at(&loop->options.schedule, state->step);
-    double norm = result->grad_norm + result->companion_norm; /* the guard asks whether it is finite */
-    result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, norm);
-    if (result->verdict == GUARD_APPLY && !empty) update(loop, result);
+    double both = result->norms.model + result->norms.companion; /* the guard asks whether it is finite */
+    result->verdict = empty ? GUARD_APPLY : guard_check(&state->guard, result->loss, both);
+    if (result->verdict == GUARD_APPLY && !empty) learners_update(&loop->parts, result->learning_rate, &result->norms);
 
     result->seconds = clock_seconds() - start;
     state->step++;
@@ -184,7 +152,7 @@ int loop_step(Loop *loop, LoopState *state, LoopStep *out) {
     StepResult result;
     TRY(train_step(loop, state, &result));
     *out = (LoopStep){.loss = result.loss,
-                      .grad_norm = result.grad_norm,
+                      .grad_norm = result.norms.model,
                       .learning_rate = result.learning_rate,
                       .forward_flops = result.forward_flops,
                       .seconds = result.seconds,
@@ -205,13 +173,12 @@ static int report_bad_samples(Loop *loop, int64_t step) {
     for (int m = 0; m < batch.n_micro; m++) {
         ObjectiveSums sums = {0};
         alive(loop, "a micro-batch of a bad step");
-        zero_gradients(loop);
+        learners_zero_gradients(&loop->parts);
         TRY(forward_backward(loop, &batch, m, &sums));
-        merge_tied_gradients(loop);
-        StepResult norms = {.loss = sums.loss / sums.weight};
-        take_norms(loop, &norms);
-        if (isfinite(sums.loss) && isfinite(norms.grad_norm + norms.companion_norm)) continue;
-        report_samples(&batch.micro[m], norms.loss, norms.grad_norm);
+        learners_merge_tied(&loop->parts);
+        LearnerNorms norms = learners_norms(&loop->parts);
+        if (isfinite(sums.loss) && isfinite(norms.model + norms.companion)) continue;
+        report_samples(&batch.micro[m], sums.loss / sums.weight, norms.model);
         return OK;
     }
     return OK;
@@ -220,7 +187,7 @@ static int report_bad_samples(Loop *loop, int64_t step) {
 static int report_bad_step(Loop *loop, const LoopState *state, const StepResult *result) {
     int64_t step = state->step - 1;
     log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)step, result->loss,
-                result->grad_norm);
+                result->norms.model);
     return mesh_agree(loop->parts.mesh, report_bad_samples(loop, step));
 }
 
@@ -294,8 +261,8 @@ static int report_step(Loop *loop, const LoopState *state, const StepResult *res
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
     figures_put(&figures, "loss", result->loss);
-    figures_put(&figures, "grad_norm", result->grad_norm);
-    if (loop->parts.companion) figures_put(&figures, "value_grad_norm", result->companion_norm);
+    figures_put(&figures, "grad_norm", result->norms.model);
+    if (loop->parts.companion) figures_put(&figures, "value_grad_norm", result->norms.companion);
     figures_put(&figures, "learning_rate", result->learning_rate);
     figures_put(&figures, "num_tokens", (double)state->tokens);
     if (!objective->no_tokens) figures_put(&figures, "mean_token_accuracy", sums->correct / sums->scored);

@@ -1,6 +1,7 @@
 /* See ppo_value.h. */
 #include "train/ppo_value.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,17 +88,24 @@ static int start_as_policy(ValueModel *value, const Run *run) {
     return OK;
 }
 
+/* Whether one's body computes what the other's does with the same numbers. */
+static bool same_body(const LlamaShape *a, const LlamaShape *b) {
+    bool sizes = a->dim == b->dim && a->n_layers == b->n_layers && a->n_heads == b->n_heads &&
+                 a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->ffn_dim == b->ffn_dim &&
+                 a->vocab_size == b->vocab_size;
+    return sizes && fabsf(a->rope_theta - b->rope_theta) <= 0 && fabsf(a->norm_eps - b->norm_eps) <= 0 &&
+           fabsf(a->rope_scaling.factor - b->rope_scaling.factor) <= 0;
+}
+
 /* It must read the policy's tokens, and be of its shape. */
 static int check_kind(const ValueModel *value, const Run *run, const Source *source, const ModelFile *file) {
     const LlamaShape *wanted = &value->model->shape, *found = &file->model->shape;
-    if (found->dim != wanted->dim || found->n_layers != wanted->n_layers || found->n_heads != wanted->n_heads ||
-        found->n_kv_heads != wanted->n_kv_heads || found->ffn_dim != wanted->ffn_dim ||
-        found->vocab_size != wanted->vocab_size)
+    if (!same_body(found, wanted))
         return config_fail(run->config, source->option,
-                           "it is of another shape than the policy (%d layers of %d, %d rows of embedding; the policy "
-                           "has %d of %d, %d), and the value model is as large as the policy",
-                           found->n_layers, found->dim, found->vocab_size, wanted->n_layers, wanted->dim,
-                           wanted->vocab_size);
+                           "it is of another shape than the policy (%d layers of %d, %d rows of embedding, rope_theta "
+                           "%g; the policy has %d of %d, %d, %g), which the value model must have",
+                           found->n_layers, found->dim, found->vocab_size, (double)found->rope_theta, wanted->n_layers,
+                           wanted->dim, wanted->vocab_size, (double)wanted->rope_theta);
     return other_model_check(run, source->option, file);
 }
 

@@ -25,9 +25,9 @@
 
 static void run_free(Run *run) {
     watchdog_stop(run->watchdog);
-    if (run->objective) run->objective->free(run->objective); /* its tapes lie in the loop's memory */
     loop_free(run->loop);
     if (run->metrics) metrics_close(run->metrics);
+    if (run->objective) run->objective->free(run->objective);
     optimizer_free(run->optimizer);
     lora_free(run->lora);
     if (run->model != run->base.model) llama_free(run->model);
@@ -102,49 +102,6 @@ static int initialise_head(Run *run) {
     return llama_init_head(run->model, init);
 }
 
-/* A score head as it was, for a roll-back of what is trained beside an adapter. */
-static int remember_head(Run *run) {
-    const Weight *head = &run->model->head;
-    if (!run->model->shape.score_head) return OK;
-    ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
-    memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
-    return OK;
-}
-
-static void restore_head(const Run *run) {
-    const Weight *head = &run->model->head;
-    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
-}
-
-static int read_again(const Weight *weight, const NamedFile *file) {
-    const NamedArray *array;
-    if (weight->tied || !weight->trainable) return OK;
-    TRY(named_get(&array, file, weight->views[0].name));
-    return named_read_f32(file, array, 0, named_elements(array), weight->value);
-}
-
-/* The vocabulary as the base has it. */
-static int restore_vocabulary(Run *run) {
-    ModelFile base;
-    if (!setup_trains_vocabulary(run->config)) return OK;
-    TRY(model_file_open(&base, run->config->model_base,
-                        (ModelFileOptions){.head = run->stage->head, .keep_open = true}));
-    int rc = read_again(&run->model->embedding, base.arrays);
-    if (rc == OK && !run->model->shape.score_head) rc = read_again(&run->model->head, base.arrays);
-    model_file_close(&base);
-    TRY(rc);
-    llama_pack(run->model);
-    if (run->stage->new_rows) run->stage->new_rows(run);
-    return OK;
-}
-
-/* What is trained beside an adapter, and then the adapter, as they began. */
-static int restart_adapter(Run *run) {
-    restore_head(run);
-    TRY(restore_vocabulary(run));
-    return run_start_adapter(run);
-}
-
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
@@ -164,7 +121,7 @@ static int open_model_base(Run *run) {
     run->model = run->base.model;
     run->tokenizer = run->base.tokenizer;
     TRY(initialise_head(run));
-    TRY(remember_head(run));
+    TRY(run_remember_head(run));
     if (config->train_context > run->model->rotary.n_positions)
         return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
                            run->model->rotary.n_positions);
@@ -273,7 +230,7 @@ static int reload_model_base(Run *run) {
 }
 
 static int restart_model(Run *run) {
-    if (run->lora) return restart_adapter(run);
+    if (run->lora) return run_restart_adapter(run);
     return run->base.model ? reload_model_base(run) : initialise(run);
 }
 

@@ -75,6 +75,51 @@ int run_start_adapter(Run *run) {
     return run_load_adapter(run, run->lora, OPTION_lora_init, run->config->lora_init);
 }
 
+/* ---- how it begins again ---- */
+
+int run_remember_head(Run *run) {
+    const Weight *head = &run->model->head;
+    if (!run->model->shape.score_head) return OK;
+    ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
+    memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
+    return OK;
+}
+
+static void restore_head(const Run *run) {
+    const Weight *head = &run->model->head;
+    if (run->first_head) memcpy(head->value, run->first_head, weight_elements(head) * sizeof *head->value);
+}
+
+static int read_again(const Weight *weight, const NamedFile *file) {
+    const NamedArray *array;
+    if (weight->tied || !weight->trainable) return OK;
+    TRY(named_get(&array, file, weight->views[0].name));
+    return named_read_f32(file, array, 0, named_elements(array), weight->value);
+}
+
+/* The vocabulary as the base has it. */
+static int restore_vocabulary(Run *run) {
+    ModelFile base;
+    if (!setup_trains_vocabulary(run->config)) return OK;
+    TRY(model_file_open(&base, run->config->model_base,
+                        (ModelFileOptions){.head = run->stage->head, .keep_open = true}));
+    int rc = read_again(&run->model->embedding, base.arrays);
+    if (rc == OK && !run->model->shape.score_head) rc = read_again(&run->model->head, base.arrays);
+    model_file_close(&base);
+    TRY(rc);
+    llama_pack(run->model);
+    if (run->stage->new_rows) run->stage->new_rows(run);
+    return OK;
+}
+
+int run_restart_adapter(Run *run) {
+    restore_head(run);
+    TRY(restore_vocabulary(run));
+    return run_start_adapter(run);
+}
+
+/* ---- stop tokens ---- */
+
 /* Other rows of the head that are as good as this one: within a thousandth of its length. `row` and `other` are [dim];
  * most rows are told apart by their first elements. */
 static int count_like(const Llama *model, int32_t id, float *row, float *other) {

@@ -11,8 +11,12 @@ int run_check_adapter_options(const Config *config);
 int run_make_adapter(Run *run);
 /* Fresh from the run's seed, or lora.init's. */
 int run_start_adapter(Run *run);
-/* An adapter's values, and the score head that was trained beside it, into one on the run's base. It must be of that
- * base and have the same options: an error names `option`, which PATH is the value of. */
+/* Keeps a score head as it was, for run_restart_adapter. */
+int run_remember_head(Run *run);
+/* What is trained beside the adapter, and then the adapter, as they began: for a roll-back. */
+int run_restart_adapter(Run *run);
+/* An adapter's values, and the score head and vocabulary that were trained beside it, into one on the run's base. It
+ * must be of that base and have the same options: an error names `option`, which PATH is the value of. */
 int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path);
 
 /* ERR_FAILED unless the model with its fresh adapter has on this rank's first micro-batch the loss of the model without

@@ -72,19 +72,6 @@ static int print_json(const PolicyCard *card, bool has_reference) {
 
 /* ---- the measurement ---- */
 
-/* A KL divergence is one of whole distributions. */
-static int settle_sampling(Config *config) {
-    if (!config_is_set(config, OPTION_generate_temperature)) config->generate_temperature = 1;
-    if (!config_is_set(config, OPTION_generate_top_p)) config->generate_top_p = 1;
-    if (!(config->generate_temperature > 0))
-        return config_fail(config, OPTION_generate_temperature, "a policy is a distribution: more than 0 is expected");
-    if (config->generate_top_k != 0 || config->generate_top_p < 1 || config->generate_min_p > 0 ||
-        config->generate_repetition_penalty != 1 || config->generate_stop.n > 0)
-        FAIL(ERR_USAGE, "the KL divergence is that of the whole distribution: leave generate.top_k, top_p, min_p, "
-                        "repetition_penalty and stop as they are");
-    return OK;
-}
-
 static int open_reference(Evaluation *e) {
     const char *path = e->arguments->reference;
     const ModelFile *own = &e->answering.file;
@@ -107,7 +94,7 @@ static int evaluate(Evaluation *e, char *const *words) {
     const Arguments *a = e->arguments;
     Config *config = e->config;
     PolicyCard card;
-    TRY(settle_sampling(config));
+    TRY(policy_card_sampling(config));
     TRY(answering_scorer(&e->scorer, config));
     TRY(answering_open(&e->answering, config,
                        &(AnsweringOptions){.model = words[0],

@@ -74,12 +74,11 @@ static int prepare_answer(Rollout *rollout, const Arrays *arrays, int number, bo
 }
 
 static int prepare(Arrays *arrays, Rollout *rollout, const double *scores) {
-    int n = n_answers(rollout);
-    ARENA_TRY(arrays->rewards, &rollout->arena, n);
-    ARENA_TRY(arrays->values, &rollout->arena, n);
-    ARENA_TRY(arrays->advantages, &rollout->arena, n);
-    ARENA_TRY(arrays->returns, &rollout->arena, n);
-    for (int i = 0; i < n; i++)
+    size_t n = (size_t)n_answers(rollout);
+    double **all;
+    ARENA_TRY(all, &rollout->arena, 4 * n);
+    *arrays = (Arrays){.rewards = all, .values = all + n, .advantages = all + 2 * n, .returns = all + 3 * n};
+    for (int i = 0; i < (int)n; i++)
         if (rollout->answers[i].tokens) TRY(prepare_answer(rollout, arrays, i, !isnan(scores[i])));
     return OK;
 }
@@ -105,7 +104,9 @@ static int explain(Rollout *rollout, const Arrays *arrays) {
 int rollout_gae(Rollout *rollout, const double *scores) {
     Arrays arrays = {0};
     const PolicyOptions *options = &rollout->options;
-    TRY(mesh_agree(rollout->mesh, prepare(&arrays, rollout, scores)));
+    int rc = prepare(&arrays, rollout, scores);
+    TRY(mesh_agree(rollout->mesh, rc));
+    if (rc != OK) return rc;
     for (int i = 0; i < n_answers(rollout); i++)
         if (arrays.rewards[i]) put_rewards(arrays.rewards[i], rollout, i, scores[i]);
     if (options->whiten_rewards) TRY(whiten_rows(&(Rows){arrays.rewards, true, rollout}, true));

@@ -8,6 +8,7 @@
 #include "train/ppo_stage.h"
 #include "train/rounds/record.h"
 #include "train/sampling/answering.h"
+#include "train/sampling/policy_card.h"
 
 /* ---- options ---- */
 
@@ -20,19 +21,6 @@ static int check_reward(RewardKind kind, int (*make)(Scorer **, const Config *),
     return OK;
 }
 
-/* cria eval policy measures whole distributions, and says so when its turn comes. */
-static int check_sampling(const Config *config) {
-    static const char whole[] = "the KL divergence is that of the whole distribution: set it back in this stage";
-    if (!(config->generate_temperature > 0)) return config_fail(config, OPTION_generate_temperature, whole);
-    if (config->generate_top_k > 0) return config_fail(config, OPTION_generate_top_k, whole);
-    if (config_is_set(config, OPTION_generate_top_p) && config->generate_top_p < 1)
-        return config_fail(config, OPTION_generate_top_p, whole);
-    if (config->generate_min_p > 0) return config_fail(config, OPTION_generate_min_p, whole);
-    if (config->generate_repetition_penalty < 1 || config->generate_repetition_penalty > 1)
-        return config_fail(config, OPTION_generate_repetition_penalty, whole);
-    return config->generate_stop.n > 0 ? config_fail(config, OPTION_generate_stop, whole) : OK;
-}
-
 static int check_options(const RoundStage *stage) {
     Config *config = stage->config;
     const StageCommand *command = stage->spec->command;
@@ -42,7 +30,7 @@ static int check_options(const RoundStage *stage) {
         return check_reward((RewardKind)config->ppo_reward, ppo_scorer, config, OPTION_ppo_model);
     }
     if (!*command->sections) return OK; /* a merge's */
-    if (command->makes & MAKES_FIGURES) TRY(check_sampling(config));
+    if (command->makes & MAKES_FIGURES) TRY(policy_card_sampling(config));
     TRY(config_require(config, OPTION_rejection_prompts));
     return check_reward((RewardKind)config->rejection_reward, answering_scorer, config, OPTION_rejection_model);
 }

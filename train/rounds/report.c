@@ -1,5 +1,6 @@
 /* What every finished stage came to, read from the files that it left: report.json, and from it report.md
- * (report_text.c). Nothing is told that was not measured.
+ * (report_text.c). Nothing is told that was not measured. What a stage said while it ran (objective_tell) is of the
+ * steps that one process saw: a run that was killed may say it later, or not at all.
  *
  *   {"rounds": [{"round": 1, "stages": [{"stage": "tune", "run": "sft", "steps": 40,
  *       "figures": {"loss": {"first": 2.1, "last": 1.4, "least": 1.3, "most": 2.1}, …}, "remarks": ["step 30: …"]}]}]}

@@ -19,7 +19,7 @@
  *
  * Processes, because MPI starts once in a process, because a process's end gives its memory back, whole, and because a
  * stage that crashes then leaves a program that can say so. All that is written follows from the config, the data and
- * the seeds (no times), so a run that was killed ends with the same files. */
+ * the seeds; times stand in metrics.jsonl alone. So a run that was killed ends with the same files. */
 #ifndef CRIA_TRAIN_ROUNDS_H
 #define CRIA_TRAIN_ROUNDS_H
 

@@ -9,6 +9,18 @@
 
 enum { CAPACITY = 4096 /* tokens of a forward pass */ };
 
+int policy_card_sampling(Config *config) {
+    if (!config_is_set(config, OPTION_generate_temperature)) config->generate_temperature = 1;
+    if (!config_is_set(config, OPTION_generate_top_p)) config->generate_top_p = 1;
+    if (!(config->generate_temperature > 0))
+        return config_fail(config, OPTION_generate_temperature, "a policy is a distribution: more than 0 is expected");
+    if (config->generate_top_k != 0 || config->generate_top_p < 1 || config->generate_min_p > 0 ||
+        config->generate_repetition_penalty != 1 || config->generate_stop.n > 0)
+        FAIL(ERR_USAGE, "the KL divergence is that of the whole distribution: leave generate.top_k, top_p, min_p, "
+                        "repetition_penalty and stop as they are");
+    return OK;
+}
+
 typedef struct {
     const PolicyCardOptions *options;
     Rollout rollout;

@@ -29,6 +29,10 @@ typedef struct {
     GenerateOptions how; /* of the whole distribution: temperature > 0, no filter and no penalty */
 } PolicyCardOptions;
 
+/* A KL divergence is one of whole distributions: temperature 1 and all tokens where generate.* does not say otherwise,
+ * and ERR_USAGE where it says so. */
+int policy_card_sampling(Config *config);
+
 /* The mesh is one process. */
 int policy_card(PolicyCard *card, const PolicyCardOptions *options, Mesh *mesh);
 

@@ -97,10 +97,8 @@ static void row_major_row_product(float *y, size_t y_stride, const float *x, siz
 
 static void fast_row_major_product(float *y, size_t y_stride, const float *x, size_t x_stride, int m,
                                    const RowMajor *w) {
-    enum { FORK_WORK = 1 << 16 };
     const int rows = w->first_row[w->n_views];
-    const bool alone = (double)m * rows * w->cols < FORK_WORK;
-#pragma omp parallel for num_threads(alone ? 1 : threads_count()) schedule(static)
+#pragma omp parallel for num_threads(threads_count()) schedule(static)
     for (int row = 0; row < rows; row++)
         for (int r = 0; r < m; r += ROWS_WIDE)
             row_major_row_product(y + (size_t)r * y_stride + row, y_stride, x + (size_t)r * x_stride, x_stride,
