@@ -1,4 +1,4 @@
-# cria: make | make quickstart | make test | make lint | make asan | make bench | make soak | make tune | make install PREFIX=…
+# cria: make | make quickstart | make test | make figure | make lint | make asan | make bench | make soak | make tune | make install PREFIX=…
 #
 # Every .c in the rooms below is part of the library; train/main.c is the program. Set-up runs first and does nothing
 # when nothing is missing. Another tree of objects: make BUILD=build-x CC=clang.
@@ -123,6 +123,10 @@ tune: setup $(BUILD)/tests/tune_products
 bench: all
 	@BUILD=$(BUILD) tests/bench.sh
 
+# The preference task: reward against KL of every method that learns preferences.
+figure: all
+	@CRIA=$(BUILD)/cria FIGURE=tests/preference_task.svg tests/preference_task.sh
+
 quickstart: all
 	@CRIA=$(BUILD)/cria train/quickstart.sh
 
@@ -133,6 +137,6 @@ install: all
 
 clean:
 	rm -rf build build-* cria
-.PHONY: test check-layers lint tidy asan soak tune bench quickstart install clean
+.PHONY: test check-layers lint tidy asan soak tune bench figure quickstart install clean
 .DELETE_ON_ERROR:
 .SECONDARY:

@@ -34,6 +34,12 @@ tell "the statistics are the scores': one answer's mean, and the best of all six
 paste -d' ' <(numbers score_chosen best/pairs.jsonl) <(numbers score_rejected best/pairs.jsonl) >scores && [ -s scores ] && awk '$1 <= $2 { exit 1 }' scores
 tell "the chosen answer is better than the rejected one" $?
 
+reject 0 && [ "$(lines best/sft.jsonl)" -eq 5 ] && reject 0 rejection.keep=3 && says 'rejection.keep' && [ "$(lines best/sft.jsonl)" -gt 5 ] && [ "$(lines best/sft.jsonl)" -le 15 ] && [ -z "$(sort best/sft.jsonl | uniq -d)" ] &&
+    numbers score best/sft.jsonl | sort >kept && grep -oE '"text":"|"score":[0-9.]+|"index"' best/samples.jsonl | awk -F: '/index/ { n = 0 } /score/ { print $2 }' | sort -u >all && [ -z "$(comm -23 <(sort -u kept) all)" ] &&
+    paste -d' ' <(numbers score_chosen best/pairs.jsonl) <(numbers score_rejected best/pairs.jsonl) | awk '$1 <= $2 { exit 1 }' && [ "$(lines best/pairs.jsonl)" -ge 5 ]
+tell "of each prompt the three best are kept, none twice; the k-th best and the k-th worst are pairs" $?
+reject 0
+
 # ---- killed and gone on with ----
 
 files best >whole

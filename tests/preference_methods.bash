@@ -69,37 +69,46 @@ sample() { # RUN MODEL SAMPLES ARGUMENTS …: cria rejection's records of the an
     shift 3
     rm -rf "${out:?}/$run"
     "$cria" rejection output="$out/$run" model.base="$model" rejection.prompts="$out/train.txt" rejection.samples="$k" rejection.max_batch=64 \
-        rejection.chat=no rejection.reward=contains rejection.word=cat rejection.least_score=1 generate.max_new_tokens=$answer_tokens \
+        rejection.chat=no rejection.reward=contains rejection.word=cat rejection.least_score=1 rejection.keep=24 generate.max_new_tokens=$answer_tokens \
         generate.temperature=1 generate.top_p=1 "$@" 2>"$out/$run.log" || { tail -n 5 "$out/$run.log"; return 1; }
 }
 
-# Pairs of the base's own answers, the rule deciding between them (Rafailov et al. 2023).
-learn_dpo() {
-    sample dpo-pairs "$out/base" 32
-    train dpo dpo model.base="$out/base" template.name=plain data.train="$out/dpo-pairs/pairs.jsonl" data.validation=0 \
-        preferences.per_batch=64 preferences.mask_stop=true dpo.beta=0.1 optim.lr=3e-4 train.steps=40 train.checkpoint_every=5
+# The base's own answers, of which DPO has pairs and rejection sampling its first round.
+sample_base() { # SAMPLES
+    [ -e "$out/base-samples-$1/sft.jsonl" ] || sample "base-samples-$1" "$out/base" "$1"
+}
+
+# The rule decides between two answers of the base (Rafailov et al. 2023).
+learn_dpo() { # SAMPLES STEPS
+    local k=${1:-128} steps=${2:-60}
+    sample_base "$k"
+    train dpo dpo model.base="$out/base" template.name=plain data.train="$out/base-samples-$k/pairs.jsonl" data.validation=0 train.checkpoint_every=5 \
+        preferences.per_batch=128 preferences.mask_stop=true dpo.beta=1 optim.lr=1.5e-4 train.steps="$steps"
     measure_run dpo dpo ""
 }
 
-# Rounds of Llama 2's section 3.2.3: the best of K answers of the newest model, and of earlier rounds, teach the base.
-learn_rejection() {
-    local round model=$out/base earlier="" k=32
-    for round in 1 2 3; do
-        sample "best-$round" "$model" $k generate.seed="$round" rejection.earlier="[$earlier]"
-        train sft "rejection-$round" model.base="$out/base" template.name=plain data.train="$out/best-$round/sft.jsonl" data.validation=0 \
-            train.tokens_per_batch=4096 optim.lr=1e-3 train.steps=20 train.checkpoint_every=5
+# Rounds as in Llama 2's section 3.2.3: the best answers of the newest model teach the base, each time anew. Answers are cut off,
+# and do not teach how to end.
+learn_rejection() { # ROUNDS SAMPLES
+    local rounds=${1:-4} k=${2:-128} round model=$out/base records
+    sample_base "$k"
+    for round in $(seq 1 "$rounds"); do
+        records=$out/base-samples-$k
+        [ "$round" -eq 1 ] || { records=$out/best-$round && sample "best-$round" "$model" 24 generate.seed="$round"; }
+        train sft "rejection-$round" model.base="$out/base" template.name=plain sft.mask_stop=true data.train="$records/sft.jsonl" data.validation=0 \
+            train.epochs=1 train.tokens_per_batch=8192 optim.schedule=cosine optim.lr=1e-3
         measure_run rejection "rejection-$round" "$round."
-        model=$out/rejection-$round earlier=${earlier:+$earlier, }$out/best-$round k=8
+        model=$out/rejection-$round
     done
 }
 
-reinforce() { # METHOD ARGUMENTS …
-    local method=$1
-    shift
+reinforce() { # METHOD STEPS ARGUMENTS …
+    local method=$1 steps=$2
+    shift 2
     train ppo "$method" model.base="$out/base" data.train="$out/train.txt" data.validation=0 ppo.algorithm="$method" ppo.reward=contains ppo.word=cat \
-        ppo.prompts=32 generate.max_new_tokens=$answer_tokens train.steps=40 train.checkpoint_every=5 "$@"
+        ppo.prompts=32 generate.max_new_tokens=$answer_tokens train.steps="$steps" train.checkpoint_every=5 "$@"
     measure_run "$method" "$method" ""
 }
-learn_rloo() { reinforce rloo ppo.samples=8 optim.lr=3e-4 ppo.beta=0.05; }
-learn_grpo() { reinforce grpo ppo.samples=8 optim.lr=3e-4 ppo.beta=0.12; }
-learn_ppo() { reinforce ppo ppo.samples=8 optim.lr=3e-4 ppo.beta=0.05 ppo.value_lr=1e-3 ppo.epochs=2 train.steps=60; }
+learn_rloo() { reinforce rloo "${1:-40}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.03; }
+learn_grpo() { reinforce grpo "${1:-40}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.08; }
+learn_ppo() { reinforce ppo "${1:-60}" ppo.samples=8 optim.lr=3e-4 ppo.beta=0.05 ppo.value_lr=1e-3 ppo.epochs=2; }

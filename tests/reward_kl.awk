@@ -94,7 +94,7 @@ function print_table(   m, w, line, best, level) {
 function print_chart(   m, i, x, y, cell, line, letter) {
     for (m = 1; m <= methods; m++) for (i = 1; i <= n[m]; i++) {
         x = int(kl[m, i] * 5 + 0.5); y = int(reward[m, i] * 20 + 0.5); if (x > 60) x = 60
-        letter = substr(title[m], 1, 1)
+        letter = letter_of[m]
         cell[y, x] = cell[y, x] == "" || cell[y, x] == letter ? letter : "*"
     }
     print "reward of held-out prompts against KL (nats); *: several"
@@ -106,14 +106,15 @@ function print_chart(   m, i, x, y, cell, line, letter) {
     print "       +-------------------------------------------------------------"
     print "        0         2         4         6         8         10        12"
     line = ""
-    for (m = 1; m <= methods; m++) line = line substr(title[m], 1, 1) ": " title[m] "  "
+    for (m = 1; m <= methods; m++) line = line letter_of[m] ": " title[m] "  "
     print "        " line ".: the optimum"
 }
 
 BEGIN {
     split("#0072b2 #d55e00 #009e73 #cc79a7 #b8860b", colour, " ")
+    split("dpo D rejection S rloo R grpo G ppo P", pairs, " "); for (i = 1; i in pairs; i += 2) letters[pairs[i]] = pairs[i + 1]
     names["dpo"] = "DPO"; names["rejection"] = "rejection sampling"; names["rloo"] = "RLOO"; names["grpo"] = "GRPO"; names["ppo"] = "PPO"
 }
-!($1 in number) { number[$1] = ++methods; title[methods] = $1 in names ? names[$1] : $1 }
+!($1 in number) { number[$1] = ++methods; title[methods] = $1 in names ? names[$1] : $1; letter_of[methods] = $1 in letters ? letters[$1] : methods % 10 }
 { m = number[$1]; i = ++n[m]; step[m, i] = $2; reward[m, i] = $3; reward_error[m, i] = $4; kl[m, i] = $5; kl_error[m, i] = $6 }
 END { if (table) { print_table(); print_chart() } else draw() }

@@ -317,17 +317,19 @@ END_TEST
 START_TEST(another_mask_template_or_column_is_another_cache) {
     setup();
     const char *path = write_records("records.jsonl", 5, false);
-    uint64_t fingerprints[5];
+    uint64_t fingerprints[6];
     ChatColumns columns;
     ChatTemplate *other;
     CHECK_OK(chat_columns_parse(&columns, "completion=answer"));
     CHECK_OK(chat_template_new(&other, chat_template_spec("chatml"), NULL, tokenizer));
-    const ChatEncoderOptions rows[5] = {{chat, NULL, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL},
-                                        {chat, NULL, TRAIN_ON_LAST, 160, OVERLONG_FAIL},
-                                        {other, NULL, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL},
-                                        {chat, NULL, TRAIN_ON_ASSISTANT, 100, OVERLONG_FAIL},
-                                        {chat, &columns, TRAIN_ON_ASSISTANT, 160, OVERLONG_FAIL}};
-    for (int i = 0; i < 5; i++) {
+    const ChatEncoderOptions rows[6] = {
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_LAST, .context = 160},
+        {.chat = other, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 100},
+        {.chat = chat, .columns = &columns, .train_on = TRAIN_ON_ASSISTANT, .context = 160},
+        {.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 160, .mask_stop = true}};
+    for (int i = 0; i < 6; i++) {
         chat_encoder_init(&encoder, &rows[i]);
         fingerprints[i] = encoder.base.key;
         for (int k = 0; k < i; k++) ck_assert(fingerprints[k] != fingerprints[i]);
@@ -379,9 +381,36 @@ START_TEST(validation_is_split_by_records) {
 }
 END_TEST
 
+START_TEST(a_masked_stop_is_not_learned_and_all_else_is) {
+    setup();
+    EncodedRecord record[2];
+    int32_t stops[2];
+    size_t n_stops = chat_template_stops(chat, stops), masked = 0;
+    for (int i = 0; i < 2; i++) {
+        void *scratch = NULL;
+        chat_encoder_init(
+            &encoder,
+            &(ChatEncoderOptions){.chat = chat, .train_on = TRAIN_ON_ASSISTANT, .context = 100, .mask_stop = i == 1});
+        CHECK_OK(encoder.base.encode(&encoder.base, &scratch, GOOD, strlen(GOOD), &record[i]));
+        encoder.base.free_scratch(scratch);
+        ck_assert_uint_eq(record[i].ids.n, record[0].ids.n);
+    }
+    for (size_t t = 0; t < record[0].ids.n; t++) {
+        bool is_stop = false;
+        for (size_t k = 0; k < n_stops; k++) is_stop = is_stop || record[0].ids.ids[t] == stops[k];
+        ck_assert_int_eq(record[0].ids.ids[t], record[1].ids.ids[t]);
+        ck_assert(record[1].weights[t] == (is_stop ? 0 : record[0].weights[t]));
+        masked += is_stop && record[0].weights[t] > 0;
+    }
+    ck_assert_uint_ge(masked, 1);
+    for (int i = 0; i < 2; i++) encoded_record_free(&record[i]);
+    teardown();
+}
+END_TEST
+
 CHECK_MAIN("conversations", every_record_is_one_segment_with_its_own_weights,
            ranks_and_micro_batches_share_the_same_segments, an_array_and_a_compressed_file_give_what_jsonl_gives,
            a_step_of_records_alone_holds_so_many_records, records_left_out_are_counted_also_from_the_cache,
            bad_and_overlong_records_are_refused_with_their_number, data_in_which_nothing_is_learned_is_refused,
            a_step_without_a_learned_token_stops, another_mask_template_or_column_is_another_cache,
-           validation_is_split_by_records)
+           validation_is_split_by_records, a_masked_stop_is_not_learned_and_all_else_is)

@@ -33,7 +33,8 @@ static int make_encoder(const RecordEncoder **encoder, Run *run, const ChatColum
                                                   .columns = columns,
                                                   .train_on = (TrainOn)config->sft_train_on,
                                                   .context = (size_t)config->train_context,
-                                                  .overlong = (Overlong)config->sft_overlong});
+                                                  .overlong = (Overlong)config->sft_overlong,
+                                                  .mask_stop = config->sft_mask_stop});
     *encoder = &chat->base;
     return OK;
 }

@@ -48,6 +48,7 @@ static int encode(const RecordEncoder *base, void **memory, const char *bytes, s
     bool kept = chat_fit(tokens, options->context, options->overlong);
     if (n > options->context) TRY(chat_tell_overlong(out, n, options->context, options->overlong, kept));
     if (!kept) return OK;
+    if (options->mask_stop) chat_mask_stops(options->chat, tokens);
     chat_unlearn_first(tokens);
     if (tokens->n_live == 0) return encoded_record_tell(out, RECORD_MASKED, "no token of it is learned");
     return encoded_record_append(out, tokens->ids, tokens->weights, tokens->n);
@@ -55,8 +56,8 @@ static int encode(const RecordEncoder *base, void **memory, const char *bytes, s
 
 void chat_encoder_init(ChatEncoder *encoder, const ChatEncoderOptions *options) {
     enum { VERSION = 1 }; /* of the rules above: a cache made by others is made again */
-    uint64_t numbers[] = {VERSION, chat_template_hash(options->chat), (uint64_t)options->train_on, options->context,
-                          (uint64_t)options->overlong};
+    uint64_t numbers[] = {VERSION,          chat_template_hash(options->chat), (uint64_t)options->train_on,
+                          options->context, (uint64_t)options->overlong,       options->mask_stop};
     uint64_t key = chat_columns_hash(options->columns, hash_bytes(numbers, sizeof numbers, HASH_START));
     *encoder =
         (ChatEncoder){.base = {.samples = SAMPLE_DOCUMENT, .key = key, .encode = encode, .free_scratch = free_scratch},

@@ -11,6 +11,7 @@ typedef struct {
     TrainOn train_on;
     size_t context;
     Overlong overlong;
+    bool mask_stop; /* the tokens that end answers are not learned */
 } ChatEncoderOptions;
 
 typedef struct {

@@ -21,20 +21,12 @@ bool chat_tokens_equal(const ChatTokens *a, const ChatTokens *b) {
     return a->n == b->n && memcmp(a->ids, b->ids, a->n * sizeof *a->ids) == 0;
 }
 
-static void mask_stops(const ChatTemplate *chat, ChatTokens *tokens) {
-    int32_t stops[2];
-    size_t n = chat_template_stops(chat, stops);
-    for (size_t i = 0; i < tokens->n; i++)
-        for (size_t k = 0; k < n; k++)
-            if (tokens->ids[i] == stops[k]) tokens->weights[i] = 0;
-}
-
 int pair_render(PairTokens *pair, const ChatTemplate *chat, bool mask_stop) {
     for (size_t i = 0; i < pair->preference.n_answers; i++) {
         const Conversation *conversation;
         TRY(preference_conversation(&pair->preference, i, &conversation));
         TRY(chat_render(chat, conversation, TRAIN_ON_COMPLETION, &pair->tokens[i]));
-        if (mask_stop) mask_stops(chat, &pair->tokens[i]);
+        if (mask_stop) chat_mask_stops(chat, &pair->tokens[i]);
         chat_unlearn_first(&pair->tokens[i]);
     }
     return OK;

@@ -313,6 +313,14 @@ static void count_live(ChatTokens *tokens) {
     for (size_t i = 0; i < tokens->n; i++) tokens->n_live += tokens->weights[i] > 0;
 }
 
+void chat_mask_stops(const ChatTemplate *chat, ChatTokens *tokens) {
+    int32_t stops[2];
+    size_t n = chat_template_stops(chat, stops);
+    for (size_t i = 0; i < tokens->n; i++)
+        for (size_t k = 0; k < n; k++)
+            if (tokens->ids[i] == stops[k]) tokens->weights[i] = 0;
+}
+
 void chat_unlearn_first(ChatTokens *tokens) {
     if (tokens->n > 0) tokens->weights[0] = 0;
     count_live(tokens);

@@ -94,6 +94,8 @@ int overlong_parse(Overlong *policy, const char *word);
 /* Cuts to `context` tokens: the first of them, or `begin` and the last of them. False: it does not fit and is to be
  * dropped, or refused. */
 bool chat_fit(ChatTokens *tokens, size_t context, Overlong policy);
+/* The tokens that end answers are not learned. n_live is counted by chat_unlearn_first. */
+void chat_mask_stops(const ChatTemplate *chat, ChatTokens *tokens);
 /* Nothing foretells the first token: its weight becomes 0, and n_live is counted anew. */
 void chat_unlearn_first(ChatTokens *tokens);
 
