@@ -43,6 +43,8 @@ tell "and the plan says so" $?
 # ---- the checkpoint ----
 run 0 inspect tuned --json && ! grep -q '"name": "model\.layers' "$scratch/out" && grep -q '"name": "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"' "$scratch/out" && grep -q '"name": "v.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"' "$scratch/out"
 tell "a checkpoint holds the adapter and its moments, and nothing of the base" $?
+run 0 inspect tuned && grep -qE '^adapter: .*LoRA.*, rank [0-9]+, alpha [0-9]+, on q_proj, .* numbers trained$' "$scratch/out" && grep -qE '^ +base .*, fingerprint [0-9a-f]{16}$' "$scratch/out"
+tell "and its rank, alpha and targets, how much was trained, and on which base" $?
 mkdir ../parts && cp -r base records.jsonl lora.yaml ../parts
 stopped() { # KIND…: killed after some steps, and resumed
     rm -rf tuned
@@ -90,6 +92,8 @@ run 0 export tuned hf && near "$(loss hf)" "$own" && answers hf && run 0 export 
 tell "export merges on the way to hf and gguf" $?
 run 0 export tuned peft --format peft && near "$(loss peft)" "$own" && grep -q '"base_model_name_or_path": "base"' peft/adapter_config.json
 tell "PEFT's folder serves where it names its base" $?
+run 0 inspect peft && grep -q '^peft: adapter$' "$scratch/out" && grep -qE '^adapter: .*, rank [0-9]+, alpha .* numbers trained$' "$scratch/out"
+tell "and cria inspect shows what it is" $?
 run 0 import peft imported && near "$(loss imported)" "$own" && run 0 export imported again --format peft && cmp peft/adapter_model.safetensors again/adapter_model.safetensors
 tell "imported it is an adapter's checkpoint, the same bits" $?
 run 0 sft lora.yaml output=whole-model model.base=tuned lora.rank=0 template.name= train.steps=1 && losses whole-model | head -n 1 | awk '{ exit !($2 < 1) }'

@@ -40,7 +40,7 @@ mkfifo "$scratch/never"
 agrees() { # NAME ARGUMENTS…; ABOVE: by how many per cent the plan may be above what was measured
     local name=$1 total difference allowed
     shift
-    run 0 plan "$@" output="$name" --json && total=$(number total_bytes "$scratch/out") || return 1
+    run 0 plan "$@" output="$name" --json && total=$(($(number total_bytes "$scratch/out") - $(number program "$scratch/out"))) || return 1
     [ ! -e "$name" ] || { echo "planning has made $name"; return 1; }
     measure "${STAGE:-pretrain}" "$@" output="$name" || return 1
     [ -e "$name/metrics.jsonl" ] && grep -q 'eval_loss\|eval_reward' "$name/metrics.jsonl" && ls "$name"/checkpoints/*/model.h5 >/dev/null || return 1
@@ -48,6 +48,14 @@ agrees() { # NAME ARGUMENTS…; ABOVE: by how many per cent the plan may be abov
     allowed=$((allowed > 8000000 ? allowed : 8000000))
     echo "$name: planned $total, measured $peak bytes: $((difference / 1000)) kB apart, $((allowed / 1000)) allowed"
     [ "$difference" -le "$allowed" ]
+}
+
+holds() { # ARGUMENTS…: the peak of all that is resident in a step, code included, is below the plan
+    local total peak
+    run 0 plan "$@" --json && total=$(number total_bytes "$scratch/out") && run 0 bench "$@" -n 1 --warmup 1 --seconds 0 --json &&
+        peak=$(number peak_memory_bytes "$scratch/out") || return 1
+    echo "planned $total, measured $peak bytes: $(((total - peak) / 1000)) kB more than needed"
+    [ "$peak" -le "$total" ]
 }
 
 agrees bytes model.dim=128 model.n_layers=4 model.n_heads=4 model.tie_embeddings=true "${data[@]}" \
@@ -68,6 +76,8 @@ if run 0 plan model.preset=260k precision=bf16 train.recompute=norms; then
     agrees bf16-15m model.preset=15m "${data[@]}" train.validation_tokens=128 train.steps=2 precision=bf16 optim.moments=bf16 \
         train.context=128 train.tokens_per_batch=128 train.tokens_per_microbatch=4096
     tell "15M in bf16 with bf16 moments takes the memory that was planned" $?
+    LIMIT=200 holds model.preset=15m precision=bf16 lora.rank=16 lora.base=nf4 train.recompute=layer train.context=128 train.tokens_per_batch=256 train.tokens_per_microbatch=256
+    tell "an adapter on a quantised model stays below the plan" $?
     agrees norms model.dim=256 model.n_layers=8 model.n_heads=8 model.n_kv_heads=2 "${data[@]}" train.steps=2 precision=bf16 \
         train.context=128 train.tokens_per_batch=2048 train.tokens_per_microbatch=2048 train.recompute=norms
     tell "recomputed norms in bf16 take the memory that was planned" $?
@@ -162,6 +172,14 @@ advice_holds() { # what was advised fits
 advice_holds
 tell "with what was advised it fits" $?
 
+names_base() { # of a model in 16 bits that is too large, NF4 or int8 and recomputation are advised, and hold
+    local large=(model.preset=llama3.2-1b lora.rank=16 precision=bf16 train.context=512 train.tokens_per_batch=512 train.tokens_per_microbatch=512 train.memory_limit=2000M)
+    run 0 plan "${large[@]}" && grep -q 'it fits with lora.base=int8 train.recompute=layer' "$scratch/out" &&
+        run 0 plan "${large[@]}" train.memory_limit=1500M && grep -q 'it fits with lora.base=nf4 train.recompute=layer' "$scratch/out" &&
+        run 0 plan "${large[@]}" train.memory_limit=1500M lora.base=nf4 train.recompute=layer && grep -q '^fits' "$scratch/out"
+}
+names_base
+tell "an adapter on a model that does not fit is advised a quantised base, and recomputation" $?
 never_fits() { run 3 pretrain model.preset=15m "${data[@]}" train.memory_limit=100M output=refused && says 'no micro-batch is small enough'; }
 never_fits
 tell "a model that is too large for any micro-batch is refused as such" $?

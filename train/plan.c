@@ -31,14 +31,18 @@ enum {
     USUAL_VOCABULARY = 32000, /* where neither the config nor a tokenizer says */
     SAVE_FIXED = 1536 * 1024, /* libhdf5's own tables and the description of a file */
     SAVE_PER_ARRAY = 2048,    /* of it, for one array */
+    PROGRAM_MORE = 6 << 20,   /* code that planning has not touched */
+    ADVISED_RANK = 16,        /* of an adapter in the model's place */
     MPI_OWN = 4 << 20,        /* touched by two ranks of Open MPI 4.1 on one machine, where it does not run yet */
 };
 
 static const char *const part_names[PLAN_PARTS] = {
-    [PLAN_BASELINE] = "process",    [PLAN_TOKENIZER] = "tokenizer", [PLAN_PARAMETERS] = "parameters",
-    [PLAN_GRADIENTS] = "gradients", [PLAN_MOMENTS] = "moments",     [PLAN_ACTIVATIONS] = "activations",
-    [PLAN_TABLES] = "tables",       [PLAN_ORDER] = "data order",    [PLAN_BATCH] = "batch",
-    [PLAN_EXCHANGE] = "exchange",   [PLAN_SAVING] = "saving",
+    [PLAN_BASELINE] = "process",        [PLAN_PROGRAM] = "program",
+    [PLAN_TOKENIZER] = "tokenizer",     [PLAN_PARAMETERS] = "parameters",
+    [PLAN_GRADIENTS] = "gradients",     [PLAN_MOMENTS] = "moments",
+    [PLAN_ACTIVATIONS] = "activations", [PLAN_TABLES] = "tables",
+    [PLAN_ORDER] = "data order",        [PLAN_BATCH] = "batch",
+    [PLAN_EXCHANGE] = "exchange",       [PLAN_SAVING] = "saving",
 };
 
 const char *plan_part_name(PlanPart part) {
@@ -213,18 +217,27 @@ static int sampling_bytes(uint64_t *bytes, const MemoryPlan *plan, Llama *model,
     return OK;
 }
 
-static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
-    int rc = OK;
-    Llama *model;
-    Lora *lora;
-    bool base = *config->model_base != '\0';
-    int n_positions = base ? plan->shape.max_context : (int)config->train_context;
-    bool mapped = plan->mapped && plan->frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
-    TRY(planned_model(&model, &lora, plan, config, n_positions));
-    TRY_TO(done, plan_add_trained(plan, &plan->trained, model, lora, config));
+/* What the model and its adapter take whatever the micro-batch. */
+static int weight_parts(MemoryPlan *plan, Llama *model, Lora *lora, const Config *config, int n_positions) {
+    Frozen frozen = setup_frozen(config);
+    bool mapped = plan->mapped && frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
+    TRY(plan_add_trained(plan, &plan->trained, model, lora, config));
     plan->bytes[PLAN_PARAMETERS] += mapped ? 0 : model->frozen_bytes;
     plan->bytes[PLAN_TABLES] += llama_table_bytes(&plan->shape, n_positions);
     for (int i = 0; lora && i < lora->n_weights; i++) plan->adapter += weight_elements(lora->weights[i]);
+    return OK;
+}
+
+static int rotary_positions(const MemoryPlan *plan, const Config *config) {
+    return *config->model_base ? plan->shape.max_context : (int)config->train_context;
+}
+
+static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
+    int rc = OK, n_positions = rotary_positions(plan, config);
+    Llama *model;
+    Lora *lora;
+    TRY(planned_model(&model, &lora, plan, config, n_positions));
+    TRY_TO(done, weight_parts(plan, model, lora, config, n_positions));
     for (int kind = 0; kind < RECOMPUTE_KINDS; kind++)
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
@@ -328,8 +341,8 @@ static int reference_part(MemoryPlan *plan, const Config *config) {
 
 /* What is there before gradients, moments and activations are touched. */
 static uint64_t early_total(const MemoryPlan *plan) {
-    return plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_TOKENIZER] + plan->bytes[PLAN_PARAMETERS] +
-           plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
+    return plan->bytes[PLAN_BASELINE] + plan->bytes[PLAN_PROGRAM] + plan->bytes[PLAN_TOKENIZER] +
+           plan->bytes[PLAN_PARAMETERS] + plan->bytes[PLAN_TABLES] + plan->bytes[PLAN_EXCHANGE];
 }
 
 static void add_up(MemoryPlan *plan) {
@@ -349,13 +362,70 @@ static uint64_t find_available(const Config *config, int ranks_here) {
 
 /* ---- what would fit ---- */
 
-/* Micro-batches halved down to the context, each without and with recomputation: the first that fits. */
-static int find_advice(MemoryPlan *plan, const Config *config) {
+/* A way to keep the model, for the advice. */
+typedef struct {
+    const char *words; /* "" or "lora.base=nf4 " */
+    int64_t rank;
+    int base;
+} Keeping;
+
+/* As configured; then the model under the adapter in fewer bits; for fine-tuning of a whole model, adapters on it. */
+static int keepings(Keeping list[4], const Config *config) {
+    int n = 0;
+    bool adapted = config->lora_rank > 0, tuned = *config->model_base && config->ppo_samples == 0;
+    list[n++] = (Keeping){"", config->lora_rank, config->lora_base};
+    if (adapted && setup_frozen(config) == FROZEN_NONE)
+        list[n++] = (Keeping){"lora.base=16bit ", config->lora_rank, FROZEN_16BIT};
+    if (adapted && setup_frozen(config) < FROZEN_INT8)
+        list[n++] = (Keeping){"lora.base=int8 ", config->lora_rank, FROZEN_INT8};
+    if (adapted && setup_frozen(config) < FROZEN_NF4)
+        list[n++] = (Keeping){"lora.base=nf4 ", config->lora_rank, FROZEN_NF4};
+    if (!adapted && tuned) {
+        list[n++] = (Keeping){"lora.rank=16 lora.base=16bit ", ADVISED_RANK, FROZEN_16BIT};
+        list[n++] = (Keeping){"lora.rank=16 lora.base=nf4 ", ADVISED_RANK, FROZEN_NF4};
+    }
+    return n;
+}
+
+/* Micro-batches halved down to the context, each without and with recomputation: the first that fits, in `advice`. */
+static int advise_keeping(MemoryPlan *plan, const Config *config, Keeping keeping, uint64_t *least) {
     int rc = OK;
     char bytes[32];
-    uint64_t fixed = training_total(plan, 0), least = UINT64_MAX;
     Llama *model;
     Lora *lora;
+    MemoryPlan other = *plan;
+    Config changed = *config;
+    changed.lora_rank = keeping.rank;
+    changed.lora_base = keeping.base;
+    TRY(planned_model(&model, &lora, plan, &changed, 0));
+    TRY_TO(done, weight_parts(&other, model, lora, &changed, rotary_positions(plan, config)));
+    uint64_t fixed = training_total(&other, 0);
+    for (int64_t microbatch = plan->microbatch;; microbatch /= 2) {
+        if (microbatch < config->train_context) microbatch = config->train_context;
+        for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
+            uint64_t activations;
+            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, &changed));
+            if (fixed + activations < *least) *least = fixed + activations;
+            if (fixed + activations > plan->available) continue;
+            char smaller[64] = "";
+            if (microbatch < config->train_tokens_per_microbatch)
+                snprintf(smaller, sizeof smaller, "train.tokens_per_microbatch=%lld ", (long long)microbatch);
+            snprintf(plan->advice, sizeof plan->advice, "it fits with %s%strain.recompute=%s: %s", keeping.words,
+                     smaller, recompute_names[kind], text_bytes(bytes, fixed + activations));
+            goto done;
+        }
+        if (microbatch <= config->train_context) break;
+    }
+done:
+    lora_free(lora);
+    llama_free(model);
+    return rc;
+}
+
+static int find_advice(MemoryPlan *plan, const Config *config) {
+    char bytes[32];
+    Keeping list[4];
+    uint64_t least = UINT64_MAX;
     if (plan->tokenising > plan->available) {
         snprintf(
             plan->advice, sizeof plan->advice,
@@ -363,30 +433,14 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
             text_bytes(bytes, plan->tokenising));
         return OK;
     }
-    TRY(planned_model(&model, &lora, plan, config, 0));
-    for (int64_t microbatch = plan->microbatch;; microbatch /= 2) {
-        if (microbatch < config->train_context) microbatch = config->train_context;
-        for (int kind = 0; kind < RECOMPUTE_KINDS; kind++) {
-            uint64_t activations;
-            TRY_TO(done, activation_bytes(&activations, model, microbatch, (Recompute)kind, config));
-            if (fixed + activations < least) least = fixed + activations;
-            if (fixed + activations > plan->available) continue;
-            char smaller[64] = "";
-            if (microbatch < config->train_tokens_per_microbatch)
-                snprintf(smaller, sizeof smaller, "train.tokens_per_microbatch=%lld ", (long long)microbatch);
-            snprintf(plan->advice, sizeof plan->advice, "it fits with %strain.recompute=%s: %s", smaller,
-                     recompute_names[kind], text_bytes(bytes, fixed + activations));
-            goto done;
-        }
-        if (microbatch <= config->train_context) break;
-    }
+    int n = keepings(list, config);
+    for (int i = 0; i < n && !*plan->advice; i++) TRY(advise_keeping(plan, config, list[i], &least));
+    if (*plan->advice) return OK;
     snprintf(plan->advice, sizeof plan->advice,
-             "no micro-batch is small enough: the least is %s; take a smaller model%s or a shorter train.context",
-             text_bytes(bytes, least), plan->ranks_here > 1 ? ", fewer ranks on this machine" : "");
-done:
-    lora_free(lora);
-    llama_free(model);
-    return rc;
+             "no micro-batch is small enough%s: the least is %s; take a smaller model%s or a shorter train.context",
+             n > 1 ? ", even with lora.base=nf4 and train.recompute=layer" : "", text_bytes(bytes, least),
+             plan->ranks_here > 1 ? ", fewer ranks on this machine" : "");
+    return OK;
 }
 
 int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
@@ -410,7 +464,9 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     tokenizer_free(tokenizer);
     tokenizer = NULL;
     malloc_trim(0);
-    plan->bytes[PLAN_BASELINE] = probe_baseline(&plan->shape, (int)plan->microbatch, plan->precision);
+    plan->bytes[PLAN_BASELINE] =
+        probe_baseline(&plan->shape, (int)plan->microbatch, plan->precision, plan->frozen != FROZEN_NONE);
+    plan->bytes[PLAN_PROGRAM] = memory_use().file + PROGRAM_MORE;
     if (ranks > 1 && !mesh_is_running()) {
         plan->bytes[PLAN_BASELINE] += MPI_OWN;
         text_printf(&plan->notes, "MPI's own memory is taken as %d MiB a rank; mpirun -n %d cria plan measures it\n",

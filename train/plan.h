@@ -1,5 +1,6 @@
 /* The memory a training run will need, part by part, before anything large is allocated. What is counted is what will
- * be resident (anonymous and shared pages); mapped files, which the system can take back, are not.
+ * be resident: anonymous and shared pages, and the code of the program and its libraries. Other mapped files (a frozen
+ * model in 16 bits, a token cache), which the system can take back, are not.
  *
  * Three moments are the largest: making a token cache and computing another reference's log-probabilities (parameters
  * are there, gradients and activations not yet), and a checkpoint or sample in the midst of training. The plan is the
@@ -17,6 +18,7 @@
 
 typedef enum {
     PLAN_BASELINE,    /* the process and its libraries, probed */
+    PLAN_PROGRAM,     /* their code, of which more is used in training than in planning */
     PLAN_TOKENIZER,   /* measured where it can be opened */
     PLAN_PARAMETERS,  /* fp32; with bf16 their two packings too; of a frozen base what is not mapped, quantised
                          with its embedding and head */

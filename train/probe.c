@@ -11,6 +11,7 @@
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/peak.h"
+#include "model/kernels/products/workspace.h"
 
 /* ---- memory ---- */
 
@@ -79,7 +80,7 @@ static void products_of(int n_tokens, int rows, int cols, Dtype precision) {
     product(true, false, rows, cols, n_tokens);
 }
 
-uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision) {
+uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision, bool frozen) {
     int query = shape->n_heads * shape->head_dim, key = shape->n_kv_heads * shape->head_dim;
     int head_tokens = (int)(head_scratch(n_tokens, shape->dim, shape->vocab_size) /
                             ((size_t)shape->vocab_size + 2 * (size_t)shape->dim)); /* of a block, as the head cuts it */
@@ -89,6 +90,7 @@ uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision) 
     products_of(n_tokens, 2 * shape->ffn_dim, shape->dim, precision);
     products_of(n_tokens, shape->dim, shape->ffn_dim, precision);
     if (!shape->score_head) products_of(head_tokens > 0 ? head_tokens : 1, shape->vocab_size, shape->dim, precision);
+    if (frozen) workspace_touch();
     MemoryUse use = memory_use();
     return use.anonymous + use.shared;
 }

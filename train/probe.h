@@ -6,12 +6,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <stdbool.h>
+
 #include "model/core/dtype.h"
 #include "model/shape.h"
 
 /* Anonymous and shared resident bytes after products of the shapes that a training step of this model has: OpenBLAS
- * keeps packing buffers whose touched part depends on them, threads keep stacks. `precision`: of the products. */
-uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision);
+ * keeps packing buffers whose touched part depends on them, threads keep stacks. `precision`: of the products;
+ * `frozen`: some are with matrices that are not packed. */
+uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision, bool frozen);
 
 /* What a second holds at most, with all threads: floating-point operations or bytes. */
 typedef enum {

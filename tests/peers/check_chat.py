@@ -5,9 +5,9 @@
 
 1. Ids equal apply_chat_template with Meta's published templates (3.1, 3.2 with the date fixed; Llama 3's and Llama 2's
    written out below from their model card and reference code) on data sets and generated conversations.
-2. cria's own Jinja form, rendered by transformers, gives cria's ids.
+2. cria's own Jinja form, rendered by transformers, gives cria's ids (but plain's: what it renders does not say where an answer begins).
 3. Generated conversations whose text contains special tokens' names, tag strings and odd spaces: ids and weights equal
-   a piecewise encoding in which no text is searched for special tokens (split_special_tokens).
+   a piecewise encoding in which no text is searched for special tokens (split_special_tokens): all templates.
 
 Made with transformers 4.57.6, tokenizers 0.22, sentencepiece."""
 import json, os, random, subprocess, sys, tempfile
@@ -18,6 +18,7 @@ import sentencepiece
 cria, shared = sys.argv[1], sys.argv[2]
 count = int(sys.argv[3]) if len(sys.argv) > 3 else 10000
 random.seed(5)
+DATE = "2 Feb 2026"
 LLAMA2, LLAMA3 = f"{shared}/tokenizers/llama2", f"{shared}/tokenizers/llama3"
 
 
@@ -147,8 +148,12 @@ builtin = [[{"role": "user", "content": "gold?"}, {"role": "assistant", "tool_ca
 compare("llama3.1 ids with built-in tools", show(LLAMA31, "llama3.1", [{"messages": m} for m in builtin], "--builtin-tools", "brave_search,wolfram_alpha"),
         [t3.apply_chat_template(m, chat_template=META["llama3.1"], builtin_tools=["brave_search", "wolfram_alpha"]) for m in builtin])
 
+# ChatML's tokens are added, as cria adds them.
+chatml = llama3_tokenizer()
+chatml.add_special_tokens({"additional_special_tokens": chatml.additional_special_tokens + ["<|im_start|>", "<|im_end|>"]})
+
 # ---- cria's Jinja form ---------------------------------------------------------------------------------------------
-for tokenizer, path, templates in ((t3, LLAMA3, ("llama3", "llama3.1", "llama3.2", "alpaca", "llama2")), (t2, LLAMA2, ("llama2", "alpaca"))):
+for tokenizer, path, templates in ((t3, LLAMA3, ("llama3", "llama3.1", "llama3.2", "alpaca", "llama2")), (chatml, LLAMA3, ("chatml",)), (t2, LLAMA2, ("llama2", "alpaca"))):
     for template in templates:
         form = jinja(path, template)
         got = show(path, template, [{"messages": m} for m in generated])
@@ -156,32 +161,70 @@ for tokenizer, path, templates in ((t3, LLAMA3, ("llama3", "llama3.1", "llama3.2
         name = f"{template} Jinja in transformers, {os.path.basename(path)} tokenizer"
         compare(name, got, [tokenizer.apply_chat_template(m, chat_template=form) for m in generated])
         compare(name + ", prompts", prompts, [tokenizer.apply_chat_template(m[:-1], chat_template=form, add_generation_prompt=True) for m in generated])
+compare("llama3.2 Jinja with another date", show(LLAMA3, "llama3.2", [{"messages": m} for m in generated], "--date", DATE),
+        [t3.apply_chat_template(m, chat_template=jinja(LLAMA3, "llama3.2", "--date", DATE)) for m in generated])
+compare("llama3.2 ids with another date, Meta's template", show(LLAMA3, "llama3.2", [{"messages": m} for m in generated], "--date", DATE),
+        [t3.apply_chat_template(m, chat_template=META["llama3.2"], date_string=DATE) for m in generated])
 form = jinja(LLAMA31, "llama3.1", "--builtin-tools", "brave_search")
 compare("llama3.1 Jinja with built-in tools", show(LLAMA31, "llama3.1", [{"messages": m} for m in builtin], "--builtin-tools", "brave_search"),
         [t3.apply_chat_template(m, chat_template=form) for m in builtin])
 
 
 # ---- piecewise ------------------------------------------------------------------------------------------------------
-def pieces3(messages):
-    """(special token's name | text, weight), a seam between any two."""
-    system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
-    turns = messages[1:] if messages[0]["role"] == "system" else messages
-    head = lambda role: [("<|start_header_id|>", 0, 1), (role, 0, 0), ("<|end_header_id|>", 0, 1)]
-    out = [("<|begin_of_text|>", 0, 1), *head("system"), ("\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n" + system, 0, 0), ("<|eot_id|>", 0, 1)]
-    for m in turns:
-        out += head(m["role"])
-        learned = float(m["role"] == "assistant")
-        out += [("\n\n", 0, 0), (m["content"].strip(), 1, 0)] if learned else [("\n\n" + m["content"].strip(), 0, 0)]
-        out += [("<|eot_id|>", learned, 1)]
-    return out
+HEADERS = lambda role: [("<|start_header_id|>",), role, ("<|end_header_id|>",), "\n\n"]
+DATES = lambda date: f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
+IM = lambda role: [("<|im_start|>",), role + "\n"]
+# What stands before and after each role's text: strings are text, tuples special tokens' names; an answer is learned up to its stop.
+FORMS = {
+    "llama3": dict(begin=[("<|begin_of_text|>",)], before={r: HEADERS(r) for r in ("system", "user", "assistant")},
+                   after={r: [("<|eot_id|>",)] for r in ("system", "user", "assistant")}),
+    "alpaca": dict(begin=[("<|begin_of_text|>",)], before={"system": [], "user": ["### Instruction:\n"], "assistant": ["### Response:\n"]},
+                   after={"system": ["\n\n"], "user": ["\n\n"], "assistant": [("<|end_of_text|>",)]},
+                   system="Below is an instruction that describes a task. Write a response that appropriately completes the request."),
+    "chatml": dict(begin=[], before={r: IM(r) for r in ("system", "user", "assistant")}, after={r: [("<|im_end|>",), "\n"] for r in ("system", "user", "assistant")}),
+    "plain": dict(begin=[("<|begin_of_text|>",)], before={r: [] for r in ("system", "user", "assistant")},
+                  after={"system": [], "user": [], "assistant": [("<|end_of_text|>",)]}, trim=False),
+}
+for name, date in (("llama3.1", "26 Jul 2024"), ("llama3.2", DATE)):
+    FORMS[name] = dict(FORMS["llama3"], before=dict(FORMS["llama3"]["before"], system=HEADERS("system") + [DATES(date)]), system="")
 
 
-def encode3(messages):
-    ids, weights = [], []
-    for piece, weight, special in pieces3(messages):
-        new = [t3.convert_tokens_to_ids(piece)] if special else t3(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids += new
-        weights += [weight] * len(new)
+def encode3(name, tokenizer, messages):
+    form, ids, weights, segment = FORMS[name], [], [], []
+    trim = form.get("trim", True)
+
+    def seam(weight):
+        new = tokenizer("".join(segment), add_special_tokens=False, split_special_tokens=True)["input_ids"] if segment else []
+        segment.clear()
+        ids.extend(new)
+        weights.extend([weight] * len(new))
+
+    def special(piece, weight):
+        seam(0.0)
+        ids.append(tokenizer.convert_tokens_to_ids(piece))
+        weights.append(weight)
+
+    def add(pieces, stop=0.0):
+        for piece in pieces:
+            if isinstance(piece, tuple):
+                special(piece[0], stop)
+                stop = 0.0
+            else:
+                segment.append(piece)
+
+    add(form["begin"])
+    if "system" in form and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": form["system"]}] + messages
+    for m in messages:
+        text, answer = strip(m["content"]) if trim else m["content"], m["role"] == "assistant"
+        add(form["before"][m["role"]])
+        if answer:
+            seam(0.0)
+        segment.append(text)
+        if answer:
+            seam(1.0)
+        add(form["after"][m["role"]], float(answer))
+    seam(0.0)
     return ids, weights
 
 
@@ -203,11 +246,14 @@ hostile = []
 while len(hostile) < count:
     hostile += [m for m in [conversation(True)] if all(x["content"].strip() for x in m if x["role"] == "user")]
 t3.split_special_tokens = True
-for name, path, encode in (("llama3.1", LLAMA3, encode3), ("llama2", LLAMA2, encode2)):
-    got, wrong = show(path, name, [{"messages": m} for m in hostile]), []
+chatml.split_special_tokens = True
+CASES = [("llama2", LLAMA2, encode2, [])]
+CASES += [(name, LLAMA3, lambda m, name=name: encode3(name, chatml if name == "chatml" else t3, m), ["--date", DATE] if name == "llama3.2" else []) for name in FORMS]
+for name, path, encode, flags in CASES:
+    got, wrong = show(path, name, [{"messages": m} for m in hostile], *flags), []
     for g, m in zip(got, hostile, strict=True):
         ids, weights = encode(m)
         if g.get("ids") != ids or [float(w) for w in g["weights"]] != weights:
-            wrong.append((m, g, ids))
+            wrong.append((m, g, ids, weights))
     tell(f"{name}: hostile text is text, ids and weights", len(wrong), len(hostile), wrong[:1])
 sys.exit(failures > 0)

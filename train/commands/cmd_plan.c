@@ -24,6 +24,7 @@ typedef struct {
 
 static const char *const explanations[PLAN_PARTS] = {
     [PLAN_BASELINE] = "the program and its libraries, probed",
+    [PLAN_PROGRAM] = "their code",
     [PLAN_TOKENIZER] = "measured",
     [PLAN_PARAMETERS] = "fp32",
     [PLAN_GRADIENTS] = "fp32; of a tied embedding the rows of a step's tokens besides",

@@ -77,6 +77,24 @@ static void print_config(const json_t *config) {
            text_of(config, "torch_dtype"));
 }
 
+static void print_adapter(const json_t *adapter) {
+    size_t i;
+    json_t *target;
+    char count[32];
+    const json_t *targets = json_object_get(adapter, "targets");
+    if (!adapter) return;
+    printf("adapter: %s%s, rank %lld, alpha %g, on",
+           json_is_true(json_object_get(adapter, "rslora")) ? "rsLoRA" : "LoRA",
+           json_is_true(json_object_get(adapter, "dora")) ? " with DoRA" : "", int_of(adapter, "rank"),
+           json_number_value(json_object_get(adapter, "alpha")));
+    if (json_is_string(targets)) printf(" %s", json_string_value(targets));
+    json_array_foreach(targets, i, target) printf("%s %s", i > 0 ? "," : "", json_string_value(target));
+    printf("; %s numbers trained\n         base %s", text_thousands(count, (uint64_t)int_of(adapter, "trained")),
+           text_of(adapter, "base"));
+    if (*text_of(adapter, "base_fingerprint")) printf(", fingerprint %s", text_of(adapter, "base_fingerprint"));
+    printf("\n");
+}
+
 static void print_tokenizer(const json_t *tokenizer) {
     if (!tokenizer) return;
     printf("tokenizer: %s, vocabulary %lld, BOS %lld, EOS %lld (%s)\n", text_of(tokenizer, "kind"),
@@ -116,6 +134,7 @@ void inspect_print(const json_t *report, bool brief) {
         printf("%s\n", text_of(report, "kind"));
     if (json_object_get(report, "checkpoints")) print_steps(report);
     print_config(json_object_get(report, "config"));
+    print_adapter(json_object_get(report, "adapter"));
     print_tokenizer(json_object_get(report, "tokenizer"));
     print_files(report, brief);
     print_arrays(report, brief);

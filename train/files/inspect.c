@@ -15,6 +15,7 @@
 #include "model/formats/hf_config.h"
 #include "model/formats/llama2c.h"
 #include "model/formats/named.h"
+#include "train/files/adapter_file.h"
 #include "train/files/model_file.h"
 
 static int set(json_t *object, const char *key, json_t *value) {
@@ -131,6 +132,57 @@ static int add_side_files(json_t *report, const char *directory) {
     return OK;
 }
 
+/* ---- adapters ---- */
+
+/* What PEFT's adapter_config.json says, how many numbers were trained, and of a checkpoint what its base was. */
+static int add_adapter(json_t *report, json_t *config, json_t *base, const json_t *arrays) {
+    static const char *const keys[][2] = {{"rank", "r"},
+                                          {"alpha", "lora_alpha"},
+                                          {"rslora", "use_rslora"},
+                                          {"dora", "use_dora"},
+                                          {"dropout", "lora_dropout"},
+                                          {"targets", "target_modules"},
+                                          {"base", "base_model_name_or_path"}};
+    json_t *adapter = json_object();
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        json_t *value = json_object_get(config, keys[i][1]);
+        if (value) json_object_set(adapter, keys[i][0], value);
+    }
+    json_t *fingerprint = json_object_get(base, "fingerprint");
+    if (fingerprint) json_object_set(adapter, "base_fingerprint", fingerprint);
+    json_object_set(adapter, "trained", json_object_get(arrays, "elements"));
+    return set(report, "adapter", adapter);
+}
+
+/* Of a checkpoint's model.h5, where it holds one. */
+static int add_checkpoint_adapter(json_t *report, const NamedFile *named, const json_t *arrays) {
+    const char *config = named_text(named, "adapter_config.json"), *base = named_text(named, "base.json");
+    if (!adapter_in_checkpoint(named)) return OK;
+    json_t *config_object = config ? json_loads(config, 0, NULL) : NULL,
+           *base_object = base ? json_loads(base, 0, NULL) : NULL;
+    int rc = add_adapter(report, config_object, base_object, arrays);
+    json_decref(config_object);
+    json_decref(base_object);
+    return rc;
+}
+
+/* PEFT's folder. */
+static int add_peft(json_t *report, const char *path) {
+    PeftAdapter adapter;
+    TRY(set(report, "kind", json_string("adapter")));
+    TRY(adapter_open(&adapter, path));
+    int rc = add_arrays(report, adapter.arrays);
+    peft_close(&adapter);
+    TRY(rc);
+    char *file = path_join(path, "adapter_config.json");
+    json_t *config = file ? json_load_file(file, 0, NULL) : NULL;
+    free(file);
+    rc = add_adapter(report, config, NULL, report);
+    json_decref(config);
+    TRY(rc);
+    return add_side_files(report, path);
+}
+
 /* What a checkpoint's model.h5 carries besides parameters (train/files/model_file.c). */
 static int add_described(json_t *report, const NamedFile *named) {
     const char *json = named_text(named, "config.json");
@@ -161,7 +213,10 @@ static int add_checkpoint_file(json_t *report, json_t *files, const ManifestFile
     if (rc == OK && text_ends_with(file->name, ".h5")) {
         rc = checkpoint_open_arrays(&named, folder, file->name);
         if (rc == OK) TRY_TO(done, add_arrays(entry, named));
-        if (rc == OK && strcmp(file->name, CHECKPOINT_MODEL) == 0) TRY_TO(done, add_described(report, named));
+        if (rc == OK && strcmp(file->name, CHECKPOINT_MODEL) == 0) {
+            TRY_TO(done, add_described(report, named));
+            TRY_TO(done, add_checkpoint_adapter(report, named, entry));
+        }
     }
     if (rc != OK) {
         TRY_TO(done, set_problem(entry));
@@ -274,6 +329,8 @@ static int add_directory(json_t *report, const char *path) {
         TRY(add_checkpoint(report, path));
     } else if (has(path, CHECKPOINTS)) {
         TRY(add_run(report, path));
+    } else if (has(path, "adapter_config.json")) {
+        TRY(add_peft(report, path));
     } else if (!has_tokenizer(path) || has(path, "config.json") || has(path, "model.safetensors")) {
         TRY(add_model(report, path));
     } else {

@@ -7,7 +7,7 @@
 
 /* The keys of a report; all but "path" and "kind" only where they apply:
  *
- *   path, kind           kind: "checkpoint", "run", "model", "tokenizer", "config"
+ *   path, kind           kind: "checkpoint", "run", "model", "adapter" (PEFT's), "tokenizer", "config"
  *   problem              the first thing that is wrong; the command then ends with status 3
  *   step                 of a checkpoint
  *   checkpoints          of a run: [{step, path, best, problem}], newest first
@@ -16,6 +16,8 @@
  *   format               "safetensors", "gguf", "hdf5", "llama2.c"
  *   arrays               [{name, dtype, shape, bytes}]; n_arrays, elements, bytes; texts {key: value}
  *   config               of a model, under Hugging Face's keys
+ *   adapter              of an adapter, PEFT's or a checkpoint's: {rank, alpha, rslora, dora, dropout, targets, base,
+ *                        base_fingerprint (of a checkpoint), trained (numbers)}
  *   tokenizer            {kind, vocab_size, bos, eos, source}
  */
 

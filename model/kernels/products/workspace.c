@@ -25,6 +25,12 @@ bool workspace_reserve(void) {
     return true;
 }
 
+void workspace_touch(void) {
+    enum { PAGE = 4096 };
+    for (size_t at = 0; current.threads > 0 && at < workspace_bytes(current.threads); at += PAGE)
+        ((volatile char *)current.shared)[at] = 0;
+}
+
 Workspace workspace(void) {
     return current;
 }

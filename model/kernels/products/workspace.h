@@ -17,5 +17,7 @@ typedef struct {
 /* Room for as many threads as there are; false, and a warning is logged, when memory is out. */
 bool workspace_reserve(void);
 Workspace workspace(void);
+/* Makes all of it resident, as products with matrices that are not packed do. */
+void workspace_touch(void);
 
 #endif
