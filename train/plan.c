@@ -217,14 +217,18 @@ static int sampling_bytes(uint64_t *bytes, const MemoryPlan *plan, Llama *model,
     return OK;
 }
 
-/* What the model and its adapter take whatever the micro-batch. */
+/* What the model and its adapter take whatever the micro-batch, in place of what they took before. */
 static int weight_parts(MemoryPlan *plan, Llama *model, Lora *lora, const Config *config, int n_positions) {
+    uint64_t others[PLAN_PARTS];
+    for (int part = 0; part < PLAN_PARTS; part++) others[part] = plan->bytes[part] -= plan->weights[part];
     Frozen frozen = setup_frozen(config);
     bool mapped = plan->mapped && frozen == FROZEN_16BIT; /* of a quantised one embedding and head alone */
     TRY(plan_add_trained(plan, &plan->trained, model, lora, config));
     plan->bytes[PLAN_PARAMETERS] += mapped ? 0 : model->frozen_bytes;
     plan->bytes[PLAN_TABLES] += llama_table_bytes(&plan->shape, n_positions);
+    plan->adapter = 0;
     for (int i = 0; lora && i < lora->n_weights; i++) plan->adapter += weight_elements(lora->weights[i]);
+    for (int part = 0; part < PLAN_PARTS; part++) plan->weights[part] = plan->bytes[part] - others[part];
     return OK;
 }
 

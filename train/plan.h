@@ -44,6 +44,7 @@ typedef struct {
     Recompute recompute;            /* as configured */
     int64_t microbatch;             /* tokens of the largest one */
     uint64_t bytes[PLAN_PARTS];     /* of one rank, the one with most; activations as configured */
+    uint64_t weights[PLAN_PARTS];   /* of them, what the model and its adapter take whatever the micro-batch */
     uint64_t activations[RECOMPUTE_KINDS];
     Dtype precision;
     Frozen frozen;                           /* the model under an adapter */
