@@ -76,12 +76,14 @@ tell "after $kills kills every run ends bit for bit as the uninterrupted one" $?
 
 cd "$root" || exit 1
 CRIA_HOSTILE=$hostile CRIA_HOSTILE_SEED=$RANDOM bash tests/e2e_hostile.sh >"$scratch/err"
-tell "hostile inputs, $hostile of a kind ($(grep 'hostile inputs:' "$scratch/err"))" $?
+status=$?
+tell "hostile inputs, $hostile of a kind ($(grep 'hostile inputs:' "$scratch/err"))" $status
 if [ -z "${NO_ASAN:-}" ]; then
     make --no-print-directory BUILD=build-asan OPTIMISE="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
         LDFLAGS="-fsanitize=address,undefined" build-asan/cria >"$scratch/err" 2>&1 &&
         CRIA=$root/build-asan/cria CRIA_HOSTILE_SEED=$RANDOM bash tests/e2e_hostile.sh >"$scratch/err"
-    tell "hostile inputs under ASan and UBSan ($(grep 'hostile inputs:' "$scratch/err"))" $?
+    status=$?
+    tell "hostile inputs under ASan and UBSan ($(grep 'hostile inputs:' "$scratch/err"))" $status
 fi
 for name in test_formats_hostile test_tokenizer_damage test_config test_plan; do
     CRIA_FUZZ=${FUZZ:-20} CK_TIMEOUT_MULTIPLIER=20 timeout 3600 "${BUILD:-build}/tests/$name" >"$scratch/err" 2>&1
@@ -93,7 +95,8 @@ for ((n = 0; n < 3; n++)); do
 done
 
 CRIA_ROUND_KILLS=${ROUND_KILLS:-25} timeout 7200 bash tests/e2e_rounds.sh >"$scratch/err"
-tell "rounds killed in every stage, ${ROUND_KILLS:-25} times over ($(grep 'killed inside' "$scratch/err"))" $?
+status=$?
+tell "rounds killed in every stage, ${ROUND_KILLS:-25} times over ($(grep 'killed inside' "$scratch/err"))" $status
 
 # ---- bf16 ----
 
