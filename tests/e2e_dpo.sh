@@ -88,6 +88,11 @@ tell "every sample has its own reference, whichever source it is of" $?
 # ---- adapters ----
 run 0 dpo dpo.yaml output=lora model.base=tuned template.name= data.train=pairs.jsonl lora.rank=4 train.steps=10 optim.lr=1e-3 && [ "$(metric lora rewards/chosen 1)" = 0 ] && near "$(metric lora loss 1)" 0.6931471805599453 1e-9
 tell "an adapter's reference is the model under it" $?
+for base in 16bit int8 nf4; do
+    run 0 dpo dpo.yaml output=lora_$base model.base=tuned template.name= data.train=pairs.jsonl lora.rank=4 lora.base=$base precision=bf16 train.steps=2 &&
+        [ "$(metric lora_$base rewards/chosen 1)" = 0 ] && near "$(metric lora_$base loss 1)" 0.6931471805599453 1e-9
+    tell "the same of a base in $base, in bf16" $?
+done
 
 # ---- judging pairs ----
 run 0 eval pairs tuned pairs.jsonl --json && [ "$(json_number pairs "$scratch/out")" = 120 ] && near "$(json_number accuracy "$scratch/out")" 1 0.05

@@ -25,23 +25,43 @@ void reference_free(Reference *reference) {
 /* ---- the key ------------------------------------------------------------------------------------------------------
  */
 
+/* Of a view's values, wherever and in however many bits they are. `row`: room for one. */
+static uint32_t view_crc(const Weight *weight, const WeightView *view, float *row) {
+    const size_t width = (size_t)weight->cols, rows = (size_t)view->rows;
+    if (weight->value)
+        return crc32c(0, weight->value + (size_t)view->first_row * width, rows * width * sizeof *weight->value);
+    uint32_t crc = 0;
+    for (int r = view->first_row; r < view->first_row + view->rows; r++) {
+        row_major_read(&weight->stored, r, 0, width, row);
+        crc = crc32c(crc, row, width * sizeof *row);
+    }
+    return crc;
+}
+
+static uint64_t hash_weight(const Weight *weight, float *row, uint64_t hash) {
+    for (int v = 0; v < weight->n_views; v++) {
+        const WeightView *view = &weight->views[v];
+        uint32_t crc = view_crc(weight, view, row);
+        hash = hash_bytes(view->name, strlen(view->name) + 1, hash);
+        hash = hash_bytes(&crc, sizeof crc, hash);
+    }
+    return hash;
+}
+
 static int make_key(uint64_t *key, const ReferenceOptions *options) {
     enum { VERSION = 1 };
-    int rc = OK;
-    Arena arena = {0};
-    NamedArray *arrays;
-    size_t n;
+    const Llama *model = options->model;
+    size_t widest = 1;
+    for (int i = 0; i < model->n_weights; i++)
+        if ((size_t)model->weights[i]->cols > widest) widest = (size_t)model->weights[i]->cols;
+    float *row = malloc(widest * sizeof *row);
+    if (!row) FAIL(ERR_FAILED, "out of memory");
     uint64_t numbers[] = {VERSION, loader_fingerprint(options->loader), (uint64_t)options->precision};
     *key = hash_bytes(numbers, sizeof numbers, HASH_START);
-    TRY_TO(done, llama_arrays(options->model, (WeightStorage){0}, &arena, &arrays, &n));
-    for (size_t i = 0; i < n; i++) {
-        uint32_t crc = crc32c(0, arrays[i].data, named_bytes(&arrays[i]));
-        *key = hash_bytes(arrays[i].name, strlen(arrays[i].name) + 1, *key);
-        *key = hash_bytes(&crc, sizeof crc, *key);
-    }
-done:
-    arena_free(&arena);
-    return rc;
+    for (int i = 0; i < model->n_weights; i++)
+        if (!model->weights[i]->tied) *key = hash_weight(model->weights[i], row, *key);
+    free(row);
+    return OK;
 }
 
 /* ---- the file -----------------------------------------------------------------------------------------------------
@@ -185,7 +205,7 @@ static int settle(Reference *reference, const ReferenceOptions *options, const c
 
 static int make(Reference *reference, const ReferenceOptions *options, const char *path) {
     int rank = mesh_rank(options->mesh);
-    uint64_t number;
+    uint64_t number = 0;
     char key[24];
     bool wanted = false;
     TRY(mesh_agree(options->mesh, make_key(&number, options)));
