@@ -5,6 +5,7 @@
 
 #include "eval/generator.h"
 #include "model/core/error.h"
+#include "train/answers/rollout_answer.h"
 #include "train/ppo_stage.h"
 
 /* This rank's part of a rollout. */
@@ -54,27 +55,11 @@ static int generate(Run *run, const Rollout *rollout, Part *part, uint64_t seed,
     return rc;
 }
 
-/* The prompt, its answer, and the token that ended it. */
 static int add_answer(const Ppo *ppo, Rollout *rollout, Part *part, int i) {
-    const Generation *generation = &part->generations[i];
-    const Prompt *prompt = part->prompts[part->first + i / rollout->options.samples];
-    bool finished = generation->reason == FINISH_STOP_TOKEN;
-    int number = part->first * rollout->options.samples + i;
-    part->sequence.n = 0;
-    TRY(token_list_append(&part->sequence, prompt->tokens.ids, prompt->tokens.n));
-    TRY(token_list_append(&part->sequence, generation->tokens.ids, generation->tokens.n));
-    if (finished) TRY(token_list_append(&part->sequence, &generation->stop_token, 1));
-    TRY(rollout_add(rollout, number, part->sequence.ids, (int)part->sequence.n, (int)prompt->tokens.n, finished,
-                    generation->logprobs));
-    const Answer *answer = &rollout->answers[number];
-    part->texts[i] = answer_text(generation->text, generation->text_size);
-    if (!part->texts[i]) FAIL(ERR_FAILED, "out of memory");
-    part->answers[i] = (ScoredAnswer){.prompt = prompt,
-                                      .index = prompt - ppo->prompts.items + 1,
-                                      .text = json_string_value(part->texts[i]),
-                                      .size = json_string_length(part->texts[i]),
-                                      .n_tokens = (size_t)answer_length(answer)};
-    return OK;
+    const int samples = rollout->options.samples;
+    const Prompt *prompt = part->prompts[part->first + i / samples];
+    return rollout_add_generation(rollout, part->first * samples + i, prompt, prompt - ppo->prompts.items + 1,
+                                  &part->generations[i], &part->sequence, &part->texts[i], &part->answers[i]);
 }
 
 static int answer_part(Run *run, Rollout *rollout, Part *part, uint64_t seed, int64_t first) {

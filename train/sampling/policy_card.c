@@ -6,6 +6,7 @@
 
 #include "eval/correlation.h"
 #include "model/core/error.h"
+#include "train/answers/rollout_answer.h"
 
 enum { CAPACITY = 4096 /* tokens of a forward pass */ };
 
@@ -86,24 +87,10 @@ static int sample(Measurement *m) {
     return rc;
 }
 
-/* The prompt, its answer, and the token that ended it. */
 static int add_answer(Measurement *m, int i) {
-    const Generation *g = &m->generations[i];
-    const Prompt *prompt = &m->options->answering->prompts.items[i / m->options->samples];
-    bool stopped = g->reason == FINISH_STOP_TOKEN;
-    m->sequence.n = 0;
-    TRY(token_list_append(&m->sequence, prompt->tokens.ids, prompt->tokens.n));
-    TRY(token_list_append(&m->sequence, g->tokens.ids, g->tokens.n));
-    if (stopped) TRY(token_list_append(&m->sequence, &g->stop_token, 1));
-    TRY(rollout_add(&m->rollout, i, m->sequence.ids, (int)m->sequence.n, (int)prompt->tokens.n, stopped, g->logprobs));
-    m->texts[i] = answer_text(g->text, g->text_size);
-    if (!m->texts[i]) FAIL(ERR_FAILED, "out of memory");
-    m->answers[i] = (ScoredAnswer){.prompt = prompt,
-                                   .index = i / m->options->samples + 1,
-                                   .text = json_string_value(m->texts[i]),
-                                   .size = json_string_length(m->texts[i]),
-                                   .n_tokens = (size_t)answer_length(&m->rollout.answers[i])};
-    return OK;
+    const int prompt = i / m->options->samples;
+    return rollout_add_generation(&m->rollout, i, &m->options->answering->prompts.items[prompt], prompt + 1,
+                                  &m->generations[i], &m->sequence, &m->texts[i], &m->answers[i]);
 }
 
 /* ---- log-probabilities ---- */
