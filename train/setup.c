@@ -157,6 +157,13 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
     return OK;
 }
 
+int setup_value_lora(LoraOptions *options, bool *wanted, const Config *config) {
+    TRY(setup_lora(options, wanted, config));
+    options->targets &= ~(1u << LORA_LM_HEAD);
+    if (!options->targets) options->targets = LORA_ALL;
+    return OK;
+}
+
 /* ---- the optimizer and the run ---- */
 
 /* in the order of precision's choices */
