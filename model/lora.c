@@ -268,7 +268,7 @@ static int check_names(const Lora *lora, const NamedFile *file) {
     for (size_t f = 0; f < named_count(file); f++) {
         const char *name = named_at(file, f)->name;
         bool known = strncmp(name, "cria.", strlen("cria.")) == 0 || strcmp(name, LORA_EMBEDDING) == 0 ||
-                     strcmp(name, lora->model->shape.score_head ? LORA_SCORE : LORA_HEAD) == 0;
+                     strcmp(name, lora->model->shape.n_scores > 0 ? LORA_SCORE : LORA_HEAD) == 0;
         for (int i = 0; i < lora->n_weights && !known; i++)
             for (int v = 0; v < lora->weights[i]->n_views && !known; v++)
                 known = strcmp(lora->weights[i]->views[v].name, name) == 0;

@@ -17,7 +17,7 @@ static const LlamaShape shape = {.dim = 48,
                                  .max_context = 64,
                                  .norm_eps = 1e-5f,
                                  .rope_theta = 1e4f,
-                                 .score_head = true};
+                                 .n_scores = 1};
 static const LlamaInit init = {.seed = 3, .std = 0.2f};
 
 static Llama *make(LlamaOptions options) {
@@ -221,12 +221,12 @@ START_TEST(a_language_model_scores_nothing) {
     RewardScorer *scorer;
     Llama *model;
     LlamaShape language = shape;
-    language.score_head = false;
+    language.n_scores = 0;
     CHECK_OK(llama_new(&model, &language, (LlamaOptions){0}));
     CHECK_ERROR(reward_scorer_new(&scorer, model, 8, DTYPE_F32), ERR_REFUSED, "language model");
     Tape *tape = tape_new(&(TapeOptions){.capacity = 4});
     ck_assert_ptr_null(llama_score(tape, model, (LlamaRecord){0}, NULL));
-    CHECK_ERROR(tape_plan(tape), ERR_FAILED, "a score head has one");
+    CHECK_ERROR(tape_plan(tape), ERR_FAILED, "no score head");
     tape_free(tape);
     llama_free(model);
 }

@@ -98,9 +98,12 @@ static bool is_mapped(const NamedFile *file) {
 static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     bool adapted = config->lora_rank > 0;
+    HfLabels labels;
     ModelFile file;
+    TRY(setup_labels(&labels, config));
     TRY(model_file_open(&file, config->model_base,
                         (ModelFileOptions){.head = head,
+                                           .labels = labels.n > 0 ? &labels : NULL,
                                            .shape_only = !adapted,
                                            .keep_open = adapted,
                                            .whole = adapted,
@@ -158,8 +161,9 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     Objective *objective;
     Loop *loop = NULL;
     Dtype precision = setup_precision(config);
-    if (model->shape.score_head)
-        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    if (model->shape.n_scores > 0)
+        TRY(reward_objective_new(&objective, (int)microbatch,
+                                 (RewardOptions){.labels = hf_labels_unnamed(model->shape.n_scores)}));
     else if (config->preferences_per_batch > 0)
         TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
     else if (*config->template_name)

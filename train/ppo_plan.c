@@ -80,7 +80,7 @@ static int value_names(Llama **value, Lora **lora, const Llama *model, const Con
         TRY(llama_new_on_body(value, model, how));
         return lora_new(lora, *value, options, how);
     }
-    shape.score_head = true;
+    shape.n_scores = 1;
     shape.tied = false;
     return llama_new(value, &shape, how);
 }

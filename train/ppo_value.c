@@ -40,7 +40,7 @@ static int make_model(ValueModel *value, const Run *run) {
         return lora_new(&value->lora, value->model, options,
                         (LlamaOptions){.training = true, .precision = setup_precision(run->config)});
     }
-    shape.score_head = true;
+    shape.n_scores = 1;
     shape.tied = false;
     return llama_new(&value->model, &shape, how);
 }

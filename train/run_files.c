@@ -211,6 +211,7 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, const Trai
     HfConfig config = model_file_config(&trained->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
+    if (files->labels && trained == files->trained) config.labels = *files->labels;
     const char *chat_template = files->chat_template ? files->chat_template
                                 : files->base        ? files->base->chat_template
                                                      : NULL;
