@@ -61,7 +61,7 @@ static int open_models(ModelScorer *self, const ScorerOptions *options) {
     if (other) TRY(reward_model_open(&self->safety_model, options->safety_model));
     TRY(find_row(&self->rows[1], other ? self->safety_model : self->model, options,
                  other ? options->safety_model : options->model, options->safety_head, "safety_head"));
-    if (!other && self->rows[0] == self->rows[1])
+    if (!*options->safety_model && self->rows[0] == self->rows[1])
         FAIL(ERR_USAGE, "%s.safety_head: it is the score that %s.head is; helpfulness and safety are two",
              options->section, options->section);
     return OK;

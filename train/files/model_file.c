@@ -422,6 +422,15 @@ void model_file_close(ModelFile *file) {
     *file = (ModelFile){0};
 }
 
+bool model_file_is_mapped(const NamedFile *file) {
+    for (size_t i = 0; i < named_count(file); i++) {
+        const NamedArray *array = named_at(file, i);
+        bool narrow = array->dtype == DTYPE_BF16 || array->dtype == DTYPE_F16;
+        if (array->n_dims == 2 && !(narrow && array->data)) return false;
+    }
+    return true;
+}
+
 /* ---- describing ---- */
 
 HfConfig model_file_config(const LlamaShape *shape, const Tokenizer *tokenizer) {

@@ -76,6 +76,9 @@ typedef struct {
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);
 void model_file_close(ModelFile *file);
 
+/* Whether a model that is frozen in 16 bits is used where the file is mapped: it has every matrix in 16 bits. */
+bool model_file_is_mapped(const NamedFile *file);
+
 /* The tokenizer inside a checkpoint's model.h5; *found tells whether there is one. */
 int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named);
 
