@@ -152,6 +152,51 @@ tell "PPO by a model of two scores needs a name" $?
 run 0 eval policy ppo asked.jsonl --reward model --model scores --head helpfulness --safety_head safety --samples 2 generate.max_new_tokens=8 --json && grep -q '"reward": ' "$scratch/out"
 tell "eval policy measures by both heads" $?
 
+# ---- in rounds ----
+
+cat >rounds.yaml <<'END'
+output: round
+precision: fp32
+model: {base: base}
+tokenizer: {path: from-model}
+template: {name: plain}
+rounds: {count: 1}
+generate: {max_new_tokens: 6, precision: fp32}
+optim: {lr: 1.0e-3, schedule: constant, warmup: 0}
+stages:
+  - stage: judge
+    run: reward
+    data: {train: [{path: helpful.jsonl, objective: helpfulness}, {path: safe.jsonl, objective: safety}], validation: 0.1}
+    reward: {objectives: [helpfulness, safety]}
+    preferences: {per_batch: 8}
+    train: {steps: 10, tokens_per_microbatch: 256, context: 64, checkpoint_minutes: 0}
+  - stage: best
+    run: rejection
+    rejection: {prompts: asked.jsonl, samples: 2, reward: model, model: "{judge}", head: helpfulness, safety_head: safety}
+  - stage: reinforce
+    run: ppo
+    data: {train: asked.jsonl, validation: 0.2}
+    ppo: {algorithm: ppo, reward: model, model: "{judge}", head: helpfulness, safety_model: "{judge}", safety_head: safety, prompts: 4, samples: 2}
+    train: {steps: 2, context: 64, tokens_per_microbatch: 256, checkpoint_minutes: 0}
+END
+run 0 rounds rounds.yaml --plan && grep -q 'reinforce' "$scratch/out" && run 0 rounds rounds.yaml && [ -e round/round-1/best/sft.jsonl ] && grep -q '"accuracy/safety"' round/round-1/judge/metrics.jsonl && [ -e round/round-1/reinforce/metrics.jsonl ]
+tell "a round trains both scores, and picks answers and learns by them" $?
+sed 's/head: helpfulness, safety_head: safety}/head: honesty, safety_head: safety}/; s/output: round/output: wrong/' rounds.yaml >wrong.yaml
+run 2 rounds wrong.yaml && one_error && says "rejection.head: .*no score 'honesty'" && [ ! -e wrong ]
+tell "a score that the round's reward model will not have is refused before anything starts" $?
+sed 's/head: helpfulness, safety_model/safety_model/; s/output: round/output: wrong/' rounds.yaml >wrong.yaml
+run 2 rounds wrong.yaml && one_error && says 'ppo.head: .*name one'
+tell "and so is one that is not named" $?
+recipe() { # what it refers to is there in name
+    : >instructions.jsonl
+    for n in 1 2 3 4 5; do cp safe.jsonl "safety-$n.jsonl" && cp helpful.jsonl "helpfulness-$n.jsonl" && cp asked.jsonl "prompts-$n.jsonl"; done
+    awk 'BEGIN { for (i = 0; i < 8; i++) print "{\"prompt\": \"say a\", \"completion\": \"aa\"}" }' >instructions.jsonl
+    sed 's/context: 4096/context: 128/; s/tokens_per_microbatch: [0-9]*/tokens_per_microbatch: 512/' "$1" >recipe.yaml
+    run 0 rounds recipe.yaml model.base=base output=recipe template.name=plain --plan && grep -q 'best' "$scratch/out"
+}
+recipe "$OLDPWD/configs/rounds_llama2.yaml"
+tell "Llama 2's recipe, both models in rejection and in PPO, is sound" $?
+
 # ---- what is refused ----
 
 run 2 reward reward.yaml output=no 'data.train=[{path: helpful.jsonl, objective: honesty}]' && one_error && says "'honesty' is none of the model's: helpfulness, safety"
