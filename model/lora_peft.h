@@ -10,6 +10,9 @@
 #define LORA_SCORE LORA_PREFIX "score.weight"
 #define LORA_EMBEDDING LORA_PREFIX "model.embed_tokens.weight"
 #define LORA_HEAD LORA_PREFIX "lm_head.weight"
+/* The text beside an adapter's arrays, in a checkpoint and in PEFT's form, that is the adapted model's config.json: of
+ * a reward model's scores it knows the names. */
+#define LORA_MODEL_CONFIG "config.json"
 
 /* "all-linear", or names like "q,v" or "q_proj, v_proj". ERR_USAGE for others. */
 int lora_parse_targets(unsigned *targets, const char *text);
@@ -37,7 +40,8 @@ PeftConfig lora_peft_config(const LoraOptions *options, PeftSaved saved, const c
 int lora_write_peft(const Lora *lora, const char *directory, const char *base);
 
 /* The same of an opened adapter, of any model: its arrays as they are stored; "cria.…" are left out. A vocabulary that
- * is one matrix is written as embedding and as head, since PEFT asks for both. */
+ * is one matrix is written as embedding and as head, since PEFT asks for both. Of a reward model the text
+ * LORA_MODEL_CONFIG comes along. */
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory);
 
 /* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without

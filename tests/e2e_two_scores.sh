@@ -92,9 +92,21 @@ close() { # FILE FILE: rewards within 1e-5
 run 0 merge adapter merged && grep -q 'scores of merged' "$scratch/out" && run 0 inspect merged && grep -q 'helpfulness, safety' "$scratch/out" &&
     run 0 eval reward merged helpfulness=held_helpful.jsonl safety=held_safe.jsonl --precision fp32 -o merged.jsonl && close adapter.jsonl merged.jsonl
 tell "merged, the same rewards and names" $?
-run 0 export --format peft adapter peft && run 0 eval reward peft LABEL_0=held_helpful.jsonl LABEL_1=held_safe.jsonl -t bytes --base base --template plain --precision fp32 -o peft.jsonl &&
-    sed -i 's/LABEL_0/helpfulness/; s/LABEL_1/safety/' peft.jsonl && cmp peft.jsonl adapter.jsonl
-tell "exported to PEFT's form, which knows no names, the same rewards" $?
+run 0 export --format peft adapter peft && run 0 eval reward peft helpfulness=held_helpful.jsonl safety=held_safe.jsonl -t bytes --base base --template plain --precision fp32 -o peft.jsonl && cmp peft.jsonl adapter.jsonl &&
+    run 0 import peft again --base base && run 0 eval reward again helpfulness=held_helpful.jsonl safety=held_safe.jsonl -t bytes --base base --template plain --precision fp32 -o again.jsonl && cmp again.jsonl adapter.jsonl
+tell "exported to PEFT's form and imported, the same rewards and names" $?
+
+# ---- ranks ----
+
+two_ranks() { # least and greatest of a score that one of the ranks may not have seen
+    mpi 2 "$cria" reward reward.yaml output=ranks train.steps=5 train.validate_every=0 2>"$scratch/err" || return 1
+    for name in loss accuracy/safety margin/helpfulness mean_reward/safety min_reward/safety max_reward/helpfulness objective_loss/safety; do
+        for run in scores ranks; do sed -nE "s|^\{\"step\": [1-5],.*\"$name\": ([^,}]+).*|\1|p" "$run/metrics.jsonl" | head -n 5 >"$run.column"; done
+        paste scores.column ranks.column | awk '{ d = $1 - $2; if (d * d > 1e-8) bad = 1 } END { exit bad || NR != 5 }' || { echo "$name"; return 1; }
+    done
+}
+two_ranks
+tell "two ranks measure of each objective what one does" $?
 
 # ---- at work ----
 

@@ -336,9 +336,9 @@ static int attach(ModelFile *file, const ModelFileOptions *options) {
     return OK;
 }
 
-/* Of the score head that was trained beside it: a checkpoint's config says what its rows are called. */
+/* Of the score head that was trained beside it: what cria writes says what its rows are called. */
 static int adapter_labels(HfLabels *labels, const PeftAdapter *adapter) {
-    const char *json = named_text(adapter->arrays, config_key);
+    const char *json = named_text(adapter->arrays, LORA_MODEL_CONFIG);
     const NamedArray *score;
     HfConfig config = {.dim = 0};
     TRY(named_get(&score, adapter->arrays, LORA_SCORE));
