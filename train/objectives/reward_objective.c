@@ -105,7 +105,7 @@ static int collect(Objective *base, Tape *tape, int buffer, const MicroBatch *mi
         RewardLoss loss = reward_loss(chosen, rejected, margin, self->options.center_coefficient);
         self->gradient[first] = (float)(loss.by_chosen / pairs);
         self->gradient[second] = (float)(loss.by_rejected / pairs);
-        objective_add_loss(sums, micro->source[2 * s], loss.value, 1);
+        objective_add_loss(sums, micro->source[2 * (size_t)s], loss.value, 1);
         sums->scored += 1;
         add_pair(self, sums, chosen, rejected, loss.value, mark);
     }
