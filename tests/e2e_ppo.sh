@@ -88,6 +88,9 @@ END
 run 0 ppo ppo.yaml output=sums data.train=sums.jsonl data.columns=prompt=question,completion=answer template.name=plain \
     ppo.reward=number ppo.prompts=2 train.steps=4 && [ -n "$(metric sums 1 reward)" ]
 tell "conversations with a number as their answer" $?
+sed 's/question/prompt/; s/answer/completion/' sums.jsonl >named.jsonl
+run 0 ppo ppo.yaml output=named data.train=named.jsonl ppo.reward=number ppo.prompts=2 train.steps=4 && ! says skipped && ! says field
+tell "records of prompts are not taken for text when the memory is planned" $?
 run 3 ppo ppo.yaml output=unnumbered ppo.reward=number train.steps=4 && one_error && says 'has no answer with a number'
 tell "prompts without an answer, where one is wanted" $?
 
