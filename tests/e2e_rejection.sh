@@ -21,6 +21,9 @@ numbers() { sed -nE "s/.*\"$1\":(-?[0-9.e+-]+).*/\1/p" "$2"; } # the last on eac
 
 reject 0 --json && [ "$(json_number prompts out)" -eq 5 ] && [ "$(json_number answers out)" -eq 30 ] && [ "$(lines best/samples.jsonl)" -eq 6 ]
 tell "every prompt is answered six times, and once" $?
+files best >was
+run 3 sft config.yaml output=best data.train=best/sft.jsonl template.name=plain && one_error && says 'best is a folder of cria rejection, and this is cria sft' && files best | cmp - was && grep -q 'of cria rejection$' best/config.yaml
+tell "another command does not write into its folder" $?
 mean_of_scores() { # of all answers, as statistics.json has it for k = 1, and the mean of the best for k = 6
     grep -oE '"score":[0-9.]+|"index":[0-9]+' "best/samples.jsonl" | awk -F: '
         $1 ~ /index/ { if (n) best += top; top = 0; next }

@@ -142,6 +142,7 @@ const Stage stage_dpo = {
     .defaults = defaults,
     .prepare = prepare,
     .new_rows = chat_stage_new_rows,
+    .name = "dpo",
     .data = data,
     .data_opened = chat_stage_data_opened,
     .ready = ready,

@@ -251,6 +251,7 @@ const Stage stage_ppo = {
     .objective = objective,
     .sample = sample,
     .free = free_own};
+    .name = "ppo",
 
 int command_ppo(int argc, char **argv) {
     return run_command(&stage_ppo, argc, argv);

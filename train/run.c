@@ -50,7 +50,7 @@ static const char config_name[] = "config.yaml";
 static int open_output(Run *run, bool *resuming) {
     *resuming = false;
     if (mesh_rank(run->mesh) != 0) return OK;
-    TRY(output_folder_check(run->config->output, resuming));
+    TRY(output_folder_check(run->config->output, run->stage->name, resuming));
     return output_folder_lock(run->config->output, &run->lock);
 }
 
@@ -81,7 +81,7 @@ static int settle_config(Run *run, bool resuming) {
         rc = config_check_resume(before, run->config);
         if (rc != OK) TRY_TO(done, keep_refusal(run, rc));
     }
-    TRY_TO(done, config_save(run->config, path));
+    TRY_TO(done, config_save(run->config, run->stage->name, path));
 done:
     config_free(before);
     free(path);
@@ -304,7 +304,7 @@ static int prepare(Run *run, bool *resumed) {
     if (run->stage->ready) TRY(mesh_agree(run->mesh, run->stage->ready(run)));
     TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
-    TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
+    TRY(mesh_agree(run->mesh, config_write(run->config, run->stage->name, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
                             .trained = &run->trained,
                             .optimizer = run->optimizer,

@@ -289,6 +289,8 @@ done:
 
 /* ---- the run ---- */
 
+static const char command_name[] = "rejection";
+
 static int settle_config(const Rejection *r, bool resuming) {
     int rc = OK;
     Config *before = NULL;
@@ -299,7 +301,7 @@ static int settle_config(const Rejection *r, bool resuming) {
         TRY_TO(done, config_load(before, path));
         TRY_TO(done, config_check_resume(before, r->config));
     }
-    TRY_TO(done, config_save(r->config, path));
+    TRY_TO(done, config_save(r->config, command_name, path));
 done:
     config_free(before);
     free(path);
@@ -333,7 +335,7 @@ static int prepare(Rejection *r) {
     TRY(config_require(config, OPTION_model_base));
     TRY(config_require(config, OPTION_rejection_prompts));
     TRY(answering_scorer(&r->scorer, config));
-    TRY(output_folder_check(config->output, &resuming));
+    TRY(output_folder_check(config->output, command_name, &resuming));
     TRY(answering_open(
         &r->answering, config,
         &(AnsweringOptions){.model = config->model_base,
