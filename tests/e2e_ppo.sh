@@ -324,7 +324,7 @@ wrong "a step is ppo.prompts" train.tokens_per_batch=4096
 tell "tokens_per_batch" $?
 wrong "give train.steps or train.epochs" train.steps=0 train.tokens=100000
 tell "a length in tokens" $?
-wrong "leaves no room for an answer" train.context=8 train.tokens_per_microbatch=64
+wrong "prompts.*:[0-9]* has [0-9]* tokens, which leaves no room for an answer" train.context=8 train.tokens_per_microbatch=64
 tell "prompts that fill the context" $?
 wrong "merge .* into its base" lora.rank=4 lora.init=adapted
 tell "an adapter to begin from" $?
@@ -340,7 +340,7 @@ refused() { # MESSAGE FILE
     run 3 ppo ppo.yaml output=wrong data.train="$2" && one_error && says "$1"
 }
 printf '{"prompt": "a"}\n{"prompt": 7}\n' >bad.jsonl
-refused "bad.jsonl, line 2" bad.jsonl
+refused "bad.jsonl:2: " bad.jsonl
 tell "a damaged record" $?
 : >empty.txt
 refused "no prompt in it" empty.txt

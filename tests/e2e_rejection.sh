@@ -108,7 +108,7 @@ tell "the rules of a word and of an expression" $?
 reject 2 output=bad rejection.reward=regex rejection.pattern='s(' && one_error && says 'rejection.pattern' && [ ! -e bad ]
 tell "an expression that is none is a usage error" $?
 printf '%s\n' '{"question": "6 + 6?", "answer": "6 + 6 = <<6+6=12>>12\n#### 12"}' '{"question": "7?", "answer": "no idea"}' >sums.jsonl
-reject 3 output=sums rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && one_error && says 'prompt 1 has no answer with a number'
+reject 3 output=sums rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && one_error && says 'sums.jsonl:2 has no answer with a number'
 tell "the rule of numbers wants a number in the record's answer" $?
 sed -i '2d' sums.jsonl
 reject 0 output=sums2 rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && [ "$(lines sums2/sft.jsonl)" -eq 1 ]
@@ -120,7 +120,7 @@ tell "a rule without its word is a usage error" $?
 printf '%s\n' '{"messages": [{"role": "user", "content": "say the"}, {"role": "assistant", "content": "no"}]}' >chat.jsonl
 reject 0 output=chat rejection.prompts=chat.jsonl template.name=plain && grep -q '^{"messages":\[{"role":"user","content":"say the"},{"role":"assistant","content":' chat/sft.jsonl && ! grep -q '"content":"no"' chat/sft.jsonl
 tell "a conversation is answered by the template, without its own answer" $?
-reject 3 output=plain rejection.prompts=chat.jsonl && one_error && says 'chat.jsonl, line 1' && says 'template'
+reject 3 output=plain rejection.prompts=chat.jsonl && one_error && says 'chat.jsonl:1: ' && says 'template'
 tell "without a template it is refused with file and line" $?
 
 # ---- rounds ----

@@ -88,6 +88,14 @@ run 0 data lint base renamed.jsonl --config own.yaml --columns prompt=question,c
 tell "cria data lint and show take it from the config" $?
 run 2 data lint base renamed.jsonl --config own.yaml --template chatml && one_error
 tell "and another name beside its texts is refused" $?
+printf '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' >system.jsonl
+run 3 sft own.yaml output=no template.name= data.train=system.jsonl && one_error && says "system.jsonl:1: message 1 is the system's, a role that template custom does not have"
+tell "a role that it lacks is named, and whose template it is" $?
+printf '{"prompt": "a", "completion": null}\n' >null.jsonl
+run 3 sft own.yaml output=no data.train=null.jsonl && one_error && says 'null.jsonl:1: .* its keys are prompt, completion (null)'
+tell "a key without a value is told from one that is absent" $?
+run 2 sft own.yaml output=no tokenizer.path=hf && one_error && says "hf has 260 tokens, and base knows 258: it is another model's tokenizer"
+tell "another model's tokenizer is refused" $?
 run 3 sft own.yaml output=no template.assistant.stop= && one_error && says 'stop'
 tell "a template whose answers would never end is refused" $?
 

@@ -76,8 +76,8 @@ static int read_prompts(Rejection *r) {
     for (size_t i = 0; i < a->prompts.n; i++) {
         r->tokens[i] = a->prompts.items[i].tokens;
         if (r->tokens[i].n >= (size_t)limit)
-            FAIL(ERR_REFUSED, "prompt %zu has %zu tokens, and the model's context is %d: no room for an answer", i,
-                 r->tokens[i].n, limit);
+            FAIL(ERR_REFUSED, "%s has %zu tokens, and the model's context is %d: no room for an answer",
+                 prompt_place(&a->prompts.items[i]), r->tokens[i].n, limit);
     }
     return OK;
 }
