@@ -86,6 +86,9 @@ if [ "$(id -u)" -eq 0 ] && mkdir -p disk && mount -t tmpfs -o size=${size}k none
     mount -o remount,size=4m disk
     run 0 pretrain config.yaml output=disk/run optim.schedule=constant optim.warmup=0 && each_step_once disk/run 40
     tell "with room again the run goes on from it" $?
+    mount -o remount,ro disk
+    run 1 pretrain config.yaml output=disk/new && one_error && says 'disk/new: mkdir: Read-only file system'
+    tell "a disk that cannot be written is named as what it is" $?
     umount disk
 else
     skip "no right to mount a small disk to be filled"

@@ -1,4 +1,5 @@
 /* cria chat: a conversation in the terminal, or from a pipe: each line is a message, and only answers go to stdout. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,9 +115,10 @@ static int save(const Session *session, const char *path) {
     FILE *file = rc == OK ? fopen(path, "ae") : NULL;
     bool written = file && fwrite(record.bytes, 1, record.length, file) == record.length;
     if (file && fclose(file) != 0) written = false;
+    int code = errno;
     text_free(&record);
     TRY(rc);
-    if (!written) FAIL(ERR_FAILED, "/save: %s cannot be written", path);
+    if (!written) FAIL(ERR_FAILED, "/save: %s cannot be written: %s", path, strerror(code));
     log_info("saved to %s", path);
     return OK;
 }
