@@ -318,6 +318,8 @@ wrong "ppo.pattern: " ppo.reward=regex 'ppo.pattern=a(b'
 tell "a broken pattern" $?
 wrong "does not divide ppo.prompts" ppo.minibatches=3
 tell "minibatches that do not divide" $?
+run 0 ppo ppo.yaml output=cooler train.steps=2 generate.temperature=0.5 && says 'argument .*: generate.temperature has no effect on the answers'
+tell "options of sampling that a policy does not have are told of" $?
 wrong "at least 2 are needed" ppo.samples=1
 tell "a group of one" $?
 wrong "a step is ppo.prompts" train.tokens_per_batch=4096
