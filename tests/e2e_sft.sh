@@ -81,7 +81,7 @@ optim: {lr: 1.0e-2, schedule: constant, warmup: 0}
 train: {steps: 2, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 128}
 END
 sed 's/"prompt"/"question"/; s/"completion"/"answer"/' records.jsonl >renamed.jsonl
-run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
+run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && [ "$(grep -c 'the vocabulary grows' "$scratch/err")" -eq 1 ] && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
 tell "a template written in the config trains and is exported; columns may have other names" $?
 run 0 data lint base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer &&
     run 0 data show base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer -n 1 && grep -q 'Q: say a$' "$scratch/out" && grep -q '^A:« aa<end>»' "$scratch/out"

@@ -61,7 +61,8 @@ static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *p
     if (file->tokenizer) return OK;
     found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
     if (!found && options->need_tokenizer)
-        FAIL(ERR_USAGE, "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE", path,
+        FAIL(ERR_USAGE,
+             "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE, or in a config tokenizer.path", path,
              directory_exists(path) ? ": " : "", directory_exists(path) ? error_text() : "");
     error_clear();
     return OK;
@@ -359,7 +360,10 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     TRY_TO(done, open_whole(file, named, base, &how));
     TRY_TO(done, read_own(file, &file->adapter, path, options));
     if (options->need_tokenizer && !file->tokenizer)
-        FAIL_TO(done, ERR_USAGE, "%s: neither it nor its base has a tokenizer; give one with --tokenizer FILE", path);
+        FAIL_TO(done, ERR_USAGE,
+                "%s: neither it nor its base has a tokenizer; give one with --tokenizer FILE, or in a config "
+                "tokenizer.path",
+                path);
     TRY_TO(done, attach(file, options));
 done:
     free(base);
