@@ -66,6 +66,11 @@ tell "pretrain does not take conversations for text" $?
 run 2 sft sft.yaml output=no model.base= && one_error && says 'model.base'
 tell "sft asks for its base" $?
 
+run 0 sft sft.yaml output=plainly train.steps=2 train.validate_every=2 && run 0 sft sft.yaml output=shared train.steps=2 train.validate_every=2 preferences.per_batch=3 ppo.samples=2 && losses shared >shared.losses && losses plainly | cmp - shared.losses
+tell "other commands' options in a config that serves them too change nothing" $?
+run 2 sft sft.yaml output=no lora.base=nf4 && one_error && says 'lora.base: an adapter has a rank: give lora.rank'
+tell "an adapter without a rank is no silent training of the whole model" $?
+
 # ---- a template of one's own ----
 cat >own.yaml <<'END'
 output: own

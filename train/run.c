@@ -428,7 +428,14 @@ static int train(Run *run) {
     return rc;
 }
 
+/* A config may serve several commands. These say that pairs, or prompts, are read: of other commands they are 0. */
+static void leave_out_other_stages(const Stage *stage, Config *config) {
+    if (!config_in_sections(OPTION_preferences_per_batch, stage->sections)) config->preferences_per_batch = 0;
+    if (!config_in_sections(OPTION_ppo_samples, stage->sections)) config->ppo_samples = 0;
+}
+
 int run_check_config(const Stage *stage, Config *config) {
+    leave_out_other_stages(stage, config);
     if (stage->defaults) TRY(stage->defaults(config));
     TRY(config_check(config));
     TRY(run_check_adapter_options(config));

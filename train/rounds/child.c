@@ -33,8 +33,8 @@ static void pass_on(int number) {
     errno = saved;
 }
 
-/* A hang-up that nohup(1) has ignored stays so, for the child too; a shell's SIG_IGN of what it starts in the background
- * does not, as in a single stage (train/console/interrupt.c). */
+/* A hang-up that nohup(1) has ignored stays so, for the child too; a shell's SIG_IGN of what it starts in the
+ * background does not, as in a single stage (train/console/interrupt.c). */
 void children_begin(void) {
     struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
     requested = 0;
