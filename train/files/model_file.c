@@ -344,8 +344,11 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     how.need_tokenizer = false;
     how.fingerprint = true;
     if (options->whole)
-        FAIL(ERR_REFUSED, "%s: it is an adapter, and a whole model is wanted here; 'cria merge %s TO' makes one", path,
-             path);
+        FAIL(ERR_REFUSED,
+             "%s: it is an adapter, and another is trained on a whole model: 'cria merge %s TO' makes one (to train "
+             "this "
+             "one further give its base, and lora.init=%s)",
+             path, path, path);
     if (file->adapter.config.saved.score && options->head == HEAD_TOKENS)
         FAIL(ERR_REFUSED, "%s: a reward model's adapter gives scores, not texts; a language model is expected", path);
     if (file->adapter.config.saved.score) how.head = HEAD_TO_SCORE;
