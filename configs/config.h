@@ -88,9 +88,12 @@ const char *config_where(const Config *config, OptionId id);
 int config_fail(const Config *config, OptionId id, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* YAML with every key in the table's order; reading it gives an equal config. */
-int config_write(const Config *config, Text *out);
-int config_write_set(const Config *config, Text *out);   /* those alone that were set, without a heading */
-int config_save(const Config *config, const char *path); /* atomically */
+/* Its first line says what wrote it: CONFIG_WRITTEN …CONFIG_COMMAND and the command whose run it is of. */
+int config_write(const Config *config, const char *command, Text *out);
+int config_write_set(const Config *config, Text *out); /* those alone that were set, without a heading */
+int config_save(const Config *config, const char *command, const char *path); /* atomically */
+#define CONFIG_WRITTEN "# written by cria "
+#define CONFIG_COMMAND " of cria "
 /* One option's value as it would be written, on one line; for messages. */
 int config_value_text(const Config *config, OptionId id, Text *out);
 

@@ -131,8 +131,8 @@ static int write_options(const Config *config, bool only_set, Text *out) {
     return text_check(out);
 }
 
-int config_write(const Config *config, Text *out) {
-    text_printf(out, "# written by cria %s: every option of this run\n", CRIA_VERSION);
+int config_write(const Config *config, const char *command, Text *out) {
+    text_printf(out, CONFIG_WRITTEN "%s: every option of this run" CONFIG_COMMAND "%s\n", CRIA_VERSION, command);
     return write_options(config, false, out);
 }
 
@@ -140,10 +140,10 @@ int config_write_set(const Config *config, Text *out) {
     return write_options(config, true, out);
 }
 
-int config_save(const Config *config, const char *path) {
+int config_save(const Config *config, const char *command, const char *path) {
     Text text = {0};
     int rc = OK;
-    TRY_TO(done, config_write(config, &text));
+    TRY_TO(done, config_write(config, command, &text));
     TRY_TO(done, file_write_atomic(path, text.bytes, text.length));
 done:
     text_free(&text);

@@ -28,7 +28,7 @@ typedef struct {
     EncodedRecord *encoded; /* [CACHE_BATCH_RECORDS] with an encoder, instead of ids */
     struct {
         const char *path;
-        int64_t line;
+        int64_t line, number;
     } place[CACHE_BATCH_RECORDS]; /* with an encoder */
     size_t n;
 } Batch;
@@ -166,6 +166,7 @@ static int batch_add(Batch *batch, const Record *record) {
     batch->begin[batch->n] = batch->used;
     batch->place[batch->n].path = record->path;
     batch->place[batch->n].line = record->line;
+    batch->place[batch->n].number = record->number;
     batch->sizes[batch->n++] = record->size;
     batch->used += record->size;
     return OK;
@@ -221,7 +222,9 @@ static void report_record(Build *build, size_t i) {
     int64_t n = ++build->counts.n[record->outcome];
     if (record->outcome == RECORD_KEPT || n > MOST_REPORTED) return;
     bool refused = is_refused(build, record->outcome);
-    log_warning("%s:%lld: %s%s", build->batch->place[i].path, (long long)build->batch->place[i].line,
+    char number[RECORD_NUMBER_SIZE];
+    log_warning("%s:%lld: %s%s%s", build->batch->place[i].path, (long long)build->batch->place[i].line,
+                record_number_text(number, build->batch->place[i].number),
                 refused || !doing[record->outcome] ? "" : doing[record->outcome], record->text ? record->text : "");
     if (n == MOST_REPORTED)
         log_warning("further records of this kind are only counted; 'cria data lint' names them all");

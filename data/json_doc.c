@@ -332,7 +332,7 @@ static int read_document(Reader *reader) {
 
 static int copy_text(JsonDoc *doc, const char *json, size_t size) {
     if (doc->capacity > MAX_KEPT_BYTES || doc->node_capacity > MAX_KEPT_NODES) json_doc_free(doc);
-    if (doc->capacity < size + PADDING) {
+    if (!doc->bytes || doc->capacity < size + PADDING) {
         size_t capacity = size + size / 2 + PADDING;
         free(doc->bytes);
         doc->bytes = malloc(capacity);
@@ -354,7 +354,9 @@ int json_doc_read(JsonDoc *doc, const char *json, size_t size) {
 void json_doc_free(JsonDoc *doc) {
     free(doc->bytes);
     free(doc->nodes);
-    *doc = (JsonDoc){0};
+    doc->bytes = NULL;
+    doc->nodes = NULL;
+    doc->capacity = doc->n_nodes = doc->node_capacity = 0;
 }
 
 /* ---- asking -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include "model/core/log.h"
 #include "model/core/text.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,10 +28,11 @@ struct RecordReader {
     int64_t line; /* number of the line at `begin` */
     char *buffer; /* bytes begin..end are read but not yet taken */
     size_t begin, end, capacity;
-    bool in_array;  /* `begin` is inside a JSON array */
-    bool at_end;    /* of the file's bytes */
-    bool is_broken; /* the file's bytes end in damage */
-    JsonDoc json;   /* of a line; the record handed out points into it */
+    bool in_array;      /* `begin` is inside a JSON array */
+    int64_t n_elements; /* of it so far */
+    bool at_end;        /* of the file's bytes */
+    bool is_broken;     /* the file's bytes end in damage */
+    JsonDoc json;       /* of a line; the record handed out points into it */
     int64_t n_skipped;
     uint64_t bytes_done; /* of the files before this one */
     FileStamp *stamps;
@@ -176,6 +178,7 @@ static int open_next(RecordReader *reader) {
     reader->line = 1;
     reader->begin = reader->end = 0;
     reader->at_end = reader->is_broken = reader->in_array = false;
+    reader->n_elements = 0;
     return input_open(&reader->input, reader->path);
 }
 
@@ -330,6 +333,12 @@ static int measure_value(RecordReader *reader, size_t *size, int64_t *lines, boo
     return OK;
 }
 
+const char *record_number_text(char out[RECORD_NUMBER_SIZE], int64_t number) {
+    *out = '\0';
+    if (number > 0) snprintf(out, RECORD_NUMBER_SIZE, "record %lld: ", (long long)number);
+    return out;
+}
+
 static int next_element(RecordReader *reader, Record *record, bool *found) {
     char c;
     *found = false;
@@ -345,7 +354,7 @@ static int next_element(RecordReader *reader, Record *record, bool *found) {
     size_t size = 0;
     int64_t lines = 0;
     bool closed = false;
-    *record = (Record){.path = reader->path, .line = reader->line};
+    *record = (Record){.path = reader->path, .line = reader->line, .number = ++reader->n_elements};
     if (c) TRY(measure_value(reader, &size, &lines, &closed));
     if (!closed) {
         reader->is_broken = true;

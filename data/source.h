@@ -30,8 +30,14 @@ typedef struct {
     const char *text; /* `size` bytes, not NUL-terminated; the reader's, valid until the next call */
     size_t size;
     const char *path;
-    int64_t line; /* where it begins, from 1 */
+    int64_t line;   /* where it begins, from 1 */
+    int64_t number; /* of an array's elements, from 1: a line may hold many; 0: it is of no array */
 } Record;
+
+enum { RECORD_NUMBER_SIZE = 40 };
+/* What a message about a record has behind its line: "record 17: ", or "" of a record that is of no array. Returns out.
+ */
+const char *record_number_text(char out[RECORD_NUMBER_SIZE], int64_t number);
 
 typedef struct RecordReader RecordReader;
 

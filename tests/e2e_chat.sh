@@ -35,6 +35,8 @@ tell "each line of a pipe is a turn" $?
 printf '/system be short\nsay a\n/save talk.jsonl\n/reset\nsay b\n/save talk.jsonl\n' | talk tuned && [ "$(wc -l <talk.jsonl)" -eq 2 ] &&
     grep -q '^{"messages": \[{"role": "system", "content": "be short"}, {"role": "user", "content": "say a"}, {"role": "assistant", "content": "' talk.jsonl
 tell "a conversation is saved as a record" $?
+printf 'say a\n/save nowhere/talk.jsonl\n' | talk tuned || says 'error: /save: nowhere/talk.jsonl cannot be written: No such file or directory'
+tell "and why it cannot be" $?
 run 0 data lint tuned talk.jsonl --template chatml
 tell "which cria can train on" $?
 for i in $(seq 40); do echo "say a"; done >many

@@ -115,6 +115,12 @@ for loss in ipo hinge robust simpo; do
 done
 [ ! -e simpo/reference.safetensors ]
 tell "simpo has no reference" $?
+run 2 dpo dpo.yaml output=no dpo.loss=simpo dpo.reference=base && one_error && says 'dpo.reference: dpo.loss: simpo compares with no reference'
+tell "and takes none" $?
+for loss in ipo hinge kto; do
+    run 2 dpo dpo.yaml output=no dpo.loss=$loss dpo.label_smoothing=0.1 && one_error && says 'dpo.label_smoothing: this dpo.loss has none'
+    tell "label smoothing is refused by $loss, which has none" $?
+done
 awk 'BEGIN { for (i = 0; i < 120; i++) { c = 97 + i % 5; g = i % 2; printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\", \"label\": %s}\n", c, g ? c : 122, g ? c : 122, g ? "true" : "false" } }' >labelled.jsonl
 run 0 dpo dpo.yaml output=kto dpo.loss=kto data.train=labelled.jsonl && [ "$(metric kto kl 1)" = 0 ] && [ "$(metric kto rewards/chosen 1)" = 0 ] && near "$(metric kto eval_rewards/accuracies 40)" 1 0.1
 tell "kto learns from labelled answers" $?

@@ -116,10 +116,10 @@ logprobs() { # a log-probability for each token, and one for the stop token wher
 logprobs
 tell "every token has its log-probability, the stop token too" $?
 printf '%s\n' '{"messages": [{"role": "user", "content": "hi"}]}' >messages.jsonl
-run 3 generate "$model" -f messages.jsonl && one_error && says 'messages.jsonl, line 1' && says 'give --chat'
+run 3 generate "$model" -f messages.jsonl && one_error && says 'messages.jsonl:1: ' && says 'give --chat'
 tell "messages without --chat are refused with file and line" $?
 printf '%s\n' '{"prompt": "a"}' '{"prompt": 3}' >bad.jsonl
-run 3 generate "$model" -f bad.jsonl && one_error && says 'bad.jsonl, line 2'
+run 3 generate "$model" -f bad.jsonl && one_error && says 'bad.jsonl:2: '
 tell "a record that has no prompt is refused with file and line" $?
 run 2 generate "$model" -p a --json --jsonl && one_error
 tell "--json and --jsonl are two things" $?

@@ -75,7 +75,7 @@ cp records.jsonl mine.jsonl && run 3 ghost tuned talks.jsonl instructions.txt mi
 tell "a file of somebody else's is left as it is" $?
 printf '\n \n' >none.txt && run 3 ghost tuned talks.jsonl none.txt no.jsonl && one_error && says 'no instruction' &&
     run 2 ghost tuned talks.jsonl instructions.txt no.jsonl -k 3 && one_error && says '2 instructions' &&
-    echo '{"messages": 1}' >bad.jsonl && run 3 ghost tuned bad.jsonl instructions.txt no.jsonl && one_error && says 'bad.jsonl, line 1' &&
+    echo '{"messages": 1}' >bad.jsonl && run 3 ghost tuned bad.jsonl instructions.txt no.jsonl && one_error && says 'bad.jsonl:1: ' &&
     run 2 ghost base talks.jsonl instructions.txt no.jsonl && one_error && says 'no chat template' && [ ! -e no.jsonl ]
 tell "bad instructions, conversations and models are refused before anything is written" $?
 echo '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "say a"}]}' >own.jsonl

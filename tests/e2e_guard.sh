@@ -15,12 +15,12 @@ sums good 20 >was
 blow_up() { rm -rf run && cp -r good run && run 1 pretrain config.yaml train.steps=1000 optim.schedule=constant optim.warmup=0 optim.lr=1e30 "$@"; }
 blow_up && one_error && says 'error: the loss stays NaN or infinite after 3 roll-backs to the same checkpoint; lower optim.lr'
 tell "a run whose loss stays NaN stops with a clear text" $?
-# Step 20 is applied and ruins the weights, 21 to 23 are bad; then 24 is the first that is not skipped.
+# Step 21 is applied and ruins the weights, 22 to 24 are bad; then 25 is the first that is not skipped.
 [ "$(grep -cE '^warning: step [0-9]+: loss [a-z0-9.-]+, gradient norm -?(nan|inf); the step was not applied' "$scratch/err")" -eq 12 ]
 tell "every bad step is reported as not applied" $?
 [ "$(grep -c '^warning: loss .*, gradient norm .* in the micro-batch with samples (source:number) 0:[0-9]' "$scratch/err")" -eq 12 ]
 tell "with the ids of its samples" $?
-for window in 23 27 31; do says "^warning: 3 bad steps in a row: back to the checkpoint of step 20; steps to $window are skipped"; done
+for window in 24 28 32; do says "^warning: 3 bad steps in a row: back to the checkpoint of step 20; steps to $window are skipped"; done
 tell "three in a row go back to the checkpoint and skip the whole window" $?
 [ "$(sums run 20)" = "$(cat was)" ] && [ "$(ls run/checkpoints | grep -c step)" -le 3 ] && run 0 inspect run
 tell "and the checkpoint loads, unharmed" $?
@@ -34,7 +34,7 @@ tell "checkpoints are not replaced in the middle of bad steps" $?
 
 rm -rf run
 run 1 pretrain config.yaml optim.lr=1e30 optim.warmup=0 train.steps=1000 train.checkpoint_every=0 train.validate_every=0 && one_error &&
-    says 'back to the checkpoint of step 0; steps to 3 are skipped' && says 'the loss stays NaN'
+    says 'back to the checkpoint of step 0; steps to 4 are skipped' && says 'the loss stays NaN'
 tell "without a checkpoint a roll-back starts anew" $?
 run 1 pretrain config.yaml output=short optim.lr=1e30 optim.warmup=0 train.steps=4 train.validate_every=0 && one_error && says 'every step up to the last, 4, is being skipped'
 tell "a short run says that nothing is left" $?
@@ -51,6 +51,15 @@ rm -rf base
 run 1 pretrain config.yaml output=base model.dim=0 model.n_layers=0 model.n_heads=0 model.n_kv_heads=0 model.ffn_dim=0 model.max_context=0 \
     model.base=nan.bin tokenizer.path=bytes train.steps=1000 train.validate_every=0 && one_error && says 'the loss stays NaN' && [ ! -e base/checkpoints ]
 tell "a base with NaN weights is reported, and nothing is saved" $?
+run 1 pretrain config.yaml output=base model.dim=0 model.n_layers=0 model.n_heads=0 model.n_kv_heads=0 model.ffn_dim=0 model.max_context=0 \
+    model.base=nan.bin tokenizer.path=bytes train.steps=2 && one_error && says 'step 2: loss' && says 'in every step, and nothing was learned; is the model broken' && [ ! -e base/checkpoints ]
+tell "in a run of two steps too" $?
+run 3 chat nan.bin -t bytes --template plain -p hi && one_error && says 'logit of token 0 is' && ! says 'context is full'
+tell "and by chat" $?
+printf '{"prompt": "a", "chosen": "b", "rejected": "c"}\n' >pairs.jsonl
+printf 'output: dpo\nmodel: {base: nan.bin}\ntokenizer: {path: bytes}\ntemplate: {name: plain}\ndata: {train: pairs.jsonl, validation: 0}\ntrain: {context: 32, steps: 2}\n' >dpo.yaml
+run 3 dpo dpo.yaml && one_error && says "nan.bin: an answer's log-probability is" && ! says 'reference.safetensors'
+tell "and by dpo, of its reference" $?
 
 # ---- disks that end ----
 
@@ -77,6 +86,9 @@ if [ "$(id -u)" -eq 0 ] && mkdir -p disk && mount -t tmpfs -o size=${size}k none
     mount -o remount,size=4m disk
     run 0 pretrain config.yaml output=disk/run optim.schedule=constant optim.warmup=0 && each_step_once disk/run 40
     tell "with room again the run goes on from it" $?
+    mount -o remount,ro disk
+    run 1 pretrain config.yaml output=disk/new && one_error && says 'disk/new: mkdir: Read-only file system'
+    tell "a disk that cannot be written is named as what it is" $?
     umount disk
 else
     skip "no right to mount a small disk to be filled"

@@ -88,6 +88,9 @@ END
 run 0 ppo ppo.yaml output=sums data.train=sums.jsonl data.columns=prompt=question,completion=answer template.name=plain \
     ppo.reward=number ppo.prompts=2 train.steps=4 && [ -n "$(metric sums 1 reward)" ]
 tell "conversations with a number as their answer" $?
+sed 's/question/prompt/; s/answer/completion/' sums.jsonl >named.jsonl
+run 0 ppo ppo.yaml output=named data.train=named.jsonl ppo.reward=number ppo.prompts=2 train.steps=4 && ! says skipped && ! says field
+tell "records of prompts are not taken for text when the memory is planned" $?
 run 3 ppo ppo.yaml output=unnumbered ppo.reward=number train.steps=4 && one_error && says 'has no answer with a number'
 tell "prompts without an answer, where one is wanted" $?
 
@@ -329,13 +332,15 @@ wrong "ppo.pattern: " ppo.reward=regex 'ppo.pattern=a(b'
 tell "a broken pattern" $?
 wrong "does not divide ppo.prompts" ppo.minibatches=3
 tell "minibatches that do not divide" $?
+run 0 ppo ppo.yaml output=cooler train.steps=2 generate.temperature=0.5 && says 'argument .*: generate.temperature has no effect on the answers'
+tell "options of sampling that a policy does not have are told of" $?
 wrong "at least 2 are needed" ppo.samples=1
 tell "a group of one" $?
 wrong "a step is ppo.prompts" train.tokens_per_batch=4096
 tell "tokens_per_batch" $?
 wrong "give train.steps or train.epochs" train.steps=0 train.tokens=100000
 tell "a length in tokens" $?
-wrong "leaves no room for an answer" train.context=8 train.tokens_per_microbatch=64
+wrong "prompts.*:[0-9]* has [0-9]* tokens, which leaves no room for an answer" train.context=8 train.tokens_per_microbatch=64
 tell "prompts that fill the context" $?
 wrong "merge .* into its base" lora.rank=4 lora.init=adapted
 tell "an adapter to begin from" $?
@@ -352,7 +357,7 @@ refused() { # MESSAGE FILE
     run 3 ppo ppo.yaml output=wrong data.train="$2" && one_error && says "$1"
 }
 printf '{"prompt": "a"}\n{"prompt": 7}\n' >bad.jsonl
-refused "bad.jsonl, line 2" bad.jsonl
+refused "bad.jsonl:2: " bad.jsonl
 tell "a damaged record" $?
 : >empty.txt
 refused "no prompt in it" empty.txt

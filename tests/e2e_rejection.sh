@@ -21,6 +21,9 @@ numbers() { sed -nE "s/.*\"$1\":(-?[0-9.e+-]+).*/\1/p" "$2"; } # the last on eac
 
 reject 0 --json && [ "$(json_number prompts out)" -eq 5 ] && [ "$(json_number answers out)" -eq 30 ] && [ "$(lines best/samples.jsonl)" -eq 6 ]
 tell "every prompt is answered six times, and once" $?
+files best >was
+run 3 sft config.yaml output=best data.train=best/sft.jsonl template.name=plain && one_error && says 'best is a folder of cria rejection, and this is cria sft' && files best | cmp - was && grep -q 'of cria rejection$' best/config.yaml
+tell "another command does not write into its folder" $?
 mean_of_scores() { # of all answers, as statistics.json has it for k = 1, and the mean of the best for k = 6
     grep -oE '"score":[0-9.]+|"index":[0-9]+' "best/samples.jsonl" | awk -F: '
         $1 ~ /index/ { if (n) best += top; top = 0; next }
@@ -105,7 +108,7 @@ tell "the rules of a word and of an expression" $?
 reject 2 output=bad rejection.reward=regex rejection.pattern='s(' && one_error && says 'rejection.pattern' && [ ! -e bad ]
 tell "an expression that is none is a usage error" $?
 printf '%s\n' '{"question": "6 + 6?", "answer": "6 + 6 = <<6+6=12>>12\n#### 12"}' '{"question": "7?", "answer": "no idea"}' >sums.jsonl
-reject 3 output=sums rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && one_error && says 'prompt 1 has no answer with a number'
+reject 3 output=sums rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && one_error && says 'sums.jsonl:2 has no answer with a number'
 tell "the rule of numbers wants a number in the record's answer" $?
 sed -i '2d' sums.jsonl
 reject 0 output=sums2 rejection.prompts=sums.jsonl rejection.columns='prompt=question,completion=answer' rejection.reward=number && [ "$(lines sums2/sft.jsonl)" -eq 1 ]
@@ -117,7 +120,7 @@ tell "a rule without its word is a usage error" $?
 printf '%s\n' '{"messages": [{"role": "user", "content": "say the"}, {"role": "assistant", "content": "no"}]}' >chat.jsonl
 reject 0 output=chat rejection.prompts=chat.jsonl template.name=plain && grep -q '^{"messages":\[{"role":"user","content":"say the"},{"role":"assistant","content":' chat/sft.jsonl && ! grep -q '"content":"no"' chat/sft.jsonl
 tell "a conversation is answered by the template, without its own answer" $?
-reject 3 output=plain rejection.prompts=chat.jsonl && one_error && says 'chat.jsonl, line 1' && says 'template'
+reject 3 output=plain rejection.prompts=chat.jsonl && one_error && says 'chat.jsonl:1: ' && says 'template'
 tell "without a template it is refused with file and line" $?
 
 # ---- rounds ----

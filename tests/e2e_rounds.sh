@@ -105,7 +105,7 @@ facts run >../whole.facts
 [ "$(grep -c optimizer.h5 ../whole.facts)" -ge 16 ] && grep -q 'average.*model.h5' ../whole.facts
 tell "leave a checkpoint of every stage that trains" $?
 json() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1])))' "$1" >/dev/null 2>&1 || ! command -v python3 >/dev/null; }
-json run/report.json && grep -q '^| 2 | .* | .* | .* |' run/report.md && grep -q '"run": "ppo"' run/report.json
+json run/report.json && grep -q '^| 2 | .* | .* | .* |' run/report.md && grep -q '"run": "ppo"' run/report.json && grep -q '^| average | merge | of round-1/' run/report.md && ! grep -q '{output}' run/report.md
 tell "the report has both" $?
 [ "$(json_number mean_score run/round-2/best/statistics.json)" != "" ] && awk -v m="$(json_number mean_score run/round-2/best/statistics.json)" -v b="$(json_number mean_best run/round-2/best/statistics.json)" -F'|' '
     function near(a, b) { return a - b < 1e-3 * (b < 0 ? -b : b) && b - a < 1e-3 * (b < 0 ? -b : b) }
@@ -137,7 +137,7 @@ tell "a third round may follow" $?
 
 begun() { [ -e "$1.json" ] && grep -q '"state": "begun"' "$1.json"; }
 kill_in() { # STAGE SIGNAL SECONDS: starts the run, and ends it so long after the stage has begun; $status
-    env --default-signal=INT "$cria" rounds rounds.yaml >"$scratch/out" 2>"$scratch/err" </dev/null &
+    "$cria" rounds rounds.yaml >"$scratch/out" 2>"$scratch/err" </dev/null &
     local pid=$! deadline=$((SECONDS + 60))
     until begun "run/$1" || ! kill -0 $pid 2>/dev/null || [ $SECONDS -ge $deadline ]; do sleep 0.01; done
     sleep "$3"

@@ -66,6 +66,11 @@ tell "pretrain does not take conversations for text" $?
 run 2 sft sft.yaml output=no model.base= && one_error && says 'model.base'
 tell "sft asks for its base" $?
 
+run 0 sft sft.yaml output=plainly train.steps=2 train.validate_every=2 && run 0 sft sft.yaml output=shared train.steps=2 train.validate_every=2 preferences.per_batch=3 ppo.samples=2 && losses shared >shared.losses && losses plainly | cmp - shared.losses
+tell "other commands' options in a config that serves them too change nothing" $?
+run 2 sft sft.yaml output=no lora.base=nf4 && one_error && says 'lora.base: an adapter has a rank: give lora.rank'
+tell "an adapter without a rank is no silent training of the whole model" $?
+
 # ---- a template of one's own ----
 cat >own.yaml <<'END'
 output: own
@@ -81,13 +86,21 @@ optim: {lr: 1.0e-2, schedule: constant, warmup: 0}
 train: {steps: 2, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 128}
 END
 sed 's/"prompt"/"question"/; s/"completion"/"answer"/' records.jsonl >renamed.jsonl
-run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
+run 0 sft own.yaml && says 'the vocabulary grows from 258 to 259' && [ "$(grep -c 'the vocabulary grows' "$scratch/err")" -eq 1 ] && run 0 export own own-hf && grep -q '"name":"mine"' own-hf/chat_template.jinja
 tell "a template written in the config trains and is exported; columns may have other names" $?
 run 0 data lint base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer &&
     run 0 data show base renamed.jsonl --config own.yaml --columns prompt=question,completion=answer -n 1 && grep -q 'Q: say a$' "$scratch/out" && grep -q '^A:« aa<end>»' "$scratch/out"
 tell "cria data lint and show take it from the config" $?
 run 2 data lint base renamed.jsonl --config own.yaml --template chatml && one_error
 tell "and another name beside its texts is refused" $?
+printf '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' >system.jsonl
+run 3 sft own.yaml output=no template.name= data.train=system.jsonl && one_error && says "system.jsonl:1: message 1 is the system's, a role that template custom does not have"
+tell "a role that it lacks is named, and whose template it is" $?
+printf '{"prompt": "a", "completion": null}\n' >null.jsonl
+run 3 sft own.yaml output=no data.train=null.jsonl && one_error && says 'null.jsonl:1: .* its keys are prompt, completion (null)'
+tell "a key without a value is told from one that is absent" $?
+run 2 sft own.yaml output=no tokenizer.path=hf && one_error && says "hf has 260 tokens, and base knows 258: it is another model's tokenizer"
+tell "another model's tokenizer is refused" $?
 run 3 sft own.yaml output=no template.assistant.stop= && one_error && says 'stop'
 tell "a template whose answers would never end is refused" $?
 

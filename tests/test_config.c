@@ -33,7 +33,7 @@ static void refuses(const char *yaml, const char *part) {
 
 static char *written(const Config *config) {
     Text text = {0};
-    CHECK_OK(config_write(config, &text));
+    CHECK_OK(config_write(config, "sft", &text));
     return text.bytes;
 }
 

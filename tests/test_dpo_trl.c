@@ -217,7 +217,7 @@ START_TEST(another_beta_weight_or_mask_is_noticed) {
                                         "dpo.label_smoothing=0.1"};
     setup();
     for (int i = 0; i < 4; i++) {
-        char name[16];
+        char name[24];
         snprintf(name, sizeof name, "wrong%d", i);
         const char *output = run(1, name, wrong[i]);
         double change =

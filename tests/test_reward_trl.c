@@ -180,7 +180,7 @@ START_TEST(another_margin_coefficient_or_decay_is_noticed) {
                                         "reward.center_coefficient=0.06", "optim.weight_decay=0"};
     setup();
     for (int i = 0; i < 4; i++) {
-        char name[16];
+        char name[24];
         snprintf(name, sizeof name, "wrong%d", i);
         const char *output = run(name, runs[N_RUNS - 1].options, wrong[i]);
         double change = trl_compare(output, GOLDEN "/model.safetensors", GOLDEN "/both.safetensors", 0, PARAMETERS);

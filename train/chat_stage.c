@@ -49,6 +49,7 @@ static int extend(Run *run, ChatStage *stage) {
     int before = tokenizer_vocab_size(run->tokenizer);
     TRY(model_template_extend(&stage->model_template, run->config, run->tokenizer, &extended));
     if (!extended) return OK;
+    if (mesh_rank(run->mesh) == 0) model_template_tell_growth(&stage->model_template, run->tokenizer, extended);
     if (run->tokenizer != run->base.tokenizer) tokenizer_free(run->tokenizer);
     run->tokenizer = extended;
     TRY(check_rows(run, before));

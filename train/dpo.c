@@ -43,6 +43,12 @@ static int defaults(Config *config) {
     if (config->preferences_per_batch == 0) config->preferences_per_batch = USUAL_PAIRS;
     if (config->dpo_loss == DPO_KTO && config->dpo_nll > 0)
         return config_fail(config, OPTION_dpo_nll, "there is no chosen answer in dpo.loss: kto; leave it 0");
+    bool no_smoothing = config->dpo_loss == DPO_IPO || config->dpo_loss == DPO_HINGE || config->dpo_loss == DPO_KTO;
+    if (no_smoothing && config->dpo_label_smoothing > 0)
+        return config_fail(config, OPTION_dpo_label_smoothing,
+                           "this dpo.loss has none: it is of sigmoid, robust and simpo; leave it 0");
+    if (config->dpo_loss == DPO_SIMPO && *config->dpo_reference)
+        return config_fail(config, OPTION_dpo_reference, "dpo.loss: simpo compares with no reference; leave it empty");
     int64_t pair = 2 * config->train_context;
     if (config->train_tokens_per_microbatch < pair)
         return config_fail(config, OPTION_train_tokens_per_microbatch,
@@ -139,6 +145,7 @@ static int objective(Objective **out, Run *run, int capacity) {
 }
 
 const Stage stage_dpo = {
+    .name = "dpo",
     .about = about,
     .sections =
         "output seed precision model tokenizer data template lora preferences dpo optim train generate parallel",

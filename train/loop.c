@@ -185,10 +185,9 @@ static int report_bad_samples(Loop *loop, int64_t step) {
 }
 
 static int report_bad_step(Loop *loop, const LoopState *state, const StepResult *result) {
-    int64_t step = state->step - 1;
-    log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)step, result->loss,
+    log_warning("step %lld: loss %g, gradient norm %g; the step was not applied", (long long)state->step, result->loss,
                 result->norms.model);
-    return mesh_agree(loop->parts.mesh, report_bad_samples(loop, step));
+    return mesh_agree(loop->parts.mesh, report_bad_samples(loop, state->step - 1));
 }
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
@@ -363,7 +362,7 @@ static int roll_back(Loop *loop, LoopState *state) {
     rc = loop->parts.metrics ? metrics_rewind(loop->parts.metrics, state->step + 1) : OK;
     TRY(mesh_agree(loop->parts.mesh, rc));
     log_warning("%d bad steps in a row: back to the checkpoint of step %lld; steps to %lld are skipped", GUARD_PATIENCE,
-                (long long)state->step, (long long)bad_step);
+                (long long)state->step, (long long)(bad_step + 1));
     return OK;
 }
 
@@ -412,6 +411,13 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
     return OK;
 }
 
+/* About a loss that is NaN. */
+static const char *what_to_do(const LoopState *state) {
+    return state->updates > 0 ? "lower optim.lr, or look at the data of the samples named above"
+                              : "is the model broken that training begins from ('cria eval loss' tells)? Else lower "
+                                "optim.lr, or look at the data of the samples named above";
+}
+
 int loop_run(Loop *loop, LoopState *state) {
     int rc = OK;
     bool finished = loop_finished(loop, state);
@@ -421,22 +427,21 @@ int loop_run(Loop *loop, LoopState *state) {
         state->step = guard_next(&state->guard, state->step);
         if (state->step >= loop->options.steps)
             FAIL_TO(done, ERR_FAILED,
-                    "the loss became NaN or infinite, and every step up to the last, %lld, is being skipped for it; "
-                    "lower optim.lr, or look at the data of the samples named above",
-                    (long long)loop->options.steps);
+                    "the loss became NaN or infinite, and every step up to the last, %lld, is being skipped for it; %s",
+                    (long long)loop->options.steps, what_to_do(state));
         StepResult result;
         TRY_TO(done, train_step(loop, state, &result));
         if (result.verdict != GUARD_APPLY) TRY_TO(done, report_bad_step(loop, state, &result));
         if (result.verdict == GUARD_STOP)
-            FAIL_TO(
-                done, ERR_FAILED,
-                "the loss stays NaN or infinite after %d roll-backs to the same checkpoint; lower optim.lr, or look at "
-                "the data of the samples named above",
-                GUARD_ROLL_BACKS);
+            FAIL_TO(done, ERR_FAILED, "the loss stays NaN or infinite after %d roll-backs to the same checkpoint; %s",
+                    GUARD_ROLL_BACKS, what_to_do(state));
         if (result.verdict == GUARD_ROLL_BACK) {
             TRY_TO(done, roll_back(loop, state));
             continue;
         }
+        if (state->updates == 0 && state->step >= loop->options.steps)
+            FAIL_TO(done, ERR_FAILED, "the loss was NaN or infinite in every step, and nothing was learned; %s",
+                    what_to_do(state));
         TRY_TO(done, mesh_agree(loop->parts.mesh, report_step(loop, state, &result)));
         TRY_TO(done, after_step(loop, state, &result, &finished));
     }

@@ -84,6 +84,15 @@ static int plan_chat(MemoryPlan *plan, const Config *config, const ModelFile *fi
     return rc;
 }
 
+/* A template's tokens may be added to a base, not those of another model's tokenizer. */
+static int check_tokenizer(const Config *config, const Tokenizer *tokenizer, int rows) {
+    if (tokenizer && tokenizer_vocab_size(tokenizer) > rows)
+        return config_fail(config, OPTION_tokenizer_path,
+                           "%s has %d tokens, and %s knows %d: it is another model's tokenizer", config->tokenizer_path,
+                           tokenizer_vocab_size(tokenizer), config->model_base, rows);
+    return OK;
+}
+
 /* The shape of model.base, without its parameters. */
 static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
@@ -102,7 +111,8 @@ static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *
     plan->mapped = setup_frozen(config) == FROZEN_16BIT && model_file_is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
-    int rc = plan_chat(plan, config, &file, *tokenizer);
+    int rc = own ? OK : check_tokenizer(config, *tokenizer, plan->shape.vocab_size);
+    if (rc == OK) rc = plan_chat(plan, config, &file, *tokenizer);
     model_file_close(&file);
     TRY(rc);
     return llama_shape_check(&plan->shape);

@@ -195,8 +195,21 @@ static int copy_reference(Run *run) {
     return OK;
 }
 
+/* A policy's answers are of the whole distribution; rounds may share `generate` with stages that choose from it. */
+static void warn_of_generate(const Config *config) {
+    static const OptionId unused[] = {OPTION_generate_temperature, OPTION_generate_top_k,
+                                      OPTION_generate_top_p,       OPTION_generate_min_p,
+                                      OPTION_generate_stop,        OPTION_generate_repetition_penalty};
+    for (size_t i = 0; i < sizeof unused / sizeof *unused; i++)
+        if (config_is_set(config, unused[i]))
+            log_warning("%s: %s has no effect on the answers that are learned from: they are sampled at "
+                        "ppo.temperature from the whole distribution",
+                        config_where(config, unused[i]), option_table[unused[i]].key);
+}
+
 static int ready(Run *run) {
     Ppo *ppo = run->own;
+    warn_of_generate(run->config);
     if (*run->config->ppo_reference)
         TRY(open_reference(run));
     else if (run->config->lora_rank == 0)
@@ -237,6 +250,7 @@ static void sample(Run *run, int64_t step) {
 }
 
 const Stage stage_ppo = {
+    .name = "ppo",
     .about = about,
     .sections = "output seed precision model tokenizer data template lora ppo optim train generate parallel",
     .defaults = defaults,

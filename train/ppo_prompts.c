@@ -36,11 +36,12 @@ static int check_lengths(const Run *run) {
     const Ppo *ppo = run->own;
     size_t shortened = 0;
     for (size_t i = 0; i < ppo->prompts.n; i++) {
+        const char *place = prompt_place(&ppo->prompts.items[i]);
         size_t n = ppo->prompts.items[i].tokens.n;
-        if (n == 0) FAIL(ERR_REFUSED, "data.train: prompt %zu is empty, and there is no BOS to begin with", i + 1);
+        if (n == 0) FAIL(ERR_REFUSED, "%s: the prompt is empty, and there is no BOS to begin with", place);
         if (n >= (size_t)run->config->train_context)
             return config_fail(run->config, OPTION_train_context,
-                               "prompt %zu has %zu tokens, which leaves no room for an answer in %lld", i + 1, n,
+                               "%s has %zu tokens, which leaves no room for an answer in %lld", place, n,
                                (long long)run->config->train_context);
         shortened += n + (size_t)ppo->options.max_new_tokens > (size_t)run->config->train_context;
     }

@@ -18,7 +18,8 @@ static int objective(Objective **out, Run *run, int capacity) {
     return nll_objective_new(out, capacity);
 }
 
-const Stage stage_pretrain = {.about = about,
+const Stage stage_pretrain = {.name = "pretrain",
+                              .about = about,
                               .sections = "output seed precision model tokenizer data optim train parallel",
                               .objective = objective,
                               .sample = sample};

@@ -102,6 +102,7 @@ static int objective(Objective **out, Run *run, int capacity) {
 }
 
 const Stage stage_reward = {
+    .name = "reward",
     .head = HEAD_TO_SCORE,
     .about = about,
     .sections = "output seed precision model tokenizer data preferences template lora reward optim train parallel",

@@ -50,7 +50,7 @@ static const char config_name[] = "config.yaml";
 static int open_output(Run *run, bool *resuming) {
     *resuming = false;
     if (mesh_rank(run->mesh) != 0) return OK;
-    TRY(output_folder_check(run->config->output, resuming));
+    TRY(output_folder_check(run->config->output, run->stage->name, resuming));
     return output_folder_lock(run->config->output, &run->lock);
 }
 
@@ -81,7 +81,7 @@ static int settle_config(Run *run, bool resuming) {
         rc = config_check_resume(before, run->config);
         if (rc != OK) TRY_TO(done, keep_refusal(run, rc));
     }
-    TRY_TO(done, config_save(run->config, path));
+    TRY_TO(done, config_save(run->config, run->stage->name, path));
 done:
     config_free(before);
     free(path);
@@ -308,7 +308,7 @@ static int prepare(Run *run, bool *resumed) {
     if (run->stage->ready) TRY(mesh_agree(run->mesh, run->stage->ready(run)));
     TRY(mesh_agree(run->mesh, run_make_adapter(run)));
     TRY(mesh_agree(run->mesh, make_optimizer(run)));
-    TRY(mesh_agree(run->mesh, config_write(run->config, &run->resolved)));
+    TRY(mesh_agree(run->mesh, config_write(run->config, run->stage->name, &run->resolved)));
     run->files = (RunFiles){.output = run->config->output,
                             .trained = &run->trained,
                             .optimizer = run->optimizer,
@@ -441,7 +441,14 @@ static int refuse_objectives(const Config *config, OptionId id, const ConfigSour
     return OK;
 }
 
+/* A config may serve several commands. These say that pairs, or prompts, are read: of other commands they are 0. */
+static void leave_out_other_stages(const Stage *stage, Config *config) {
+    if (!config_in_sections(OPTION_preferences_per_batch, stage->sections)) config->preferences_per_batch = 0;
+    if (!config_in_sections(OPTION_ppo_samples, stage->sections)) config->ppo_samples = 0;
+}
+
 int run_check_config(const Stage *stage, Config *config) {
+    leave_out_other_stages(stage, config);
     if (stage->head != HEAD_TO_SCORE) {
         TRY(refuse_objectives(config, OPTION_data_train, &config->data_train));
         TRY(refuse_objectives(config, OPTION_data_validation, &config->data_validation));

@@ -13,6 +13,7 @@
 typedef struct Run Run;
 
 typedef struct {
+    const char *name;                              /* the command */
     ModelHead head;                                /* of model.base and of what is trained */
     void (*about)(Text *out);                      /* what --help begins with */
     const char *sections;                          /* of options, that --help lists */

@@ -17,6 +17,10 @@ int run_check_adapter_options(const Config *config) {
     TRY(setup_lora(&options, &wanted, config));
     if (wanted && !*config->model_base)
         return config_fail(config, OPTION_lora_rank, "an adapter is trained on a model: give model.base");
+    for (int id = 0; id < OPTION_COUNT && !wanted && !config_is_set(config, OPTION_lora_rank); id++)
+        if (config_in_sections((OptionId)id, "lora") && config_is_set(config, (OptionId)id))
+            return config_fail(config, (OptionId)id,
+                               "an adapter has a rank: give lora.rank (lora.rank 0 trains the whole model)");
     return OK;
 }
 

@@ -83,6 +83,7 @@ static const RecordEncoder some_encoder = {0};
 static int copy_sources(SourceOptions **out, int *n, const ConfigSources *sources, const Config *config, Arena *arena) {
     ARENA_TRY(*out, arena, sources->n + 1);
     *n = (int)sources->n;
+    bool records = *config->template_name || config->ppo_samples > 0; /* conversations, or prompts */
     for (size_t i = 0; i < sources->n; i++) {
         const ConfigSource *from = &sources->items[i];
         (*out)[i] = (SourceOptions){.path = from->path,
@@ -90,7 +91,7 @@ static int copy_sources(SourceOptions **out, int *n, const ConfigSources *source
                                     .field = from->field,
                                     .weight = from->weight,
                                     .separator = *from->separator ? from->separator : NULL,
-                                    .encoder = *config->template_name ? &some_encoder : NULL};
+                                    .encoder = records ? &some_encoder : NULL};
     }
     return OK;
 }

@@ -51,6 +51,7 @@ static int objective(Objective **out, Run *run, int capacity) {
 }
 
 const Stage stage_sft = {
+    .name = "sft",
     .about = about,
     .sections = "output seed precision model tokenizer data template lora sft optim train generate parallel",
     .defaults = chat_stage_defaults,

@@ -94,8 +94,13 @@ static void tell(Lint *lint, const LintedRecord *record, LintKind kind, const ch
     lint->result->count[kind]++;
     bool is_error = rows[kind].is_error && (kind != LINT_overlong || lint->options->overlong == OVERLONG_FAIL);
     lint->result->has_errors = lint->result->has_errors || is_error;
-    if (lint->options->report)
-        lint->options->report(lint->options->report_context, kind, record->path, record->line, text);
+    if (!lint->options->report) return;
+    char number[RECORD_NUMBER_SIZE];
+    Text whole = {0};
+    text_printf(&whole, "%s%s", record_number_text(number, record->number), text);
+    lint->options->report(lint->options->report_context, kind, record->path, record->line,
+                          whole.bytes ? whole.bytes : text);
+    text_free(&whole);
 }
 
 static int tell_duplicate(Lint *lint, const LintedRecord *record) {
@@ -173,7 +178,8 @@ static int read_some(Lint *lint, LintBatch *batch) {
         Record record;
         bool found;
         int rc = records_next(lint->reader, &record, &found);
-        LintedRecord linted = {.path = record.path, .line = record.line, .begin = batch->bytes.length};
+        LintedRecord linted = {
+            .path = record.path, .line = record.line, .number = record.number, .begin = batch->bytes.length};
         if (rc == ERR_REFUSED) { /* the file's bytes, not one record: the text says where */
             TRY(lint_batch_find(batch, &linted, LINT_malformed, error_text()));
             error_clear();

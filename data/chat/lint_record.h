@@ -13,9 +13,9 @@ typedef struct {
 
 typedef struct {
     const char *path;
-    int64_t line;
-    size_t begin, size; /* its bytes, in `bytes` */
-    bool is_record;     /* false: damage of the file, whose text is the one finding */
+    int64_t line, number; /* as Record has them */
+    size_t begin, size;   /* its bytes, in `bytes` */
+    bool is_record;       /* false: damage of the file, whose text is the one finding */
     bool kept, dropped, truncated;
     size_t first, n;         /* findings */
     size_t before_duplicate; /* of these, those that come before that it is a duplicate */

@@ -395,7 +395,8 @@ static int read_text_record(RecordParser *parser, const JsonNode *root) {
 static int refuse_keys(const JsonNode *root) {
     Text keys = {0};
     for (const JsonNode *key = json_node_first(root); key < json_node_end(root); key = json_node_next(key + 1))
-        text_printf(&keys, "%s%s", keys.length > 0 ? ", " : "", key->bytes);
+        text_printf(&keys, "%s%s%s", keys.length > 0 ? ", " : "", key->bytes,
+                    json_node_is(key + 1, NODE_NULL) ? " (null)" : "");
     error_set(ERR_REFUSED, __FILE__, __LINE__,
               "not a known kind of record: its keys are %.200s; expected messages, conversations, instruction and "
               "output, prompt and completion, or text (other names: --columns completion=answer,prompt=question); "

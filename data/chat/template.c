@@ -202,8 +202,11 @@ static int copy_options(ChatTemplate *chat, const ChatTemplateOptions *options) 
     chat->call_tag = tokenizer_special(chat->tokenizer, chat->spec->call_tag);
     chat->call_stop = tokenizer_special(chat->tokenizer, chat->spec->call_stop);
     if (chat->call_tag < 0 || chat->call_stop < 0)
-        FAIL(ERR_REFUSED, "built-in tools need the special tokens %s and %s, which the tokenizer does not have",
-             chat->spec->call_tag, chat->spec->call_stop);
+        FAIL(
+            ERR_REFUSED,
+            "built-in tools need the special tokens %s and %s, which the tokenizer does not have; take Llama 3.1's, or "
+            "add them (template.tokens)",
+            chat->spec->call_tag, chat->spec->call_stop);
     return OK;
 }
 

@@ -149,8 +149,8 @@ int directory_make(const char *path) {
         if (*p != '/' && *p != '\0') continue;
         char saved = *p;
         *p = '\0';
-        if (mkdir(partial, 0777) != 0 && !directory_exists(partial)) {
-            int code = errno;
+        int code = mkdir(partial, 0777) == 0 ? 0 : errno; /* before directory_exists sets another */
+        if (code != 0 && !directory_exists(partial)) {
             free(partial);
             FAIL(ERR_FAILED, "%s: mkdir: %s", path, strerror(code));
         }

@@ -7,12 +7,14 @@
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "model/core/text.h"
 
 void prompts_truncate(Prompts *prompts, size_t n) {
     for (size_t i = n; i < prompts->n; i++) {
         token_list_free(&prompts->items[i].tokens);
         json_decref(prompts->items[i].prompt);
         free(prompts->items[i].text);
+        free(prompts->items[i].place);
         json_decref(prompts->items[i].record);
         json_decref(prompts->items[i].answer);
     }
@@ -23,6 +25,18 @@ void prompts_free(Prompts *prompts) {
     prompts_truncate(prompts, 0);
     free(prompts->items);
     *prompts = (Prompts){0};
+}
+
+const char *prompt_place(const Prompt *prompt) {
+    return prompt->place ? prompt->place : "the prompt";
+}
+
+static int set_place(Prompts *prompts, const char *path, int64_t line) {
+    Text place = {0};
+    text_printf(&place, "%s:%lld", path, (long long)line);
+    TRY(text_check(&place));
+    prompts->items[prompts->n - 1].place = place.bytes;
+    return OK;
 }
 
 static int add(Prompts *prompts, Prompt **added) {
@@ -168,9 +182,11 @@ static int read_records(Prompts *prompts, const PromptOptions *options, char *co
     for (; rc == OK && found; rc = records_next(reader, &record, &found)) {
         rc = take_record(prompts, options, &record);
         if (rc != OK) {
-            rc = error_context(rc, "%s, line %lld", record.path, (long long)record.line);
+            rc = error_context(rc, "%s:%lld", record.path, (long long)record.line);
             break;
         }
+        rc = set_place(prompts, record.path, record.line);
+        if (rc != OK) break;
     }
     records_close(reader);
     return rc;
@@ -178,7 +194,7 @@ static int read_records(Prompts *prompts, const PromptOptions *options, char *co
 
 static int read_lines(Prompts *prompts, const PromptOptions *options, const char *path) {
     int rc = OK;
-    long long number = 1;
+    int64_t number = 1;
     char *bytes;
     size_t size;
     TRY(file_read(&bytes, &size, path, 0));
@@ -186,8 +202,9 @@ static int read_lines(Prompts *prompts, const PromptOptions *options, const char
         end = memchr(line, '\n', (size_t)(bytes + size - line));
         if (!end) end = bytes + size;
         const char *last = end > line && end[-1] == '\r' ? end - 1 : end; /* a file from Windows */
-        if (last > line) rc = prompts_add_text(prompts, options, line, (size_t)(last - line));
-        if (rc != OK) rc = error_context(rc, "%s, line %lld", path, number);
+        if (last == line) continue;
+        rc = prompts_add_text(prompts, options, line, (size_t)(last - line));
+        rc = rc == OK ? set_place(prompts, path, number) : error_context(rc, "%s:%lld", path, (long long)number);
     }
     free(bytes);
     return rc;

@@ -16,7 +16,9 @@ typedef struct {
     size_t size;
     json_t *record; /* that it came from; NULL: a line of text */
     json_t *answer; /* the record's own, a string; NULL: none */
+    char *place;    /* "FILE:LINE"; NULL: it is of no file */
 } Prompt;
+const char *prompt_place(const Prompt *prompt); /* for messages */
 
 typedef struct {
     Prompt *items;

@@ -62,7 +62,7 @@ static int render(const RewardModel *self, const ScoredAnswer *answer, ChatToken
     if (rc == OK) rc = conversation_add(&conversation, CHAT_ASSISTANT, answer->text);
     if (rc == OK) rc = chat_render(self->model_template.chat, &conversation, TRAIN_ON_LAST, tokens);
     conversation_free(&conversation);
-    return rc == OK ? OK : error_context(rc, "prompt %lld", (long long)answer->index);
+    return rc == OK ? OK : error_context(rc, "%s", prompt_place(answer->prompt));
 }
 
 /* `tokens` [n], zeroed; `rewards` [n, the head's rows]. */
@@ -72,8 +72,8 @@ static int score_with(const RewardModel *self, const ScoredAnswer *answers, size
         TRY(render(self, &answers[i], &tokens[i]));
         texts[i] = (RewardText){tokens[i].ids, tokens[i].n};
         if ((int64_t)tokens[i].n > self->file.model->rotary.n_positions)
-            FAIL(ERR_REFUSED, "prompt %lld and its answer have %zu tokens; the reward model %s takes %d",
-                 (long long)answers[i].index, tokens[i].n, self->file.path, self->file.model->rotary.n_positions);
+            FAIL(ERR_REFUSED, "%s and its answer have %zu tokens; the reward model %s takes %d",
+                 prompt_place(answers[i].prompt), tokens[i].n, self->file.path, self->file.model->rotary.n_positions);
     }
     return reward_scorer_score(self->scorer, texts, n, rewards, NULL, NULL);
 }
@@ -83,8 +83,8 @@ static int take_row(const RewardModel *self, const ScoredAnswer *answers, size_t
     for (size_t i = 0; i < n; i++) {
         float reward = rewards[i * (size_t)self->file.model->shape.n_scores + (size_t)row];
         if (!isfinite(reward))
-            FAIL(ERR_REFUSED, "prompt %lld: the reward model %s gives an answer %g: its numbers are broken",
-                 (long long)answers[i].index, self->file.path, (double)reward);
+            FAIL(ERR_REFUSED, "%s: the reward model %s gives an answer %g: its numbers are broken",
+                 prompt_place(answers[i].prompt), self->file.path, (double)reward);
         scores[i] = (double)reward;
     }
     return OK;

@@ -61,9 +61,9 @@ static int score_number(const Rule *rule, const ScoredAnswer *answer, double *sc
     const json_t *own = answer->prompt->answer;
     if (!own || !final_number(json_string_value(own), json_string_length(own), &wanted))
         FAIL(ERR_REFUSED,
-             "prompt %lld has no answer with a number in it; %s.reward: number wants records with a completion "
+             "%s has no answer with a number in it; %s.reward: number wants records with a completion "
              "(columns of GSM8K: prompt=question,completion=answer)",
-             (long long)answer->index, rule->options.section);
+             prompt_place(answer->prompt), rule->options.section);
     *score = final_number(answer->text, answer->size, &found) && found == wanted;
     return OK;
 }
@@ -72,8 +72,8 @@ static int score_regex(const Rule *rule, const ScoredAnswer *answer, double *sco
     int rc =
         pcre2_match(rule->compiled, (PCRE2_SPTR)answer->text, answer->size, 0, PCRE2_NO_UTF_CHECK, rule->match, NULL);
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
-        FAIL(ERR_REFUSED, "%s.pattern: an answer to prompt %lld takes it too many steps (PCRE2 error %d)",
-             rule->options.section, (long long)answer->index, rc);
+        FAIL(ERR_REFUSED, "%s.pattern: an answer to %s takes it too many steps (PCRE2 error %d)", rule->options.section,
+             prompt_place(answer->prompt), rc);
     *score = rc >= 0;
     return OK;
 }

@@ -88,6 +88,7 @@ static int open_template(ChatInput *input, const char *model) {
     TRY(rc);
     TRY(model_template_extend(chosen, input->config, input->tokenizer, &extended));
     if (extended) {
+        model_template_tell_growth(chosen, input->tokenizer, extended);
         tokenizer_free(input->tokenizer);
         input->tokenizer = extended;
     }

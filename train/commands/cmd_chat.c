@@ -1,4 +1,5 @@
 /* cria chat: a conversation in the terminal, or from a pipe: each line is a message, and only answers go to stdout. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,10 +61,14 @@ static int make_room(Session *session, const char *text, int *dropped) {
     }
 }
 
-static int explain_full(int rc) {
-    return rc == ERR_REFUSED ? error_context(rc, "the context is full: /drop forgets the oldest turn, /reset all "
-                                                 "(--drop-old: forget old turns as needed)")
-                             : rc;
+/* What can be done where the refusal was for want of room. */
+static int explain_full(Session *session, const char *text, int rc) {
+    size_t n;
+    bool full =
+        rc == ERR_REFUSED && chat_count(session->chat, text, &n) == OK && n >= (size_t)chat_context(session->chat);
+    return full ? error_context(rc, "the context is full: /drop forgets the oldest turn, /reset all "
+                                    "(--drop-old: forget old turns as needed)")
+                : rc;
 }
 
 static int ask(Session *session, const char *text) {
@@ -79,7 +84,7 @@ static int ask(Session *session, const char *text) {
     int rc = chat_ask(session->chat, text, &session->options, &reason);
     bool stopped = rc == ERR_INTERRUPTED;
     interrupt_restore();
-    if (rc != OK && !stopped) return explain_full(rc);
+    if (rc != OK && !stopped) return explain_full(session, text, rc);
     printf("\n");
     fflush(stdout);
     if (stopped) {
@@ -110,9 +115,10 @@ static int save(const Session *session, const char *path) {
     FILE *file = rc == OK ? fopen(path, "ae") : NULL;
     bool written = file && fwrite(record.bytes, 1, record.length, file) == record.length;
     if (file && fclose(file) != 0) written = false;
+    int code = errno;
     text_free(&record);
     TRY(rc);
-    if (!written) FAIL(ERR_FAILED, "/save: %s cannot be written", path);
+    if (!written) FAIL(ERR_FAILED, "/save: %s cannot be written: %s", path, strerror(code));
     log_info("saved to %s", path);
     return OK;
 }

@@ -10,14 +10,15 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "configs/config.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "model/core/text.h"
 
 static const char lock_name[] = ".lock";
 
-/* What config_write begins with: a config that someone wrote by hand is not to be overwritten. */
-static const OutputOwner run_owner = {"config.yaml", "# written by cria "};
+/* A config that someone wrote by hand is not to be overwritten. */
+static const OutputOwner run_owner = {"config.yaml", CONFIG_WRITTEN};
 
 static int check_config(const char *path, const OutputOwner *owner, bool *resuming) {
     char start[64] = "";
@@ -67,8 +68,48 @@ int output_folder_check_owner(const char *path, const OutputOwner *owner, bool *
     return rc;
 }
 
-int output_folder_check(const char *path, bool *resuming) {
-    return output_folder_check_owner(path, &run_owner, resuming);
+/* Whether a run has left nothing but its config and its cache of tokens there. */
+static int is_barely_begun(const char *path, bool *barely) {
+    char **names = NULL;
+    size_t n = 0;
+    TRY(directory_list(&names, &n, path));
+    *barely = true;
+    for (size_t i = 0; i < n; i++)
+        *barely = *barely && (may_be_there(names[i], &run_owner) || strcmp(names[i], run_owner.config) == 0 ||
+                              strcmp(names[i], "cache") == 0);
+    names_free(names, n);
+    return OK;
+}
+
+/* What another command made there would be lost, or taken for this one's. */
+static int check_command(const char *path, const char *config, const char *command, bool *resuming) {
+    char line[256] = "";
+    bool barely;
+    FILE *file = fopen(config, "r");
+    if (!file) FAIL(ERR_FAILED, "output: %s: open: %s", config, strerror(errno));
+    bool read = fgets(line, sizeof line, file) != NULL;
+    fclose(file);
+    char *theirs = read ? strstr(line, CONFIG_COMMAND) : NULL;
+    if (!theirs) return OK; /* an older version's */
+    theirs += strlen(CONFIG_COMMAND);
+    theirs[strcspn(theirs, "\n")] = '\0';
+    if (strcmp(theirs, command) == 0) return OK;
+    TRY(is_barely_begun(path, &barely));
+    if (!barely)
+        FAIL(ERR_REFUSED, "output: %s is a folder of cria %s, and this is cria %s; choose another folder", path, theirs,
+             command);
+    *resuming = false;
+    return OK;
+}
+
+int output_folder_check(const char *path, const char *command, bool *resuming) {
+    TRY(output_folder_check_owner(path, &run_owner, resuming));
+    if (!*resuming) return OK;
+    char *config = path_join(path, run_owner.config);
+    if (!config) FAIL(ERR_FAILED, "out of memory");
+    int rc = check_command(path, config, command, resuming);
+    free(config);
+    return rc;
 }
 
 int output_folder_lock(const char *path, int *descriptor) {

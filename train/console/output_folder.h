@@ -4,9 +4,10 @@
 
 #include <stdbool.h>
 
-/* A folder with a config.yaml is a run's, which may be resumed (*resuming). Any other must be absent or empty, hidden
- * files and what a killed start leaves behind aside: ERR_REFUSED, and nothing in it is touched. */
-int output_folder_check(const char *path, bool *resuming);
+/* A folder with a config.yaml is a run's, which the same command may resume (*resuming), and another may begin anew
+ * where nothing has come of it yet. Any other must be absent or empty, hidden files and what a killed start leaves
+ * behind aside: ERR_REFUSED, and nothing in it is touched. */
+int output_folder_check(const char *path, const char *command, bool *resuming);
 
 /* The same for a program with a file of another name, that begins otherwise. */
 typedef struct {

@@ -61,7 +61,8 @@ static int read_tokenizer(ModelFile *file, const NamedFile *named, const char *p
     if (file->tokenizer) return OK;
     found = directory_exists(path) && tokenizer_load(&file->tokenizer, path) == OK;
     if (!found && options->need_tokenizer)
-        FAIL(ERR_USAGE, "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE", path,
+        FAIL(ERR_USAGE,
+             "%s: there is no tokenizer in it%s%s; give one with --tokenizer FILE, or in a config tokenizer.path", path,
              directory_exists(path) ? ": " : "", directory_exists(path) ? error_text() : "");
     error_clear();
     return OK;
@@ -377,8 +378,11 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     how.need_tokenizer = false;
     how.fingerprint = true;
     if (options->whole)
-        FAIL(ERR_REFUSED, "%s: it is an adapter, and a whole model is wanted here; 'cria merge %s TO' makes one", path,
-             path);
+        FAIL(ERR_REFUSED,
+             "%s: it is an adapter, and another is trained on a whole model: 'cria merge %s TO' makes one (to train "
+             "this "
+             "one further give its base, and lora.init=%s)",
+             path, path, path);
     if (file->adapter.config.saved.score && options->head == HEAD_TOKENS)
         FAIL(ERR_REFUSED, "%s: a reward model's adapter gives scores, not texts; a language model is expected", path);
     if (file->adapter.config.saved.score) {
@@ -397,7 +401,10 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
     TRY_TO(done, open_whole(file, named, base, &how));
     TRY_TO(done, read_own(file, &file->adapter, path, options));
     if (options->need_tokenizer && !file->tokenizer)
-        FAIL_TO(done, ERR_USAGE, "%s: neither it nor its base has a tokenizer; give one with --tokenizer FILE", path);
+        FAIL_TO(done, ERR_USAGE,
+                "%s: neither it nor its base has a tokenizer; give one with --tokenizer FILE, or in a config "
+                "tokenizer.path",
+                path);
     TRY_TO(done, attach(file, options));
 done:
     free(base);

@@ -25,6 +25,10 @@ static bool is_written(const Config *c) {
     return false;
 }
 
+static bool is_unnamed(const Config *c) {
+    return !*c->template_name || strcmp(c->template_name, "from-model") == 0;
+}
+
 static ChatTemplateRole optional_role(const char *before, const char *after) {
     return *before || *after ? (ChatTemplateRole){before, after, NULL} : (ChatTemplateRole){0};
 }
@@ -40,7 +44,7 @@ static int read_written(ChatTemplateSpec *spec, const Config *c) {
                            "another name, or none",
                            c->template_name);
     *spec =
-        (ChatTemplateSpec){.name = *c->template_name ? c->template_name : "custom",
+        (ChatTemplateSpec){.name = is_unnamed(c) ? "custom" : c->template_name,
                            .begin = c->template_begin,
                            .role = {[CHAT_SYSTEM] = optional_role(c->template_system_before, c->template_system_after),
                                     [CHAT_USER] = {c->template_user_before, c->template_user_after, NULL},
@@ -90,11 +94,10 @@ static int read_own(ModelTemplate *m, const char *jinja, const char *model, cons
 
 int model_template_choose(ModelTemplate *m, const Config *c, const char *jinja, const char *model,
                           const Tokenizer *tokenizer) {
-    bool own = !*c->template_name || strcmp(c->template_name, "from-model") == 0;
     *m = (ModelTemplate){0};
     if (is_written(c))
         TRY(read_written(&m->spec, c));
-    else if (own)
+    else if (is_unnamed(c))
         TRY(read_own(m, jinja, model, tokenizer));
     else
         TRY(find_named(&m->spec, c));
@@ -109,15 +112,18 @@ int model_template_extend(const ModelTemplate *m, const Config *c, const Tokeniz
     *extended = NULL;
     TRY(chat_spec_missing(&m->spec, c->template_tokens.items, c->template_tokens.n, tokenizer, &names, &n));
     int rc = n > 0 ? tokenizer_extend(extended, tokenizer, (const char *const *)names, n) : OK;
-    Text list = {0};
-    for (size_t i = 0; i < n; i++) text_printf(&list, "%s%s", i ? ", " : "", names[i]);
-    if (rc == OK && n > 0)
-        log_info("template %s needs tokens that the tokenizer lacks: %s; the vocabulary grows from %d to %d",
-                 m->spec.name, list.bytes ? list.bytes : "", tokenizer_vocab_size(tokenizer),
-                 tokenizer_vocab_size(*extended));
-    text_free(&list);
     names_free(names, n);
     return rc;
+}
+
+void model_template_tell_growth(const ModelTemplate *m, const Tokenizer *tokenizer, const Tokenizer *extended) {
+    int before = tokenizer_vocab_size(tokenizer), after = tokenizer_vocab_size(extended);
+    Text list = {0};
+    for (int32_t id = before; id < after; id++)
+        text_printf(&list, "%s%s", id > before ? ", " : "", tokenizer_name(extended, id));
+    log_info("template %s needs tokens that the tokenizer lacks: %s; the vocabulary grows from %d to %d", m->spec.name,
+             list.bytes ? list.bytes : "", before, after);
+    text_free(&list);
 }
 
 int model_template_open(ModelTemplate *m, const Tokenizer *tokenizer) {

@@ -21,6 +21,9 @@ int model_template_choose(ModelTemplate *model_template, const Config *config, c
 /* The tokenizer with the tokens that the template needs and it lacks; *extended is NULL where it lacks none. */
 int model_template_extend(const ModelTemplate *model_template, const Config *config, const Tokenizer *tokenizer,
                           Tokenizer **extended);
+/* Logs which those are. */
+void model_template_tell_growth(const ModelTemplate *model_template, const Tokenizer *tokenizer,
+                                const Tokenizer *extended);
 
 /* Compiles it for the tokenizer, which must outlive it. */
 int model_template_open(ModelTemplate *model_template, const Tokenizer *tokenizer);

@@ -2,6 +2,7 @@
  * depend on, `crc32c`, of the numbers, and `model`, for the reader. */
 #include "train/objectives/reference.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -182,7 +183,12 @@ static int compute(Reference *reference, const ReferenceOptions *options) {
              text_thousands(samples, (uint64_t)reference->n_samples), options->name);
     memset(reference->logps, 0, n * sizeof *reference->logps);
     TRY(mesh_agree(options->mesh, run_part(reference, options)));
-    return mesh_sum_f32(options->mesh, reference->logps, n);
+    TRY(mesh_sum_f32(options->mesh, reference->logps, n));
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(reference->logps[i]))
+            FAIL(ERR_REFUSED, "%s: an answer's log-probability is %g: its weights, or what it computes, are broken",
+                 options->name, (double)reference->logps[i]);
+    return OK;
 }
 
 /* ---- both ---------------------------------------------------------------------------------------------------------

@@ -33,14 +33,15 @@ static void pass_on(int number) {
     errno = saved;
 }
 
-/* A hang-up that nohup(1) has ignored stays so, for the child too. */
+/* A hang-up that nohup(1) has ignored stays so, for the child too; a shell's SIG_IGN of what it starts in the
+ * background does not, as in a single stage (train/console/interrupt.c). */
 void children_begin(void) {
     struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
     requested = 0;
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < N_PASSED_ON; i++) {
         sigaction(passed_on[i], NULL, &before[i]);
-        if (before[i].sa_handler != SIG_IGN) sigaction(passed_on[i], &action, NULL);
+        if (passed_on[i] != SIGHUP || before[i].sa_handler != SIG_IGN) sigaction(passed_on[i], &action, NULL);
     }
 }
 

@@ -86,13 +86,19 @@ static void put_policy(Text *out, const json_t *stage) {
     text_puts(out, " tokens an answer");
 }
 
+/* As seen from the report's own folder. */
+static const char *from_here(const char *path) {
+    static const char here[] = "{output}/";
+    return strncmp(path, here, strlen(here)) == 0 ? path + strlen(here) : path;
+}
+
 static void put_merge(Text *out, const json_t *stage) {
     size_t i;
     json_t *model, *models = json_object_get(stage, "models");
     const char *weights = json_string_value(at(stage, "weights"));
     text_puts(out, "of");
     json_array_foreach(models, i, model) {
-        text_printf(out, "%s %s", i ? "," : "", json_string_value(model));
+        text_printf(out, "%s %s", i ? "," : "", from_here(json_string_value(model)));
     }
     if (weights) text_printf(out, "; weights %s", weights);
 }

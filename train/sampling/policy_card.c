@@ -72,10 +72,11 @@ static int sample(Measurement *m) {
     how.sampler.tempered_logprobs = true;
     for (size_t i = 0; i < a->prompts.n; i++) {
         int length = (int)m->prompts[i].n;
-        if (length == 0) FAIL(ERR_REFUSED, "prompt %zu is empty, and there is no BOS to begin with", i + 1);
+        const char *place = prompt_place(&a->prompts.items[i]);
+        if (length == 0) FAIL(ERR_REFUSED, "%s: the prompt is empty, and there is no BOS to begin with", place);
         if (length >= limit)
-            FAIL(ERR_REFUSED, "prompt %zu has %d tokens, and the model's context is %d: no room for an answer", i + 1,
-                 length, limit);
+            FAIL(ERR_REFUSED, "%s has %d tokens, and the model's context is %d: no room for an answer", place, length,
+                 limit);
         if (length > longest) longest = length;
     }
     int64_t wanted = (int64_t)longest + how.max_new_tokens;

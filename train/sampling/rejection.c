@@ -76,8 +76,8 @@ static int read_prompts(Rejection *r) {
     for (size_t i = 0; i < a->prompts.n; i++) {
         r->tokens[i] = a->prompts.items[i].tokens;
         if (r->tokens[i].n >= (size_t)limit)
-            FAIL(ERR_REFUSED, "prompt %zu has %zu tokens, and the model's context is %d: no room for an answer", i,
-                 r->tokens[i].n, limit);
+            FAIL(ERR_REFUSED, "%s has %zu tokens, and the model's context is %d: no room for an answer",
+                 prompt_place(&a->prompts.items[i]), r->tokens[i].n, limit);
     }
     return OK;
 }
@@ -294,6 +294,8 @@ done:
 
 /* ---- the run ---- */
 
+static const char command_name[] = "rejection";
+
 static int settle_config(const Rejection *r, bool resuming) {
     int rc = OK;
     Config *before = NULL;
@@ -304,7 +306,7 @@ static int settle_config(const Rejection *r, bool resuming) {
         TRY_TO(done, config_load(before, path));
         TRY_TO(done, config_check_resume(before, r->config));
     }
-    TRY_TO(done, config_save(r->config, path));
+    TRY_TO(done, config_save(r->config, command_name, path));
 done:
     config_free(before);
     free(path);
@@ -338,7 +340,7 @@ static int prepare(Rejection *r) {
     TRY(config_require(config, OPTION_model_base));
     TRY(config_require(config, OPTION_rejection_prompts));
     TRY(answering_scorer(&r->scorer, config));
-    TRY(output_folder_check(config->output, &resuming));
+    TRY(output_folder_check(config->output, command_name, &resuming));
     TRY(answering_open(
         &r->answering, config,
         &(AnsweringOptions){.model = config->model_base,

@@ -157,7 +157,8 @@ static ALWAYS_INLINE void gradient_registers(const int rows, const int vectors, 
         pair_exp2(rows, x);
         for (int r = 0; r < rows; r++) {
             int hidden = j + r - position; /* lanes that do not see the key */
-            __mmask16 seen = masked && hidden > 0 ? (__mmask16)(hidden >= PAIR_VF ? 0 : 0xffffu << hidden) : 0xffff;
+            unsigned lanes = masked && hidden > 0 ? (hidden >= PAIR_VF ? 0 : 0xffffu << hidden) : 0xffff;
+            __mmask16 seen = (__mmask16)lanes;
             if (masked) x[r] = _mm512_maskz_mov_ps(seen, x[r]);
             g[r][u] = _mm512_maskz_mul_ps(seen, x[r], g[r][u]);
         }
