@@ -40,6 +40,10 @@ tell "or goes into NF4, quantised as it is loaded" $?
 run 0 plan lora.yaml lora.base=nf4 && grep -q 'the model in NF4, embedding and head in 16 bits, and the adapter' "$scratch/out"
 tell "and the plan says so" $?
 
+sed 's/lora: {rank: 8, /lora: {rank: 8, targets: [q, v], /' lora.yaml >listed.yaml
+run 0 sft listed.yaml output=listed train.steps=2 && run 0 sft lora.yaml output=named train.steps=2 lora.targets=q,v && losses listed >listed.losses && losses named | cmp - listed.losses && ! losses tuned | head -n 2 | cmp -s - listed.losses
+tell "targets are a list, or words with commas" $?
+
 # ---- the checkpoint ----
 run 0 inspect tuned --json && ! grep -q '"name": "model\.layers' "$scratch/out" && grep -q '"name": "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"' "$scratch/out" && grep -q '"name": "v.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"' "$scratch/out"
 tell "a checkpoint holds the adapter and its moments, and nothing of the base" $?

@@ -334,6 +334,8 @@ wrong "does not divide ppo.prompts" ppo.minibatches=3
 tell "minibatches that do not divide" $?
 run 0 ppo ppo.yaml output=cooler train.steps=2 generate.temperature=0.5 && says 'argument .*: generate.temperature has no effect on the answers'
 tell "options of sampling that a policy does not have are told of" $?
+wrong "train.context: .* was made for at most [0-9]* tokens" train.context=4096 train.tokens_per_microbatch=4096
+tell "sequences longer than the model was made for" $?
 wrong "at least 2 are needed" ppo.samples=1
 tell "a group of one" $?
 wrong "a step is ppo.prompts" train.tokens_per_batch=4096

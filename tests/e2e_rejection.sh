@@ -105,6 +105,8 @@ reject 0 output=short rejection.reward=length generate.stop='[" "]' && paste -d'
 tell "the rule of length prefers the shorter" $?
 reject 0 output=word rejection.reward=contains rejection.word=a && grep -q '"score":0' word/samples.jsonl && reject 0 output=regex rejection.pattern='[aeiou]s' && grep -q '"score":1' regex/samples.jsonl && grep -q '"score":0' regex/samples.jsonl
 tell "the rules of a word and of an expression" $?
+reject 0 output=flat rejection.pattern=QQQQ && says 'warning: all answers to a prompt score the same' && reject 0 output=one rejection.pattern=QQQQ rejection.samples=1 && ! says 'score the same'
+tell "answers that all score the same are told of" $?
 reject 2 output=bad rejection.reward=regex rejection.pattern='s(' && one_error && says 'rejection.pattern' && [ ! -e bad ]
 tell "an expression that is none is a usage error" $?
 printf '%s\n' '{"question": "6 + 6?", "answer": "6 + 6 = <<6+6=12>>12\n#### 12"}' '{"question": "7?", "answer": "no idea"}' >sums.jsonl

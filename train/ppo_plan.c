@@ -38,7 +38,11 @@ static int pass_bytes(uint64_t *bytes, Llama *model, int capacity, const Config 
 static int sampling_bytes(uint64_t *bytes, Llama *model, int64_t answers, const Config *config,
                           const Tokenizer *tokenizer) {
     Generator *generator;
+    *bytes = 0;
     int64_t batch = answers < config->ppo_max_batch ? answers : config->ppo_max_batch;
+    if (config->train_context > model->rotary.n_positions)
+        return config_fail(config, OPTION_train_context, "%s was made for at most %d tokens", config->model_base,
+                           model->rotary.n_positions);
     TRY(generator_new(&generator, model, tokenizer,
                       (GeneratorOptions){.max_batch = (int)batch, .max_sequence = (int)config->train_context}));
     *bytes = generator_bytes(generator);

@@ -433,18 +433,18 @@ static int train(Run *run) {
     return rc;
 }
 
+/* A config may serve several commands. These say that pairs, or prompts, are read: of other commands they are 0. */
+static void leave_out_other_stages(const Stage *stage, Config *config) {
+    if (!config_in_sections(OPTION_preferences_per_batch, stage->sections)) config->preferences_per_batch = 0;
+    if (!config_in_sections(OPTION_ppo_samples, stage->sections)) config->ppo_samples = 0;
+}
+
 static int refuse_objectives(const Config *config, OptionId id, const ConfigSources *sources) {
     for (size_t i = 0; i < sources->n; i++)
         if (*sources->items[i].objective)
             return config_fail(config, id, "%s: objective '%s': only a reward model ('cria reward') has several scores",
                                sources->items[i].path, sources->items[i].objective);
     return OK;
-}
-
-/* A config may serve several commands. These say that pairs, or prompts, are read: of other commands they are 0. */
-static void leave_out_other_stages(const Stage *stage, Config *config) {
-    if (!config_in_sections(OPTION_preferences_per_batch, stage->sections)) config->preferences_per_batch = 0;
-    if (!config_in_sections(OPTION_ppo_samples, stage->sections)) config->ppo_samples = 0;
 }
 
 int run_check_config(const Stage *stage, Config *config) {

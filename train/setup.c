@@ -148,6 +148,20 @@ int setup_labels(HfLabels *labels, const Config *config) {
 
 /* ---- adapters ---- */
 
+/* [q, v], and "q,v" for an argument. */
+static int parse_targets(unsigned *targets, const Config *config) {
+    Text words = {0};
+    for (size_t i = 0; i < config->lora_targets.n; i++)
+        text_printf(&words, "%s%s", i ? "," : "", config->lora_targets.items[i]);
+    int rc = text_check(&words);
+    const char *text = words.bytes ? words.bytes : "";
+    if (rc == OK && lora_parse_targets(targets, text) != OK)
+        rc = config_fail(config, OPTION_lora_targets, "found '%s', expected all-linear or a list of " LORA_TARGET_WORDS,
+                         text);
+    text_free(&words);
+    return rc;
+}
+
 int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
     *options = (LoraOptions){.rank = (int)config->lora_rank,
                              .alpha = config->lora_alpha,
@@ -157,9 +171,7 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
                              .seed = (uint64_t)config->seed,
                              .plus_ratio = config->lora_plus_ratio};
     *wanted = options->rank > 0;
-    if (lora_parse_targets(&options->targets, config->lora_targets) != OK)
-        return config_fail(config, OPTION_lora_targets,
-                           "found '%s', expected all-linear or a list of " LORA_TARGET_WORDS, config->lora_targets);
+    TRY(parse_targets(&options->targets, config));
     if (*wanted && setup_trains_vocabulary(config) && lora_unties(options))
         return config_fail(
             config, OPTION_lora_targets,

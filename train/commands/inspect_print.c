@@ -101,7 +101,9 @@ static void print_adapter(const json_t *adapter) {
            json_is_true(json_object_get(adapter, "dora")) ? " with DoRA" : "", int_of(adapter, "rank"),
            json_number_value(json_object_get(adapter, "alpha")));
     if (json_is_string(targets)) printf(" %s", json_string_value(targets));
-    json_array_foreach(targets, i, target) printf("%s %s", i > 0 ? "," : "", json_string_value(target));
+    json_array_foreach(targets, i, target) {
+        printf("%s %s", i > 0 ? "," : "", json_string_value(target));
+    }
     printf("; %s numbers trained\n         base %s", text_thousands(count, (uint64_t)int_of(adapter, "trained")),
            text_of(adapter, "base"));
     if (*text_of(adapter, "base_fingerprint")) printf(", fingerprint %s", text_of(adapter, "base_fingerprint"));

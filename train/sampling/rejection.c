@@ -409,6 +409,10 @@ static void report(const json_t *s, const Rejection *r) {
     log_info("%s: sft.jsonl has %lld records, pairs.jsonl %lld", r->config->output,
              (long long)json_integer_value(json_object_get(s, "sft_records")),
              (long long)json_integer_value(json_object_get(s, "pairs")));
+    double best = json_number_value(json_object_get(s, "mean_best"));
+    if (samples_of(r) > 1 && best <= json_number_value(json_object_get(s, "mean_worst")))
+        log_warning("all answers to a prompt score the same, whatever the prompt: those kept are no better than the "
+                    "others. Raise generate.temperature or rejection.samples, or look at rejection.reward");
 }
 
 static int run(Rejection *r, bool json) {
