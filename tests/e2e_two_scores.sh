@@ -155,8 +155,8 @@ tell "PPO learns by both heads, and its value model begins as the first" $?
 (cd ../parts && cp -r ../two/scores ../two/ppo.yaml ../two/asked.jsonl . && run 0 ppo ppo.yaml train.steps=8 && run 0 ppo ppo.yaml && says 'resuming at step 8' && sums ppo 12 | cmp - ../two/ppo.sums)
 tell "stopped and resumed, the same bits" $?
 run 0 ppo ppo.yaml output=ppo_lora lora.rank=4 train.steps=4 && ! says 'begins as the policy' && ! holds "$(metric ppo_lora 1 val/var_explained) == 0" &&
-    run 0 ppo ppo.yaml output=ppo_adapter ppo.model=adapter lora.rank=4 lora.alpha=8 train.steps=2
-tell "with adapters too" $?
+    run 0 ppo ppo.yaml output=ppo_adapter ppo.model=adapter lora.rank=4 lora.alpha=8 train.steps=2 && ! says 'begins as the policy' && ! holds "$(metric ppo_adapter 1 val/var_explained) == 0"
+tell "with adapters too: whole or an adapter, the value model begins as the first of both heads" $?
 run 0 ppo ppo.yaml output=rloo ppo.algorithm=rloo train.steps=2 && run 0 ppo ppo.yaml output=grpo ppo.algorithm=grpo train.steps=2
 tell "RLOO and GRPO too" $?
 run 2 ppo ppo.yaml output=none ppo.head= ppo.safety_head= && one_error && says 'ppo.head: scores scores answers by helpfulness, safety'
@@ -217,6 +217,9 @@ run 3 reward reward.yaml output=no 'data.train=[{path: helpful.jsonl}]' && one_e
 tell "a source and records that do not say what they are about" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[]' && one_error && says 'reward.objectives, which are not given'
 tell "an objective where none is named" $?
+run 2 reward reward.yaml output=no 'reward.objectives=[safety, helpfulness]' lora.rank=4 lora.alpha=8 lora.init=adapter && one_error && says 'its scores are helpfulness, safety' &&
+    run 0 reward reward.yaml output=begun lora.rank=4 lora.alpha=8 lora.init=adapter train.steps=1 optim.lr=1e-9 && run 0 eval reward begun safety=held_safe.jsonl --json && grep -q '"share": 1.0' "$scratch/out"
+tell "an adapter begins as another one with the same scores, and no other" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[a, a]' && one_error && says "'a' is given twice"
 tell "an objective given twice" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[a, b, c, d, e, f, g, h, i]' && one_error && says 'at most 8'
