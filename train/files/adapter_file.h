@@ -27,6 +27,9 @@ bool adapter_recognises(const char *path);
 
 /* The base's path, malloc'd: `given` where it is not NULL, else what the adapter says. */
 int adapter_base_path(char **path, const PeftAdapter *adapter, const char *given);
+/* Whether what the adapter saves of its base's embedding and head is what the file BASE has: then it is left aside
+ * (adapter->whole_base). */
+int adapter_compare_base(PeftAdapter *adapter, const NamedFile *base);
 /* What the rows of the score head are called that was trained beside the adapter: what cria writes says it. */
 int adapter_labels(HfLabels *labels, const PeftAdapter *adapter);
 /* The score head and the vocabulary that were trained beside the adapter, where there are any, become the model's; of
