@@ -188,9 +188,9 @@ int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
         sources[n].array = *vocabulary.embedding;
         sources[n++].array.name = LORA_HEAD;
     }
-    const char *model_config = adapter->config.saved.score ? named_text(adapter->arrays, LORA_MODEL_CONFIG) : NULL;
     PeftSaved saved = adapter->config.saved;
     saved.tied = vocabulary.tied;
+    const char *model_config = saved.score ? named_text(adapter->arrays, LORA_MODEL_CONFIG) : NULL;
     int rc = write_sources(&options, saved, directory, adapter->config.base, sources, n, model_config);
     free(sources);
     return rc;
