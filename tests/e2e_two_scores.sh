@@ -191,7 +191,8 @@ stages:
     ppo: {algorithm: ppo, reward: model, model: "{judge}", head: helpfulness, safety_model: "{judge}", safety_head: safety, prompts: 4, samples: 2}
     train: {steps: 2, context: 64, tokens_per_microbatch: 256, checkpoint_minutes: 0}
 END
-run 0 rounds rounds.yaml --plan && grep -q 'reinforce' "$scratch/out" && run 0 rounds rounds.yaml && [ -e round/round-1/best/sft.jsonl ] && grep -q '"accuracy/safety"' round/round-1/judge/metrics.jsonl && [ -e round/round-1/reinforce/metrics.jsonl ]
+run 0 rounds rounds.yaml --plan && grep -q 'reinforce' "$scratch/out" && run 0 rounds rounds.yaml && [ -e round/round-1/best/sft.jsonl ] && grep -q '"accuracy/safety"' round/round-1/judge/metrics.jsonl && [ -e round/round-1/reinforce/metrics.jsonl ] &&
+    grep -q '"eval_accuracy/safety": {' round/report.json && grep -q 'held-out accuracy .*; of helpfulness .*; of safety ' round/report.md
 tell "a round trains both scores, and picks answers and learns by them" $?
 sed 's/head: helpfulness, safety_head: safety}/head: honesty, safety_head: safety}/; s/output: round/output: wrong/' rounds.yaml >wrong.yaml
 run 2 rounds wrong.yaml && one_error && says "rejection.head: .*no score 'honesty'" && [ ! -e wrong ]
