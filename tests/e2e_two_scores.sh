@@ -65,6 +65,8 @@ run 0 eval reward scores helpfulness=held_safe.jsonl safety=held_helpful.jsonl &
 tell "each score has its own pairs right, and those of its contrary wrong" $?
 run 3 eval reward scores held_helpful.jsonl && one_error && says 'held_helpful.jsonl:1: .*no "objective".*helpfulness, safety'
 tell "pairs that do not say what they are about are refused by their line" $?
+run 3 eval reward scores honesty=held_helpful.jsonl && one_error && says "the model's scores are helpfulness, safety"
+tell "pairs about what it has no score for" $?
 
 # ---- other forms ----
 
