@@ -124,9 +124,10 @@ STAGE=ppo agrees ppo-adapter "${rewarded[@]}" ppo.algorithm=rloo ppo.samples=4 p
 tell "RLOO by two reward models, one of them an adapter with its base, their tapes included" $?
 STAGE=ppo agrees ppo-body "${rewarded[@]}" ppo.algorithm=ppo ppo.reward=model ppo.model=judge template.name=plain lora.rank=8
 tell "PPO with an adapter on a body of its own for a value model" $?
-counted() { # the reward model's values, and no less
-    run 0 plan "${rewarded[@]}" ppo.algorithm=rloo --json && local without=$(number parameters "$scratch/out") &&
-        run 0 plan "${rewarded[@]}" ppo.algorithm=rloo ppo.reward=model ppo.model=$1 --json && [ $(($(number parameters "$scratch/out") - without)) -gt $((4 * $2)) ]
+parameter_bytes() { sed -nE 's/^    "parameters": ([0-9]+).*/\1/p' "$scratch/out"; }
+counted() { # MODEL PARAMETERS: the reward model's values, and no less
+    run 0 plan "${rewarded[@]}" ppo.algorithm=rloo --json && local without=$(parameter_bytes) &&
+        run 0 plan "${rewarded[@]}" ppo.algorithm=rloo ppo.reward=model ppo.model="$1" --json && [ $(($(parameter_bytes) - without)) -ge $((4 * $2)) ]
 }
 parameters=$(run 0 inspect judge && sed -nE 's/.*arrays, ([0-9,]+) numbers.*/\1/p' "$scratch/out" | head -n 1 | tr -d ,)
 counted judge "$parameters" && counted judge-lora "$parameters"

@@ -65,6 +65,8 @@ run 0 eval reward scores helpfulness=held_safe.jsonl safety=held_helpful.jsonl &
 tell "each score has its own pairs right, and those of its contrary wrong" $?
 run 3 eval reward scores held_helpful.jsonl && one_error && says 'held_helpful.jsonl:1: .*no "objective".*helpfulness, safety'
 tell "pairs that do not say what they are about are refused by their line" $?
+run 3 eval reward scores honesty=held_helpful.jsonl && one_error && says "the model's scores are helpfulness, safety"
+tell "pairs about what it has no score for" $?
 
 # ---- other forms ----
 
@@ -155,8 +157,8 @@ tell "PPO learns by both heads, and its value model begins as the first" $?
 (cd ../parts && cp -r ../two/scores ../two/ppo.yaml ../two/asked.jsonl . && run 0 ppo ppo.yaml train.steps=8 && run 0 ppo ppo.yaml && says 'resuming at step 8' && sums ppo 12 | cmp - ../two/ppo.sums)
 tell "stopped and resumed, the same bits" $?
 run 0 ppo ppo.yaml output=ppo_lora lora.rank=4 train.steps=4 && ! says 'begins as the policy' && ! holds "$(metric ppo_lora 1 val/var_explained) == 0" &&
-    run 0 ppo ppo.yaml output=ppo_adapter ppo.model=adapter lora.rank=4 lora.alpha=8 train.steps=2
-tell "with adapters too" $?
+    run 0 ppo ppo.yaml output=ppo_adapter ppo.model=adapter lora.rank=4 lora.alpha=8 train.steps=2 && ! says 'begins as the policy' && ! holds "$(metric ppo_adapter 1 val/var_explained) == 0"
+tell "with adapters too: whole or an adapter, the value model begins as the first of both heads" $?
 run 0 ppo ppo.yaml output=rloo ppo.algorithm=rloo train.steps=2 && run 0 ppo ppo.yaml output=grpo ppo.algorithm=grpo train.steps=2
 tell "RLOO and GRPO too" $?
 run 2 ppo ppo.yaml output=none ppo.head= ppo.safety_head= && one_error && says 'ppo.head: scores scores answers by helpfulness, safety'
@@ -191,7 +193,8 @@ stages:
     ppo: {algorithm: ppo, reward: model, model: "{judge}", head: helpfulness, safety_model: "{judge}", safety_head: safety, prompts: 4, samples: 2}
     train: {steps: 2, context: 64, tokens_per_microbatch: 256, checkpoint_minutes: 0}
 END
-run 0 rounds rounds.yaml --plan && grep -q 'reinforce' "$scratch/out" && run 0 rounds rounds.yaml && [ -e round/round-1/best/sft.jsonl ] && grep -q '"accuracy/safety"' round/round-1/judge/metrics.jsonl && [ -e round/round-1/reinforce/metrics.jsonl ]
+run 0 rounds rounds.yaml --plan && grep -q 'reinforce' "$scratch/out" && run 0 rounds rounds.yaml && [ -e round/round-1/best/sft.jsonl ] && grep -q '"accuracy/safety"' round/round-1/judge/metrics.jsonl && [ -e round/round-1/reinforce/metrics.jsonl ] &&
+    grep -q '"eval_accuracy/safety": {' round/report.json && grep -q 'held-out accuracy .*; of helpfulness .*; of safety ' round/report.md
 tell "a round trains both scores, and picks answers and learns by them" $?
 sed 's/head: helpfulness, safety_head: safety}/head: honesty, safety_head: safety}/; s/output: round/output: wrong/' rounds.yaml >wrong.yaml
 run 2 rounds wrong.yaml && one_error && says "rejection.head: .*no score 'honesty'" && [ ! -e wrong ]
@@ -217,6 +220,9 @@ run 3 reward reward.yaml output=no 'data.train=[{path: helpful.jsonl}]' && one_e
 tell "a source and records that do not say what they are about" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[]' && one_error && says 'reward.objectives, which are not given'
 tell "an objective where none is named" $?
+run 2 reward reward.yaml output=no 'reward.objectives=[safety, helpfulness]' lora.rank=4 lora.alpha=8 lora.init=adapter && one_error && says 'its scores are helpfulness, safety' &&
+    run 0 reward reward.yaml output=begun lora.rank=4 lora.alpha=8 lora.init=adapter train.steps=1 optim.lr=1e-9 && run 0 eval reward begun safety=held_safe.jsonl --json && grep -q '"share": 1.0' "$scratch/out"
+tell "an adapter begins as another one with the same scores, and no other" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[a, a]' && one_error && says "'a' is given twice"
 tell "an objective given twice" $?
 run 2 reward reward.yaml output=no 'reward.objectives=[a, b, c, d, e, f, g, h, i]' && one_error && says 'at most 8'

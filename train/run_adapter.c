@@ -8,6 +8,7 @@
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/lora_peft.h"
+#include "train/answers/reward_model.h"
 #include "train/files/adapter_file.h"
 #include "train/setup.h"
 
@@ -54,7 +55,29 @@ static int compare_vocabulary(const Run *run, const Llama *model, OptionId optio
     return OK;
 }
 
+/* A run's own scores have the names of what they begin as, where that has any. */
+static int compare_labels(const Run *run, OptionId option, const HfLabels *found) {
+    char names[2][HF_LABELS_TEXT];
+    const HfLabels *wanted = &run->base.config.labels;
+    if (hf_labels_equal(found, wanted) || (found->n == wanted->n && hf_labels_are_unnamed(found))) return OK;
+    return config_fail(run->config, option, "its scores are %s, and this run's %s", hf_labels_text(found, names[0]),
+                       hf_labels_text(wanted, names[1]));
+}
+
+/* A value model begins as one of a reward model's scores. */
+static int score_row(int *row, const Run *run, const Lora *lora, const PeftAdapter *adapter, OptionId option) {
+    HfLabels labels;
+    *row = ADAPTER_ALL_ROWS;
+    if (!adapter->config.saved.score) return OK;
+    TRY(adapter_labels(&labels, adapter));
+    if (lora->model == run->model) return compare_labels(run, option, &labels);
+    if (labels.n == 1) return OK;
+    return reward_row(row, &labels, run->config->ppo_head, option_table[OPTION_ppo_head].key,
+                      named_path(adapter->arrays));
+}
+
 static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, OptionId option) {
+    int row;
     LoraOptions found;
     LoraVocabulary vocabulary;
     TRY(lora_options_from_peft(&found, adapter));
@@ -63,7 +86,8 @@ static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, O
     TRY(compare_vocabulary(run, lora->model, option, &vocabulary));
     TRY(adapter_check_base(adapter->arrays, run->config->model_base, run->base.fingerprint));
     TRY(lora_load(lora, adapter->arrays));
-    return adapter_take_saved(adapter, lora->model);
+    TRY(score_row(&row, run, lora, adapter, option));
+    return adapter_take_saved(adapter, lora->model, row);
 }
 
 /* PEFT saves the base's embedding and head with an adapter of them. */

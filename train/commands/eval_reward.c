@@ -271,6 +271,8 @@ static PairObjectives name_scores(Report *report) {
 static int read_pairs(Report *report, char *const *words, int n) {
     const Arguments *arguments = report->arguments;
     RewardPairs *pairs = report->pairs;
+    const HfLabels *labels = &report->file.config.labels;
+    char names[HF_LABELS_TEXT];
     int limit = report->file.model->rotary.n_positions;
     size_t found = 0;
     RewardPairsOptions options = {.chat = report->model_template.chat,
@@ -283,7 +285,10 @@ static int read_pairs(Report *report, char *const *words, int n) {
     if (arguments->columns) TRY(chat_columns_parse(&report->columns, arguments->columns));
     for (int i = 0; i < n; i++) {
         const char *path = split_word(report, words[i], &options.objectives.usual);
-        TRY(reward_pairs_read(pairs, path, &options));
+        int rc = reward_pairs_read(pairs, path, &options);
+        bool of_another = rc != OK && path == words[i] && strchr(path, '=');
+        if (of_another) return error_context(rc, "the model's scores are %s", hf_labels_text(labels, names));
+        TRY(rc);
     }
     for (int i = 0; i < report->n; i++) found += pairs[i].n;
     if (found == 0)

@@ -11,6 +11,7 @@
 #include "model/core/file.h"
 #include "model/core/philox.h"
 #include "model/core/text.h"
+#include "model/formats/hf_config.h"
 #include "model/formats/json_read.h"
 #include "model/lora_peft.h"
 
@@ -194,6 +195,20 @@ int adapter_compare_base(PeftAdapter *adapter, const NamedFile *base) {
     return OK;
 }
 
+int adapter_labels(HfLabels *labels, const PeftAdapter *adapter) {
+    const char *json = named_text(adapter->arrays, LORA_MODEL_CONFIG);
+    const NamedArray *score;
+    HfConfig config = {.dim = 0};
+    TRY(named_get(&score, adapter->arrays, LORA_SCORE));
+    int n = score->n_dims == 2 && score->dims[0] <= HF_MAX_LABELS ? (int)score->dims[0] : 0;
+    if (n < 1)
+        FAIL(ERR_REFUSED, "%s: %s is no matrix of 1 to %d rows", named_path(adapter->arrays), LORA_SCORE,
+             HF_MAX_LABELS);
+    if (json) TRY(hf_config_parse(&config, json, strlen(json), named_path(adapter->arrays)));
+    *labels = config.labels.n == n ? config.labels : hf_labels_unnamed(n);
+    return OK;
+}
+
 static int take_array(const PeftAdapter *adapter, const NamedArray *array, const Weight *weight) {
     if (array->n_dims != 2 || array->dims[0] != weight->rows || array->dims[1] != weight->cols)
         FAIL(ERR_REFUSED, "%s: %s is not %d×%d", named_path(adapter->arrays), array->name, weight->rows, weight->cols);
@@ -201,7 +216,17 @@ static int take_array(const PeftAdapter *adapter, const NamedArray *array, const
     return named_read_f32(adapter->arrays, array, 0, named_elements(array), weight->value);
 }
 
-int adapter_take_saved(const PeftAdapter *adapter, Llama *model) {
+/* Row `row` of the score head that was trained beside it becomes the model's only one. */
+static int take_row(const PeftAdapter *adapter, const NamedArray *score, int row, const Weight *head) {
+    size_t cols = (size_t)head->cols;
+    if (head->rows != 1 || score->n_dims != 2 || row >= score->dims[0] || score->dims[1] != head->cols)
+        FAIL(ERR_REFUSED, "%s: %s has no row %d of %d numbers", named_path(adapter->arrays), score->name, row,
+             head->cols);
+    if (!head->value) return OK; /* names only */
+    return named_read_f32(adapter->arrays, score, (size_t)row * cols, cols, head->value);
+}
+
+int adapter_take_saved(const PeftAdapter *adapter, Llama *model, int row) {
     const NamedArray *score;
     LoraVocabulary vocabulary;
     TRY(lora_vocabulary(&vocabulary, adapter));
@@ -209,7 +234,8 @@ int adapter_take_saved(const PeftAdapter *adapter, Llama *model) {
     if (vocabulary.head && !model->head.tied) TRY(take_array(adapter, vocabulary.head, &model->head));
     if (adapter->config.saved.score) {
         TRY(named_get(&score, adapter->arrays, LORA_SCORE));
-        TRY(take_array(adapter, score, &model->head));
+        TRY(row == ADAPTER_ALL_ROWS ? take_array(adapter, score, &model->head)
+                                    : take_row(adapter, score, row, &model->head));
     }
     if (vocabulary.rows > 0) llama_pack(model);
     return OK;

@@ -8,6 +8,7 @@
 #ifndef CRIA_TRAIN_ADAPTER_FILE_H
 #define CRIA_TRAIN_ADAPTER_FILE_H
 
+#include "model/formats/hf_config.h"
 #include "model/formats/peft.h"
 #include "model/lora.h"
 
@@ -29,8 +30,12 @@ int adapter_base_path(char **path, const PeftAdapter *adapter, const char *given
 /* Whether what the adapter saves of its base's embedding and head is what the file BASE has: then it is left aside
  * (adapter->whole_base). */
 int adapter_compare_base(PeftAdapter *adapter, const NamedFile *base);
-/* The score head and the vocabulary that were trained beside the adapter, where there are any, become the model's. */
-int adapter_take_saved(const PeftAdapter *adapter, Llama *model);
+/* What the rows of the score head are called that was trained beside the adapter: what cria writes says it. */
+int adapter_labels(HfLabels *labels, const PeftAdapter *adapter);
+/* The score head and the vocabulary that were trained beside the adapter, where there are any, become the model's; of
+ * the head the row that is the model's only one, or ADAPTER_ALL_ROWS. */
+enum { ADAPTER_ALL_ROWS = -1 };
+int adapter_take_saved(const PeftAdapter *adapter, Llama *model, int row);
 /* ERR_REFUSED where the adapter's file knows its base's fingerprint and this is not it. */
 int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fingerprint);
 

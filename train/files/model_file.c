@@ -341,7 +341,7 @@ static int merge_into_values(const Lora *lora) {
 
 static int attach(ModelFile *file, const ModelFileOptions *options) {
     if (options->shape_only) return OK;
-    TRY(adapter_take_saved(&file->adapter, file->model));
+    TRY(adapter_take_saved(&file->adapter, file->model, ADAPTER_ALL_ROWS));
     if (file->adapter.config.saved.score) file->new_head = false;
     TRY(adapter_check_base(file->adapter.arrays, file->path, file->fingerprint));
     Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
@@ -351,21 +351,6 @@ static int attach(ModelFile *file, const ModelFileOptions *options) {
     lora_free(file->lora);
     file->lora = NULL;
     llama_pack(file->model);
-    return OK;
-}
-
-/* Of the score head that was trained beside it: what cria writes says what its rows are called. */
-static int adapter_labels(HfLabels *labels, const PeftAdapter *adapter) {
-    const char *json = named_text(adapter->arrays, LORA_MODEL_CONFIG);
-    const NamedArray *score;
-    HfConfig config = {.dim = 0};
-    TRY(named_get(&score, adapter->arrays, LORA_SCORE));
-    int n = score->n_dims == 2 && score->dims[0] <= HF_MAX_LABELS ? (int)score->dims[0] : 0;
-    if (n < 1)
-        FAIL(ERR_REFUSED, "%s: %s is no matrix of 1 to %d rows", named_path(adapter->arrays), LORA_SCORE,
-             HF_MAX_LABELS);
-    if (json) TRY(hf_config_parse(&config, json, strlen(json), named_path(adapter->arrays)));
-    *labels = config.labels.n == n ? config.labels : hf_labels_unnamed(n);
     return OK;
 }
 

@@ -44,19 +44,34 @@ static json_t *summary(const double *values, size_t n) {
     return json_pack("{s:f, s:f, s:f, s:f}", "first", values[0], "last", values[n - 1], "least", least, "most", most);
 }
 
-static int add_metrics(json_t *stage, const char *path) {
+static int add_metric(json_t *figures, const char *path, const char *name, double *last) {
+    double *steps = NULL, *values = NULL;
+    size_t n = 0;
+    int rc = metrics_read(path, name, &steps, &values, &n);
+    if (rc == OK && n > 0) json_object_set_new(figures, name, summary(values, n));
+    if (rc == OK && n > 0 && steps[n - 1] > *last) *last = steps[n - 1];
+    free(steps);
+    free(values);
+    return rc;
+}
+
+/* How right a reward model is by each of its scores. */
+static int add_scores(json_t *figures, const char *path, const ConfigStrings *scores, double *last) {
+    static const char *const of_each[] = {"accuracy", "eval_accuracy"};
+    for (size_t i = 0; i < 2 * scores->n; i++) {
+        char name[128];
+        snprintf(name, sizeof name, "%s/%s", of_each[i % 2], scores->items[i / 2]);
+        TRY(add_metric(figures, path, name, last));
+    }
+    return OK;
+}
+
+static int add_metrics(json_t *stage, const char *path, const ConfigStrings *scores) {
     json_t *figures = json_object();
     double last = 0;
     int rc = OK;
-    for (size_t i = 0; i < sizeof told / sizeof *told && rc == OK; i++) {
-        double *steps = NULL, *values = NULL;
-        size_t n = 0;
-        rc = metrics_read(path, told[i], &steps, &values, &n);
-        if (rc == OK && n > 0) json_object_set_new(figures, told[i], summary(values, n));
-        if (rc == OK && n > 0 && steps[n - 1] > last) last = steps[n - 1];
-        free(steps);
-        free(values);
-    }
+    for (size_t i = 0; i < sizeof told / sizeof *told && rc == OK; i++) rc = add_metric(figures, path, told[i], &last);
+    if (rc == OK) rc = add_scores(figures, path, scores, &last);
     json_object_set_new(stage, "steps", json_integer((json_int_t)last));
     json_object_set_new(stage, "figures", figures);
     return rc;
@@ -117,7 +132,8 @@ static int add_models(json_t *stage, const RoundStage *of) {
 
 static int describe_training(json_t *out, const RoundStage *stage) {
     char *path = path_join(stage->folder, "metrics.jsonl");
-    int rc = path ? add_metrics(out, path) : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
+    int rc = path ? add_metrics(out, path, &stage->config->reward_objectives)
+                  : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory");
     if (rc == OK) rc = add_remarks(out, path);
     free(path);
     return rc;

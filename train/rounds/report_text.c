@@ -31,6 +31,19 @@ static void put_change(Text *out, const json_t *figures, const char *name, const
     *separator = "; ";
 }
 
+/* Of a reward model with several scores, each one's. */
+static void put_scores(Text *out, const json_t *figures, const char **separator) {
+    static const char held_out[] = "eval_accuracy/";
+    const char *name;
+    json_t *figure;
+    char shown[128];
+    json_object_foreach((json_t *)(uintptr_t)figures, name, figure) {
+        if (!text_starts_with(name, held_out)) continue;
+        snprintf(shown, sizeof shown, "of %s", name + sizeof held_out - 1);
+        put_change(out, figures, name, shown, separator);
+    }
+}
+
 static void put_training(Text *out, const json_t *stage) {
     static const struct {
         const char *name, *shown;
@@ -51,6 +64,7 @@ static void put_training(Text *out, const json_t *stage) {
     text_printf(out, "%lld steps", (long long)json_integer_value(at(stage, "steps")));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         put_change(out, figures, rows[i].name, rows[i].shown, &separator);
+    put_scores(out, figures, &separator);
 }
 
 static void put_rejection(Text *out, const json_t *s) {
