@@ -41,7 +41,7 @@ static int compare_options(const Config *config, OptionId option, const LoraOpti
 /* What it has of a vocabulary must be what this run trains. */
 static int compare_vocabulary(const Run *run, const Llama *model, OptionId option, const LoraVocabulary *found) {
     bool trained = setup_trains_vocabulary(run->config), tied = model->head.tied;
-    bool whole = found->embedding && (found->head || model->shape.score_head || (tied && found->tied));
+    bool whole = found->embedding && (found->head || model->shape.n_scores > 0 || (tied && found->tied));
     if (!trained && found->rows > 0)
         return config_fail(run->config, option, "its vocabulary was trained beside it; see lora.vocabulary");
     if (found->rows > 0 && (!whole || (tied && !found->tied)))
@@ -90,7 +90,7 @@ int run_start_adapter(Run *run) {
 
 int run_remember_head(Run *run) {
     const Weight *head = &run->model->head;
-    if (!run->model->shape.score_head) return OK;
+    if (run->model->shape.n_scores == 0) return OK;
     ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
     memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
     return OK;
@@ -115,7 +115,7 @@ static int restore_vocabulary(Run *run) {
     TRY(model_file_open(&base, run->config->model_base,
                         (ModelFileOptions){.head = run->stage->head, .keep_open = true}));
     int rc = read_again(&run->model->embedding, base.arrays);
-    if (rc == OK && !run->model->shape.score_head) rc = read_again(&run->model->head, base.arrays);
+    if (rc == OK && run->model->shape.n_scores == 0) rc = read_again(&run->model->head, base.arrays);
     model_file_close(&base);
     TRY(rc);
     llama_pack(run->model);
@@ -158,7 +158,7 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
 static int check_stops(const Run *run, const LoraOptions *adapter) {
     int rc = OK;
     bool learns = setup_trains_vocabulary(run->config) || (adapter->targets & 1u << LORA_LM_HEAD);
-    if (run->model->shape.score_head || learns) return OK;
+    if (run->model->shape.n_scores > 0 || learns) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
