@@ -129,6 +129,10 @@ typedef struct {
 int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file);
 int llama_check_part(const Llama *model, LlamaPart part, const NamedFile *file);
 
+/* One of the model's weights, of a single view, from the file's array of that name; where it is kept in fewer bits, in
+ * those. Nothing for a model of names only. llama_pack follows. */
+int llama_load_weight(Llama *model, Weight *weight, const char *name, const NamedFile *file);
+
 /* Named arrays that point into the storage, in canonical order, a tied head left out; the list is allocated in `arena`.
  * Of a model with names only, they have no data. */
 int llama_arrays(const Llama *model, WeightStorage storage, Arena *arena, NamedArray **arrays, size_t *n);

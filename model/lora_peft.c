@@ -243,22 +243,39 @@ static int add_adapter(Lora *lora, const PeftAdapter *adapter, Adapter **held, i
     return rc;
 }
 
+/* Vocabularies can be averaged where all are of the same arrays. */
+static int check_vocabularies(const PeftAdapter *adapters, const double *weights, int n) {
+    LoraVocabulary first, other;
+    double sum = 0;
+    TRY(lora_vocabulary(&first, &adapters[0]));
+    for (int i = 0; i < n; i++) {
+        TRY(lora_vocabulary(&other, &adapters[i]));
+        sum += weights[i];
+        if (other.rows != first.rows || !other.embedding != !first.embedding || !other.head != !first.head ||
+            other.tied != first.tied)
+            FAIL(ERR_REFUSED,
+                 "%s: it has another vocabulary trained beside it than %s, or only one of them has; those of the same "
+                 "matrices and size are averaged",
+                 named_path(adapters[i].arrays), named_path(adapters[0].arrays));
+    }
+    if (first.rows > 0 && !(fabs(sum - 1) <= 1e-6))
+        FAIL(ERR_USAGE,
+             "--weights: they sum to %g; a vocabulary that was trained beside an adapter is averaged: 1 is expected",
+             sum);
+    return OK;
+}
+
 int lora_combine(Lora **out, Llama *model, const PeftAdapter *adapters, const double *weights, int n,
                  LlamaOptions how) {
     int rc = OK, rank = 0;
     LoraOptions options, all = {0};
-    LoraVocabulary vocabulary;
     *out = NULL;
     if (n == 1 && fabs(weights[0] - 1) <= 0) return lora_from_peft(out, model, &adapters[0], how);
+    TRY(check_vocabularies(adapters, weights, n));
     for (int i = 0; i < n; i++) {
         TRY(lora_options_from_peft(&options, &adapters[i]));
         if (options.magnitudes)
             FAIL(ERR_REFUSED, "%s: it has DoRA's magnitudes, which are merged alone and with weight 1",
-                 named_path(adapters[i].arrays));
-        TRY(lora_vocabulary(&vocabulary, &adapters[i]));
-        if (vocabulary.rows > 0)
-            FAIL(ERR_REFUSED,
-                 "%s: it has a vocabulary that was trained beside it, and is merged alone and with weight 1",
                  named_path(adapters[i].arrays));
         if (adapters[i].config.saved.score)
             FAIL(ERR_REFUSED, "%s: it has a reward model's score head, and is merged alone and with weight 1",

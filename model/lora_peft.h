@@ -53,7 +53,8 @@ int lora_write_peft(const Lora *lora, const char *directory, const char *base);
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory);
 
 /* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without
- * magnitudes and vocabularies of their own, but for a single one of weight 1. */
+ * magnitudes, but for a single one of weight 1; vocabularies of their own must be of the same matrices, and weights sum
+ * to 1 (the average is the caller's). */
 int lora_combine(Lora **lora, Llama *model, const PeftAdapter *adapters, const double *weights, int n,
                  LlamaOptions how);
 

@@ -234,6 +234,14 @@ static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile
     return OK;
 }
 
+int llama_load_weight(Llama *model, Weight *weight, const char *name, const NamedFile *file) {
+    NamedArray wanted = {.name = name, .n_dims = 2, .dims = {weight->rows, weight->cols}, .data = weight->value};
+    if (!weight->value && !weight->stored.quantised && !weight->stored.view[0]) return OK;
+    TRY(load_weight(weight, &wanted, file));
+    if (model->head.tied) model->head.stored = model->head.tied->stored;
+    return OK;
+}
+
 /* Its packing is all that is wanted. */
 static void keep_packing(Weight *weight) {
     if (!weight->forward || !weight->value || weight->tied) return;

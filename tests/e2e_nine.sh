@@ -41,6 +41,8 @@ for base in untied tied; do
     tell "$base: its checkpoint has the parts of embedding and head, and nothing of the base" $?
     answers "$base-tuned" && run 0 merge "$base-tuned" "$base-merged" --json && near "$(json_number loss "$scratch/out")" "$(json_number merged_loss "$scratch/out")" && answers "$base-merged" && two_matrices "$base-merged"
     tell "$base: it serves, and merged it is what it was, embedding and head apart" $?
+    answers "$base-tuned" --weights int8 && answers "$base-tuned" --weights 16bit
+    tell "$base: so it does from weights in fewer bits" $?
     own=$(loss "$base-tuned") && near "$(loss "$base-merged")" "$own" && run 0 export "$base-tuned" "$base.gguf" --format gguf && near "$(loss "$base.gguf")" "$own"
     tell "$base: merged, as GGUF and as it is it has one loss" $?
     run 0 export "$base-tuned" "$base-peft" --format peft && near "$(loss "$base-peft")" "$own" && grep -q '"lm_head"' "$base-peft/adapter_config.json" &&

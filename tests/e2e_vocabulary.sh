@@ -41,6 +41,8 @@ for base in untied tied; do
     tell "$base: its checkpoint has the vocabulary, as one matrix where it is one" $?
     answers "$base-tuned" && run 0 merge "$base-tuned" "$base-merged" --json && near "$(json_number loss "$scratch/out")" "$(json_number merged_loss "$scratch/out")" && answers "$base-merged"
     tell "$base: it serves, and merged it is what it was" $?
+    answers "$base-tuned" --weights int8 && answers "$base-tuned" --weights 16bit
+    tell "$base: so it does from weights in fewer bits" $?
     own=$(loss "$base-tuned") && near "$(loss "$base-merged")" "$own" && run 0 export "$base-tuned" "$base.gguf" --format gguf && near "$(loss "$base.gguf")" "$own"
     tell "$base: merged, as GGUF and as it is it has one loss" $?
     run 0 export "$base-tuned" "$base-peft" --format peft && near "$(loss "$base-peft")" "$own" &&
@@ -66,8 +68,22 @@ run 0 sft lora.yaml output=on lora.init=tied-tuned model.base=tied train.steps=1
 tell "another run begins from it" $?
 run 2 sft lora.yaml output=no lora.init=tied-tuned model.base=tied lora.vocabulary=frozen template.name=plain && one_error && says 'its vocabulary was trained beside it'
 tell "but not where the vocabulary is frozen" $?
-run 3 merge tied-tuned tied-tuned averaged --weights average && one_error && says 'has a vocabulary that was trained beside it'
-tell "two vocabularies are not averaged" $?
+run 0 sft lora.yaml output=tied-second seed=5 model.base=tied train.steps=40
+for weights in 1,0 0,1; do
+    kept=tied-tuned && [ $weights = 1,0 ] || kept=tied-second
+    run 0 merge tied-tuned tied-second averaged --weights $weights && near "$(loss averaged)" "$(loss $kept)"
+    tell "of two vocabularies weighed $weights $kept's stays" $?
+    rm -rf averaged
+done
+run 0 merge tied-tuned tied-second averaged --weights average && [ "$(loss averaged)" != "$(loss tied-tuned)" ] && [ "$(loss averaged)" != "$(loss tied-second)" ] && run 0 generate averaged -p x -n 2
+tell "two vocabularies are averaged" $?
+run 0 merge untied-tuned untied-tuned twice --weights average && near "$(loss twice)" "$(loss untied-tuned)"
+tell "embedding and head each, where they are two" $?
+run 2 merge tied-tuned tied-second added && one_error && says 'they sum to 2'
+tell "but not added to each other" $?
+run 0 sft lora.yaml output=frozen model.base=tied template.name=plain lora.vocabulary=frozen train.steps=1
+run 3 merge tied-tuned frozen mixed --weights average && one_error && says 'another vocabulary trained beside it'
+tell "nor is one averaged with none" $?
 sed 's/tokens_per_batch: 512, //' lora.yaml >ppo.yaml && run 2 ppo ppo.yaml output=no model.base=tied && one_error && says 'lora.vocabulary'
 tell "a policy's reference is the model without its adapter: its vocabulary stays" $?
 

@@ -66,7 +66,7 @@ static double gradients_of(Llama *model, const Golden *golden, Dtype precision, 
                            float **gradients, size_t *n) {
     Lora *lora;
     Engine engine;
-    LoraOptions options = {.rank = 3, .alpha = 6, .targets = LORA_ALL, .magnitudes = magnitudes};
+    LoraOptions options = {.rank = 3, .alpha = 6, .targets = LORA_ALL | LORA_VOCABULARY, .magnitudes = magnitudes};
     CHECK_OK(lora_new(&lora, model, options, (LlamaOptions){.training = true, .precision = precision}));
     CHECK_OK(lora_init(lora, 11));
     for (int i = 0; i < lora->n_weights; i++) {

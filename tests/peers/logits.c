@@ -34,20 +34,8 @@ static int compute(Llama *model, const int32_t *ids, int n, const char *path) {
     return rc;
 }
 
-/* The adapter in a folder, attached to the model; written into the folder `save`. */
-static int attach(Lora **lora, Llama *model, const char *directory, const char *save) {
-    PeftAdapter adapter;
-    TRY(peft_open(&adapter, directory));
-    int rc = lora_from_peft(lora, model, &adapter, (LlamaOptions){0});
-    if (rc == OK && save) rc = directory_make(save);
-    if (rc == OK && save) rc = lora_write_peft(*lora, save, adapter.config.base);
-    peft_close(&adapter);
-    return rc;
-}
-
 int main(int argc, char **argv) {
     ModelFile file;
-    Lora *lora = NULL;
     int32_t ids[LONGEST];
     const char *adapter = NULL, *save = NULL;
     int n = 0;
@@ -62,11 +50,14 @@ int main(int argc, char **argv) {
         return fprintf(stderr, "usage: logits MODEL OUT.safetensors [--adapter DIR [--save DIR]] ID ...\n"), ERR_USAGE;
     threads_init(0);
     int rc = kernels_select("auto");
-    if (rc == OK) rc = model_file_open(&file, argv[1], (ModelFileOptions){0});
+    if (rc == OK && adapter)
+        rc = model_file_open(&file, adapter, (ModelFileOptions){.base = argv[1]});
+    else if (rc == OK)
+        rc = model_file_open(&file, argv[1], (ModelFileOptions){0});
     if (rc == OK) {
-        if (adapter) rc = attach(&lora, file.model, adapter, save);
-        if (rc == OK) rc = compute(file.model, ids, n, argv[2]);
-        lora_free(lora);
+        rc = compute(file.model, ids, n, argv[2]);
+        if (rc == OK && adapter && save) rc = directory_make(save);
+        if (rc == OK && adapter && save) rc = lora_copy_peft(&file.adapter, save);
         model_file_close(&file);
     }
     if (rc != OK) fprintf(stderr, "error: %s\n", error_text());

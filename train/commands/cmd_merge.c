@@ -101,6 +101,8 @@ static int average(const Arguments *arguments, char **models, int n, const char 
 static int merge_opened(const Arguments *arguments, ModelCopy *copy, MergeParts parts, const char *to) {
     TRY(merge_attach(&copy->file, parts));
     copy->lora = copy->file.lora;
+    copy->change = parts.n > 1 ? merge_vocabulary : NULL;
+    copy->change_context = &parts;
     return write_merged(arguments, copy, to);
 }
 
@@ -110,7 +112,9 @@ static int merge_all(const Arguments *arguments, MergeParts parts, const char *t
         &copy, parts.paths[0],
         (ModelCopyOptions){.dtype = arguments->dtype, .need_tokenizer = is_checkpoint(arguments), .base = parts.base}));
     Dtype dtype = copy.file.config.dtype;
-    int rc = merge_opened(arguments, &copy, parts, to);
+    int rc = OK;
+    for (int i = 0; rc == OK && i < parts.n; i++) rc = adapter_compare_base(&parts.adapters[i], copy.file.arrays);
+    if (rc == OK) rc = merge_opened(arguments, &copy, parts, to);
     model_copy_close(&copy);
     TRY(rc);
     return arguments->no_check ? OK : report(arguments, parts, to, dtype);

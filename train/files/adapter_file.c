@@ -209,11 +209,10 @@ int adapter_labels(HfLabels *labels, const PeftAdapter *adapter) {
     return OK;
 }
 
-static int take_array(const PeftAdapter *adapter, const NamedArray *array, const Weight *weight) {
+static int take_array(const PeftAdapter *adapter, const NamedArray *array, Llama *model, Weight *weight) {
     if (array->n_dims != 2 || array->dims[0] != weight->rows || array->dims[1] != weight->cols)
         FAIL(ERR_REFUSED, "%s: %s is not %d×%d", named_path(adapter->arrays), array->name, weight->rows, weight->cols);
-    if (!weight->value) return OK; /* names only */
-    return named_read_f32(adapter->arrays, array, 0, named_elements(array), weight->value);
+    return llama_load_weight(model, weight, array->name, adapter->arrays);
 }
 
 /* Row `row` of the score head that was trained beside it becomes the model's only one. */
@@ -230,11 +229,11 @@ int adapter_take_saved(const PeftAdapter *adapter, Llama *model, int row) {
     const NamedArray *score;
     LoraVocabulary vocabulary;
     TRY(lora_vocabulary(&vocabulary, adapter));
-    if (vocabulary.embedding) TRY(take_array(adapter, vocabulary.embedding, &model->embedding));
-    if (vocabulary.head && !model->head.tied) TRY(take_array(adapter, vocabulary.head, &model->head));
+    if (vocabulary.embedding) TRY(take_array(adapter, vocabulary.embedding, model, &model->embedding));
+    if (vocabulary.head && !model->head.tied) TRY(take_array(adapter, vocabulary.head, model, &model->head));
     if (adapter->config.saved.score) {
         TRY(named_get(&score, adapter->arrays, LORA_SCORE));
-        TRY(row == ADAPTER_ALL_ROWS ? take_array(adapter, score, &model->head)
+        TRY(row == ADAPTER_ALL_ROWS ? take_array(adapter, score, model, &model->head)
                                     : take_row(adapter, score, row, &model->head));
     }
     if (vocabulary.rows > 0) llama_pack(model);

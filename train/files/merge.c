@@ -44,12 +44,48 @@ static int draw_ids(int32_t ids[MOST_TOKENS], const LlamaShape *shape) {
     return n;
 }
 
+/* ---- vocabularies ---- */
+
+int merge_vocabulary(void *context, const char *name, size_t first, size_t n, float *values) {
+    int rc = OK;
+    const MergeParts *parts = context;
+    if (strcmp(name, LORA_EMBEDDING) != 0 && strcmp(name, LORA_HEAD) != 0 && strcmp(name, LORA_EMBEDDING_BASE) != 0 &&
+        strcmp(name, LORA_HEAD_BASE) != 0)
+        return OK;
+    double *sum = calloc(n + 1, sizeof *sum);
+    if (!sum) FAIL(ERR_FAILED, "out of memory");
+    for (int i = 0; i < parts->n; i++) {
+        const NamedArray *array;
+        TRY_TO(done, named_get(&array, parts->adapters[i].arrays, name));
+        TRY_TO(done, named_read_f32(parts->adapters[i].arrays, array, first, n, values));
+        for (size_t k = 0; k < n; k++) sum[k] += parts->weights[i] * (double)values[k];
+    }
+    for (size_t k = 0; k < n; k++) values[k] = (float)sum[k];
+done:
+    free(sum);
+    return rc;
+}
+
+/* The same of the model's own values, where it has any. */
+static int average_vocabulary(const ModelFile *file, MergeParts *parts) {
+    Weight *const weights[] = {&file->model->embedding, &file->model->head};
+    const NamedArray *const arrays[] = {file->vocabulary.embedding,
+                                        file->model->head.tied ? NULL : file->vocabulary.head};
+    for (int i = 0; i < 2; i++)
+        if (arrays[i] && weights[i]->value)
+            TRY(merge_vocabulary(parts, arrays[i]->name, 0, weight_elements(weights[i]), weights[i]->value));
+    return OK;
+}
+
 int merge_attach(ModelFile *file, MergeParts parts) {
     for (int i = 1; i < parts.n; i++) TRY(adapter_check_base(parts.adapters[i].arrays, file->path, file->fingerprint));
     if (parts.n == 1 && fabs(parts.weights[0] - 1) <= 0) return OK;
     lora_free(file->lora);
     file->lora = NULL;
-    return lora_combine(&file->lora, file->model, parts.adapters, parts.weights, parts.n, (LlamaOptions){0});
+    TRY(lora_combine(&file->lora, file->model, parts.adapters, parts.weights, parts.n, (LlamaOptions){0}));
+    TRY(average_vocabulary(file, &parts));
+    if (file->vocabulary.rows > 0) llama_pack(file->model);
+    return OK;
 }
 
 /* Of the merged model at `path`, or of base and adapters. */

@@ -9,13 +9,16 @@
 typedef struct {
     const char *base;   /* NULL: the model that the first adapter names */
     char *const *paths; /* of the adapters; opened as a MODEL the first says tokenizer and chat template */
-    const PeftAdapter *adapters;
+    PeftAdapter *adapters;
     const double *weights; /* each adapter's part, times */
     int n;
 } MergeParts;
 
-/* `file` is the first adapter opened with its base: the others are added to it. */
+/* `file` is the first adapter opened with its base: the others are added to it. A vocabulary that was trained beside
+ * them is averaged: all must have one of the same arrays, and the weights sum to 1. */
 int merge_attach(ModelFile *file, MergeParts parts);
+/* ModelCopy's change, with MergeParts as its context: the average of such a vocabulary. */
+int merge_vocabulary(void *context, const char *name, size_t first, size_t n, float *values);
 
 typedef struct {
     int n_tokens;
