@@ -89,6 +89,9 @@ refused 2 'preferences: {per_batch: 8}' 'preferences: {per_batch: 8}\nlora: {ran
 tell "an adapter on an adapter" $?
 run 3 rounds rounds.yaml train.memory_limit=1000000 && says "stage 'sft'" && says 'of memory' && [ ! -e run ]
 tell "a stage that does not fit" $?
+printf 'output: run\nmodel: {base: base}\ntemplate: {name: chatml}\nstages:\n  - {stage: best, run: rejection, rejection: {prompts: prompts.txt, word: a}}\n' >changed.yaml
+run 2 rounds changed.yaml && one_error && says 'changed.yaml:5.*base cannot answer: template chatml needs the special token <|im_start|>' && says 'run: sft' && [ ! -e run ]
+tell "a template whose tokens the base lacks, where it is to answer untrained" $?
 mkdir run && echo mine >run/thesis.txt
 rounds 3 && one_error && says 'thesis.txt' && [ "$(ls run)" = thesis.txt ] && rm -r run
 tell "a folder that is not the run's" $?
