@@ -217,19 +217,20 @@ static void put_chosen(Text *out, const json_t *stage) {
     text_puts(out, ".");
 }
 
+static bool is_measured(const Rounds *rounds) {
+    for (size_t i = 0; i < rounds->n_specs; i++)
+        if (rounds->specs[i].command->makes & MAKES_FIGURES) return true;
+    return false;
+}
+
 static void put_words(Text *out, const json_t *round) {
     size_t i;
-    bool measured = false;
     json_t *stage, *stages = json_object_get(round, "stages");
     text_printf(out, "- Round %lld:", (long long)json_integer_value(at(round, "round")));
     json_array_foreach(stages, i, stage) {
         if (at(stage, "statistics")) put_chosen(out, stage);
         if (at(stage, "policy")) put_measured(out, stage);
-        measured = measured || at(stage, "policy");
     }
-    if (!measured)
-        text_puts(out, " Whether it has helped was not measured: a stage with run: eval tells the reward and the KL "
-                       "divergence on held-out prompts.");
     text_puts(out, "\n");
 }
 
@@ -275,6 +276,10 @@ static void put_round(Text *out, const json_t *round) {
 int report_text(const json_t *all, const Rounds *rounds, Text *out) {
     put_progress(out, all, rounds);
     for (size_t i = 0; i < json_array_size(all); i++) put_words(out, json_array_get(all, i));
+    if (!is_measured(rounds))
+        text_puts(
+            out, "\nWhether the rounds have helped is not measured: a stage with run: eval tells the reward and the KL "
+                 "divergence on held-out prompts.\n");
     put_remarks(out, all);
     text_printf(out,
                 "\n## All rounds\n\nLosses are held-out where something is held out; %s: not measured. Each round's "
