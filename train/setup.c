@@ -135,6 +135,16 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     return OK;
 }
 
+/* ---- the score head ---- */
+
+int setup_labels(HfLabels *labels, const Config *config) {
+    *labels = (HfLabels){.n = 0};
+    for (size_t i = 0; i < config->reward_objectives.n; i++)
+        if (hf_labels_add(labels, config->reward_objectives.items[i]) != OK)
+            return config_fail(config, OPTION_reward_objectives, "%s", error_text());
+    return OK;
+}
+
 /* ---- adapters ---- */
 
 int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
@@ -148,8 +158,19 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
     *wanted = options->rank > 0;
     if (lora_parse_targets(&options->targets, config->lora_targets) != OK)
         return config_fail(config, OPTION_lora_targets,
-                           "found '%s', expected all-linear or a list of q, k, v, o, gate, up, down",
-                           config->lora_targets);
+                           "found '%s', expected all-linear or a list of " LORA_TARGET_WORDS, config->lora_targets);
+    if (*wanted && setup_trains_vocabulary(config) && lora_unties(options))
+        return config_fail(
+            config, OPTION_lora_targets,
+            "embedding and head are trained whole with lora.vocabulary train; take them out of the list, "
+            "or leave the vocabulary frozen");
+    return OK;
+}
+
+int setup_value_lora(LoraOptions *options, bool *wanted, const Config *config) {
+    TRY(setup_lora(options, wanted, config));
+    options->targets &= ~(1u << LORA_LM_HEAD);
+    if (!options->targets) options->targets = LORA_ALL;
     return OK;
 }
 

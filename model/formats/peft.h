@@ -42,15 +42,19 @@ int peft_config_format(const PeftConfig *config, char **json);
 typedef struct {
     PeftConfig config;
     NamedFile *arrays;
-    char *base; /* config.base */
-} PeftAdapter;  /* {0} may be closed */
+    char *base;      /* config.base */
+    bool whole_base; /* what it saves of the base's embedding and head ("….base_layer.weight") is known to be the
+                        base's, and is not looked at */
+} PeftAdapter;       /* {0} may be closed */
 
 /* Whether the folder has an adapter_config.json. */
 bool peft_is_adapter(const char *directory);
 int peft_open(PeftAdapter *adapter, const char *directory);
 void peft_close(PeftAdapter *adapter);
 
-/* Writes both files into an existing folder. */
-int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n);
+/* Writes both files into an existing folder; the texts (NULL: none) into the arrays' file, where PEFT passes over them.
+ */
+int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n,
+               const NamedText *texts, size_t n_texts);
 
 #endif
