@@ -26,8 +26,8 @@ learns() {
     [ $status -eq 0 ] || grep "^$method " "$out/points"
     tell "$method: $reward of the answers within $kl nats" $status
 }
-learns dpo 0.4 6 40 4 10 10
-learns rejection 0.3 5 1 40
+learns dpo 0.4 6 28 3 10 10
+learns rejection 0.3 5 1 28
 learns rloo 0.25 6 8
 learns grpo 0.25 6 8
 learns ppo 0.25 6 16
