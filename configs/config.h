@@ -103,6 +103,8 @@ int config_diff(const Config *before, const Config *now, Text *may_change, Text 
 /* ERR_USAGE, with the differences, where a run begun with `before` may not be resumed with `now`; the allowed
  * differences are logged. */
 int config_check_resume(const Config *before, const Config *now);
+/* Likewise of a run whose config was saved at `path`. */
+int config_check_saved(const char *path, const Config *now);
 
 /* The part of --help that lists options, from the table: default, range, unit, help, source. `sections`: NULL for
  * all, or the wanted first parts of keys and the keys without a section, separated by spaces ("output seed model"). */

@@ -203,3 +203,12 @@ done:
     text_free(&fixed);
     return rc;
 }
+
+int config_check_saved(const char *path, const Config *now) {
+    Config *before;
+    TRY(config_new(&before));
+    int rc = config_load(before, path);
+    if (rc == OK) rc = config_check_resume(before, now);
+    config_free(before);
+    return rc;
+}

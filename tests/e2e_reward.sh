@@ -28,7 +28,7 @@ END
 
 run 0 reward reward.yaml && says 'validation loss' && says 'accuracy 100.0 %' && each_step_once helpful 60
 tell "a reward model learns which answer is preferred" $?
-for name in accuracy margin min_reward mean_reward max_reward eval_accuracy eval_max_reward; do
+for name in accuracy margin min_reward mean_reward max_reward eval_accuracy eval_max_reward eval_samples; do
     grep -q "\"$name\": " helpful/metrics.jsonl || break
 done && ! grep -q 'token_accuracy\|entropy' helpful/metrics.jsonl && says 'best validation loss' && ! says 'perplexity'
 tell "what TRL logs is measured, and nothing of tokens" $?

@@ -89,6 +89,9 @@ refused 2 'preferences: {per_batch: 8}' 'preferences: {per_batch: 8}\nlora: {ran
 tell "an adapter on an adapter" $?
 run 3 rounds rounds.yaml train.memory_limit=1000000 && says "stage 'sft'" && says 'of memory' && [ ! -e run ]
 tell "a stage that does not fit" $?
+printf 'output: run\nmodel: {base: base}\ntemplate: {name: chatml}\nstages:\n  - {stage: best, run: rejection, rejection: {prompts: prompts.txt, word: a}}\n' >changed.yaml
+run 2 rounds changed.yaml && one_error && says 'changed.yaml:5.*base cannot answer: template chatml needs the special token <|im_start|>' && says 'run: sft' && [ ! -e run ]
+tell "a template whose tokens the base lacks, where it is to answer untrained" $?
 mkdir run && echo mine >run/thesis.txt
 rounds 3 && one_error && says 'thesis.txt' && [ "$(ls run)" = thesis.txt ] && rm -r run
 tell "a folder that is not the run's" $?
@@ -96,6 +99,12 @@ rounds 3 output=base && one_error && says 'it is not a run' && [ ! -e base/round
 tell "nor one of another run" $?
 rounds 0 --plan && [ ! -e run ] && grep -q '3  best  *rejection  to do  *4 answers to each prompt of prompts.txt' "$scratch/out" && grep -q 'run/round-1/best/pairs.jsonl, run/round-2/best/pairs.jsonl, pairs-1.jsonl; 16 steps' "$scratch/out" && grep -q "most memory: stage '" "$scratch/out"
 tell "--plan lists what would run, and writes nothing" $?
+head -n 20 pairs-2.jsonl >keep && mv pairs-2.jsonl whole-2.jsonl && mv keep pairs-2.jsonl
+[ "$(run 0 rounds rounds.yaml --plan; grep -o 'pairs-[12].jsonl; 16 steps, [0-9,]* tokens' "$scratch/out" | grep -o '[0-9,]* tokens' | sort -u | wc -l)" -eq 2 ]
+tell "with the tokens of every round's own data" $?
+mv whole-2.jsonl pairs-2.jsonl
+rounds 0 --plan rounds.count=1 && grep -q 'not in these rounds: ppo (cria ppo), from round 2 on' "$scratch/out"
+tell "and what begins in a later round than the last" $?
 
 # ---- two rounds ----
 
@@ -107,6 +116,8 @@ tell "leave a checkpoint of every stage that trains" $?
 json() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1])))' "$1" >/dev/null 2>&1 || ! command -v python3 >/dev/null; }
 json run/report.json && grep -q '^| 2 | .* | .* | .* |' run/report.md && grep -q '"run": "ppo"' run/report.json && grep -q '^| average | merge | of round-1/' run/report.md && ! grep -q '{output}' run/report.md
 tell "the report has both" $?
+grep -q '^12 of 12 stages of 2 rounds are finished\.$' run/report.md && grep -q '^- Round 2: The best of 4 answers to a prompt earned' run/report.md && grep -q '^## What to look at$' run/report.md
+tell "and begins with what came of it in words" $?
 [ "$(json_number mean_score run/round-2/best/statistics.json)" != "" ] && awk -v m="$(json_number mean_score run/round-2/best/statistics.json)" -v b="$(json_number mean_best run/round-2/best/statistics.json)" -F'|' '
     function near(a, b) { return a - b < 1e-3 * (b < 0 ? -b : b) && b - a < 1e-3 * (b < 0 ? -b : b) }
     /^\| 2 \| [-0-9]/ { exit !(near($5, m) && near($6, b)) } ' run/report.md

@@ -13,6 +13,16 @@
 #include "train/objectives/policy.h"
 #include "train/trained.h"
 
+/* A case's own value of an option, or NULL. */
+static inline const json_t *policy_given(const json_t *golden, const char *name) {
+    return json_object_get(json_object_get(golden, "options"), name);
+}
+
+static inline double policy_option(const json_t *golden, const char *name, double otherwise) {
+    const json_t *value = policy_given(golden, name);
+    return value ? json_number_value(value) : otherwise;
+}
+
 /* Appends a list of ids behind the n that are there; returns how many there are then. */
 static inline int policy_append(int32_t *tokens, int n, int most, const json_t *list) {
     for (size_t i = 0; i < json_array_size(list); i++) {

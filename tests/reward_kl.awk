@@ -1,24 +1,27 @@
 # Reward against KL, an SVG on standard output; with -v table=1 a table and a chart of letters instead.
-# Lines: METHOD STEP REWARD STANDARD_ERROR KL STANDARD_ERROR, a method's in the order of its training.
+# Lines: METHOD STEP REWARD STANDARD_ERROR KL STANDARD_ERROR, a method's in the order of its training; with a last word
+# "final" the one checkpoint that was chosen, measured with other prompts: it is drawn large, with its 95 % intervals.
 # -v base=SHARE: of the base's answers that are rewarded. No policy with an expected reward of p is nearer to the base
 # than KL(p) = p log(p / base) + (1 - p) log((1 - p) / (1 - base)): the base conditioned on reward, and on none, mixed.
-# -v answers=N: to each point, for the caption.
+# -v answers=N, -v final_answers=N: to each point, for the caption.
 function bound(p) { return (p > 0 ? p * log(p / base) : 0) + (p < 1 ? (1 - p) * log((1 - p) / (1 - base)) : 0) }
 function x_of(kl) { return left + (kl > most ? most : kl) / most * width }
 function y_of(reward) { return top + (1 - reward) * height }
 function text(x, y, anchor, content, more) {
     printf "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>%s</text>\n", x, y, anchor, more, content
 }
-function mark(shape, x, y, colour) {
-    if (shape == 0) printf "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n", x, y, colour
-    else if (shape == 1) printf "<rect x=\"%.1f\" y=\"%.1f\" width=\"7\" height=\"7\" fill=\"%s\"/>\n", x - 3.5, y - 3.5, colour
-    else if (shape == 2) printf "<path d=\"M%.1f %.1fl4.6 8h-9.2z\" fill=\"%s\"/>\n", x, y - 5, colour
-    else if (shape == 3) printf "<path d=\"M%.1f %.1fl5 5l-5 5l-5 -5z\" fill=\"%s\"/>\n", x, y - 5, colour
-    else printf "<path d=\"M%.1f %.1fl-4.6 -8h9.2z\" fill=\"%s\"/>\n", x, y + 5, colour
+function mark(shape, x, y, colour, size) {
+    printf "<g transform=\"translate(%.1f %.1f) scale(%.1f)\" fill=\"%s\">", x, y, size, colour
+    if (shape == 0) printf "<circle r=\"4\"/>"
+    else if (shape == 1) printf "<rect x=\"-3.5\" y=\"-3.5\" width=\"7\" height=\"7\"/>"
+    else if (shape == 2) printf "<path d=\"M0 -5l4.6 8h-9.2z\"/>"
+    else if (shape == 3) printf "<path d=\"M0 -5l5 5l-5 5l-5 -5z\"/>"
+    else printf "<path d=\"M0 5l-4.6 -8h9.2z\"/>"
+    print "</g>"
 }
 function draw_frame(   i) {
     printf "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n", left + width + right, top + height + 64
-    print "<title>Reward of held-out prompts against KL divergence from the base, by method</title>"
+    print "<title>Reward of prompts not learned from against KL divergence from the base, by method</title>"
     print "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"
     printf "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#e6f3e6\"/>\n", x_of(0), y_of(1), x_of(10) - x_of(0), y_of(0.9) - y_of(1)
     text(x_of(0) + 6, y_of(0.9) - 6, "start", "goal: 90 % within 10 nats", " fill=\"#5a7a5a\"")
@@ -32,7 +35,7 @@ function draw_frame(   i) {
     }
     printf "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#888\"/>\n", left, y_of(1), y_of(0), left + width
     text(left + width / 2, y_of(0) + 40, "middle", "KL(policy ‖ base) of an answer, nats", "")
-    text(left, top - 14, "start", "answers with the wanted word" (answers ? ", " answers " to each point" : ""), "")
+    text(left, top - 14, "start", "answers with the wanted word" (answers ? "; lines: " answers " to validation prompts, large: " final_answers " to final ones, 95 %" : ""), "")
 }
 function draw_bound(   p, path) {
     for (p = base; p < 1; p += 0.01) path = path sprintf("%s%.1f %.1f", path == "" ? "M" : "L", x_of(bound(p)), y_of(p))
@@ -43,21 +46,25 @@ function draw_bound(   p, path) {
 }
 function draw_method(m,   i, path, y) {
     for (i = 1; i <= n[m]; i++) path = path sprintf("%s%.1f %.1f", i == 1 ? "M" : "L", x_of(kl[m, i]), y_of(reward[m, i]))
-    printf "<path d=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\" stroke-opacity=\"0.6\"/>\n", path, colour[m]
-    for (i = 1; i <= n[m]; i++) {
-        printf "<path d=\"M%.1f %.1fV%.1f\" stroke=\"%s\" stroke-opacity=\"0.5\"/>\n", x_of(kl[m, i]), y_of(reward[m, i] - reward_error[m, i]), y_of(reward[m, i] + reward_error[m, i] > 1 ? 1 : reward[m, i] + reward_error[m, i]), colour[m]
-        mark(m - 1, x_of(kl[m, i]), y_of(reward[m, i]), colour[m])
-    }
+    printf "<path d=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\" stroke-opacity=\"0.45\"/>\n", path, colour[m]
+    for (i = 1; i <= n[m]; i++) mark(m - 1, x_of(kl[m, i]), y_of(reward[m, i]), colour[m], 0.6)
     y = top + 10 + 22 * m
     printf "<path d=\"M%.1f %.1fh22\" stroke=\"%s\" stroke-width=\"1.5\"/>\n", left + width + 16, y, colour[m]
-    mark(m - 1, left + width + 27, y, colour[m])
+    mark(m - 1, left + width + 27, y, colour[m], 1)
     text(left + width + 46, y + 4, "start", title[m], "")
+}
+function draw_final(m,   high) {
+    if (!(m in final_reward)) return
+    high = final_reward[m] + interval * final_error[m]
+    printf "<path d=\"M%.1f %.1fV%.1fM%.1f %.1fH%.1f\" stroke=\"%s\" stroke-width=\"1.5\"/>\n", x_of(final_kl[m]), y_of(final_reward[m] - interval * final_error[m]), y_of(high > 1 ? 1 : high), x_of(final_kl[m] - interval * final_kl_error[m]), y_of(final_reward[m]), x_of(final_kl[m] + interval * final_kl_error[m]), colour[m]
+    mark(m - 1, x_of(final_kl[m]), y_of(final_reward[m]), colour[m], 1.4)
 }
 function draw(   m) {
     left = 56; top = 40; width = 520; height = 340; right = 160; most = 14
     draw_frame()
     draw_bound()
     for (m = 1; m <= methods; m++) draw_method(m)
+    for (m = 1; m <= methods; m++) draw_final(m)
     print "</svg>"
 }
 
@@ -71,23 +78,14 @@ function first_at(m, wanted,   i, share) {
     }
     return -1
 }
-# The best within 10 nats, of those with 90 % the nearest.
-function best_of(m,   i, best) {
-    for (i = 1; i <= n[m]; i++) {
-        if (kl[m, i] > 10) continue
-        if (!best || (reward[m, best] < 0.9 && reward[m, i] > reward[m, best]) || (reward[m, i] >= 0.9 && kl[m, i] < kl[m, best])) best = i
-    }
-    return best
-}
 function cell_of(x) { return x < 0 ? sprintf("%8s", "-") : sprintf("%8.2f", x) }
-function print_table(   m, w, line, best, level) {
+function print_table(   m, w, line, level) {
     split("0.5 0.75 0.9", level, " ")
-    print "KL (nats) at which the held-out reward first is     50 %    75 %    90 %   within 10 nats"
+    print "KL (nats) at which the validation reward first is   50 %    75 %    90 %   the chosen one, final prompts (95 %)"
     for (m = 0; m <= methods; m++) {
         line = sprintf("  %-44s", m ? title[m] : "the optimum")
         for (w = 1; w <= 3; w++) line = line cell_of(m ? first_at(m, level[w]) : bound(level[w]))
-        best = m ? best_of(m) : 0
-        if (best) line = line sprintf("   %.1f ± %.1f %% at %.2f ± %.2f", 100 * reward[m, best], 100 * reward_error[m, best], kl[m, best], kl_error[m, best])
+        if (m in final_reward) line = line sprintf("   %.1f ± %.1f %% at %.2f ± %.2f", 100 * final_reward[m], 100 * interval * final_error[m], final_kl[m], interval * final_kl_error[m])
         print line
     }
 }
@@ -97,7 +95,7 @@ function print_chart(   m, i, x, y, cell, line, letter) {
         letter = letter_of[m]
         cell[y, x] = cell[y, x] == "" || cell[y, x] == letter ? letter : "*"
     }
-    print "reward of held-out prompts against KL (nats); *: several"
+    print "reward of validation prompts against KL (nats); *: several"
     for (y = 20; y >= 0; y--) {
         line = ""
         for (x = 0; x <= 60; x++) line = line (cell[y, x] != "" ? cell[y, x] : base < y / 20 && int(bound(y / 20) * 4 + 0.5) == x ? "." : " ")
@@ -111,10 +109,12 @@ function print_chart(   m, i, x, y, cell, line, letter) {
 }
 
 BEGIN {
+    interval = 1.96 # standard errors
     split("#0072b2 #d55e00 #009e73 #cc79a7 #b8860b", colour, " ")
     split("dpo D rejection S rloo R grpo G ppo P", pairs, " "); for (i = 1; i in pairs; i += 2) letters[pairs[i]] = pairs[i + 1]
     names["dpo"] = "DPO"; names["rejection"] = "rejection sampling"; names["rloo"] = "RLOO"; names["grpo"] = "GRPO"; names["ppo"] = "PPO"
 }
 !($1 in number) { number[$1] = ++methods; title[methods] = $1 in names ? names[$1] : $1; letter_of[methods] = $1 in letters ? letters[$1] : methods % 10 }
+$7 == "final" { m = number[$1]; final_reward[m] = $3; final_error[m] = $4; final_kl[m] = $5; final_kl_error[m] = $6; next }
 { m = number[$1]; i = ++n[m]; step[m, i] = $2; reward[m, i] = $3; reward_error[m, i] = $4; kl[m, i] = $5; kl_error[m, i] = $6 }
 END { if (table) { print_table(); print_chart() } else draw() }

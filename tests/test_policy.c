@@ -176,7 +176,9 @@ START_TEST(each_way_to_go_wrong_is_told_once_and_a_healthy_run_is_left_alone) {
         int after; /* rollouts until it is told */
     } ill[] = {
         {{.reward = 0.5, .kl = 20, .entropy = 2, .length = 50, .equal_groups = 0.2}, "KL divergence runs away", 1},
-        {{.reward = 0.5, .kl = 1, .entropy = 2, .length = 80, .length_correlation = 0.9}, "with length only", 1},
+        {{.reward = 0.5, .kl = 1, .entropy = 2, .length = 80, .length_correlation = 0.9, .length_slope = 0.01},
+         "with length only",
+         1},
         {{.reward = 0.5, .kl = 1, .entropy = 0.3, .length = 50}, "entropy collapses", 1},
         {{.reward = 0, .kl = 1, .entropy = 2, .length = 50, .equal_groups = 0.95, .explained = 0.4}, "no signal", 3},
         {{.reward = 0.1, .kl = 1, .entropy = 2, .length = 50, .value_loss = 5, .explained = -20},
@@ -195,10 +197,25 @@ START_TEST(each_way_to_go_wrong_is_told_once_and_a_healthy_run_is_left_alone) {
 }
 END_TEST
 
+/* Longer answers with higher scores, where the reward rises by more than length foretells. */
+START_TEST(a_reward_that_rises_beyond_its_length_is_left_alone) {
+    PolicyWatch watch = {.n = 0};
+    WatchFigures longer = {.reward = 0.8, .kl = 1, .entropy = 2, .length = 80, .length_correlation = 0.9};
+    longer.length_slope = 0.01; /* 0.3 of 0.7 */
+    ck_assert_int_eq(says(&watch, healthy, NULL), 0);
+    ck_assert_int_eq(says(&watch, longer, NULL), 0);
+    longer.length_slope = 0.012; /* 0.36 */
+    ck_assert_int_eq(says(&watch, longer, "with length only"), 1);
+}
+END_TEST
+
 START_TEST(correlation_of_lines_is_one_and_of_constants_unknown) {
     double x[] = {1, 2, 3, NAN}, y[] = {2, 4, 6, 1}, z[] = {5, 5, 5, 5};
     near(correlation(x, y, 4), 1, 1e-12);
     ck_assert(isnan(correlation(x, z, 4)));
+    near(slope(x, y, 4), 2, 1e-12);
+    near(slope(x, z, 4), 0, 1e-12);
+    ck_assert(isnan(slope(z, x, 4)));
 }
 END_TEST
 
@@ -206,4 +223,4 @@ CHECK_MAIN("policy", advantages_and_returns_are_those_of_trl, clipped_losses_and
            whitening_with_the_mean_kept_is_that_of_trl, what_could_not_be_judged_teaches_nothing,
            gradients_are_the_slopes_of_the_losses, llama_2_takes_the_safety_score_where_it_is_tagged_or_low,
            each_way_to_go_wrong_is_told_once_and_a_healthy_run_is_left_alone,
-           correlation_of_lines_is_one_and_of_constants_unknown)
+           a_reward_that_rises_beyond_its_length_is_left_alone, correlation_of_lines_is_one_and_of_constants_unknown)

@@ -31,14 +31,9 @@ typedef struct {
     int capacity;
 } Fixture;
 
-static double option(const Fixture *f, const char *name, double otherwise) {
-    const json_t *value = json_object_get(json_object_get(f->golden, "options"), name);
-    return value ? json_number_value(value) : otherwise;
-}
-
 /* The place of an option's word in `words`. */
 static int choice(const Fixture *f, const char *name, const char *const *words, int n, int otherwise) {
-    const char *word = json_string_value(json_object_get(json_object_get(f->golden, "options"), name));
+    const char *word = json_string_value(policy_given(f->golden, name));
     for (int i = 0; word && i < n; i++)
         if (strcmp(word, words[i]) == 0) return i;
     ck_assert_ptr_null(word);
@@ -54,18 +49,18 @@ static PolicyOptions options_of(const Fixture *f) {
     PolicyOptions options = {.algorithm = rloo ? ALGORITHM_RLOO : ALGORITHM_GRPO,
                              .prompts = (int)json_array_size(json_object_get(first, "prompts")),
                              .samples = (int)json_integer_value(json_object_get(f->samples, "samples_per_prompt")),
-                             .epochs = (int)option(f, "num_iterations", 1),
+                             .epochs = (int)policy_option(f->golden, "num_iterations", 1),
                              .minibatches = 1,
                              .max_new_tokens = MAX_NEW,
-                             .temperature = option(f, "temperature", 1),
-                             .beta = option(f, "beta", rloo ? 0.05 : 0),
-                             .epsilon_low = option(f, "epsilon", 0.2),
+                             .temperature = policy_option(f->golden, "temperature", 1),
+                             .beta = policy_option(f->golden, "beta", rloo ? 0.05 : 0),
+                             .epsilon_low = policy_option(f->golden, "epsilon", 0.2),
                              .weigh_kl = !json_is_false(unweighed),
                              .loss_type = (PolicyLossType)choice(f, "loss_type", losses, 4, LOSS_DAPO),
                              .scale = (ScaleRewards)choice(f, "scale_rewards", scales, 3, SCALE_GROUP),
                              .normalise = rloo && json_is_true(json_object_get(json_object_get(f->golden, "options"),
                                                                                "normalize_advantages"))};
-    options.epsilon_high = option(f, "epsilon_high", options.epsilon_low);
+    options.epsilon_high = policy_option(f->golden, "epsilon_high", options.epsilon_low);
     return options;
 }
 
@@ -112,7 +107,7 @@ static Llama *load(const Fixture *f, bool training) {
 
 static void make_optimizer(Fixture *f) {
     CHECK_OK(trained_list(&f->trained, f->policy, NULL, &f->arena));
-    policy_optimizer(&f->parts.optimizer, &f->trained, option(f, "adam_epsilon", 1e-8), 1, &f->arena);
+    policy_optimizer(&f->parts.optimizer, &f->trained, policy_option(f->golden, "adam_epsilon", 1e-8), 1, &f->arena);
 }
 
 static void open_case(Fixture *f, const char *name, int capacity) {

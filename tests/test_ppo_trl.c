@@ -36,35 +36,26 @@ typedef struct {
     int capacity;
 } Fixture;
 
-static const json_t *given(const Fixture *f, const char *name) {
-    return json_object_get(json_object_get(f->golden, "options"), name);
-}
-
-static double option(const Fixture *f, const char *name, double otherwise) {
-    const json_t *value = given(f, name);
-    return value ? json_number_value(value) : otherwise;
-}
-
 /* Where the case does not say, PPOConfig's own. */
 static PolicyOptions options_of(const Fixture *f) {
     const json_t *first = json_array_get(json_object_get(f->samples, "rollouts"), 0);
-    const char *estimator = json_string_value(given(f, "kl_estimator"));
+    const char *estimator = json_string_value(policy_given(f->golden, "kl_estimator"));
     PolicyOptions options = {.algorithm = ALGORITHM_PPO,
                              .prompts = (int)json_array_size(json_object_get(first, "prompts")),
                              .samples = 1,
-                             .epochs = (int)option(f, "num_ppo_epochs", 4),
-                             .minibatches = (int)option(f, "num_mini_batches", 1),
-                             .temperature = option(f, "temperature", 0.7),
-                             .beta = option(f, "kl_coef", 0.05),
-                             .epsilon_low = option(f, "cliprange", 0.2),
+                             .epochs = (int)policy_option(f->golden, "num_ppo_epochs", 4),
+                             .minibatches = (int)policy_option(f->golden, "num_mini_batches", 1),
+                             .temperature = policy_option(f->golden, "temperature", 0.7),
+                             .beta = policy_option(f->golden, "kl_coef", 0.05),
+                             .epsilon_low = policy_option(f->golden, "cliprange", 0.2),
                              .most_distance = 1e-5,
-                             .missing_eos_penalty = option(f, "missing_eos_penalty", 0),
+                             .missing_eos_penalty = policy_option(f->golden, "missing_eos_penalty", 0),
                              .kl_estimator = estimator && strcmp(estimator, "k3") == 0 ? KL_K3 : KL_K1,
-                             .gamma = option(f, "gamma", 1),
-                             .lambda = option(f, "lam", 0.95),
-                             .whiten_rewards = json_is_true(given(f, "whiten_rewards")),
-                             .value_epsilon = option(f, "cliprange_value", 0.2),
-                             .value_weight = option(f, "vf_coef", 0.1)};
+                             .gamma = policy_option(f->golden, "gamma", 1),
+                             .lambda = policy_option(f->golden, "lam", 0.95),
+                             .whiten_rewards = json_is_true(policy_given(f->golden, "whiten_rewards")),
+                             .value_epsilon = policy_option(f->golden, "cliprange_value", 0.2),
+                             .value_weight = policy_option(f->golden, "vf_coef", 0.1)};
     options.epsilon_high = options.epsilon_low;
     return options;
 }

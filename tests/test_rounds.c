@@ -227,6 +227,8 @@ static void remarks(const char *stage, const char *part) {
     "{\"policy\": {\"reward\": " reward ", \"reward_error\": 0.1, \"completions/mean_length\": " length  \
     ", \"completions/clipped_ratio\": 0, \"length_correlation\": " correlation ", \"objective/kl\": " kl \
     "}, \"reference\": {\"reward\": 1, \"reward_error\": 0.1, \"completions/mean_length\": 20}}"
+#define JUDGED(accuracy, n) \
+    "{\"figures\": {\"eval_accuracy\": {\"last\": " accuracy "}, \"eval_samples\": {\"last\": " n "}}}"
 #define STATISTICS(distinct, pairs, earlier)                                                                    \
     "{\"statistics\": {\"prompts\": 10, \"answers\": 40, \"distinct_answers\": " distinct ", \"pairs\": " pairs \
     ", \"best_from_earlier\": " earlier "}}"
@@ -237,6 +239,15 @@ START_TEST(figures_are_told_in_words) {
     remarks("{\"stage\": \"a\", \"figures\": {\"eval_loss\": {\"least\": 1, \"last\": 1.06}}}", "{a}/best");
     remarks("{\"figures\": {\"eval_accuracy\": {\"last\": 0.5}}}", "it ranks 50 % of the held-out pairs");
     remarks("{\"figures\": {\"eval_accuracy\": {\"last\": 0.6}}}", "");
+    remarks(JUDGED("0.6", "30"), "");
+    remarks(JUDGED("0.54", "100"), "54 % of the 100 held-out pairs rightly, little more than by chance");
+    remarks(JUDGED("0.4", "100"), "no more than by chance");
+    remarks(JUDGED("0.9", "29"), "90 %, is of 29 pairs, too few to tell it from chance");
+    remarks(JUDGED("0", "1"), "is of 1 pair, too few");
+    remarks("{\"figures\": {\"eval_samples\": {\"last\": 1}}}", "");
+    remarks("{\"steps\": 1, \"figures\": {}}", "it took 1 step, which changes little");
+    remarks("{\"steps\": 4, \"figures\": {}}", "it took 4 steps");
+    remarks("{\"steps\": 5, \"figures\": {}}", "");
     remarks(STATISTICS("30", "8", "2"), "");
     remarks(STATISTICS("10", "8", "2"), "only 25 % of the answers differ");
     remarks(STATISTICS("30", "2", "2"), "for 80 % of the prompts");
@@ -248,6 +259,54 @@ START_TEST(figures_are_told_in_words) {
     remarks(EVAL("1.2", "30", "0.7", "3"), "the reward rose with length");
     remarks(EVAL("1.2", "30", "0.3", "3"), "");
     remarks("{\"policy\": {\"completions/clipped_ratio\": 0.75}}", "75 % of the answers did not end");
+}
+END_TEST
+
+static void has(const Text *text, const char *part) {
+    ck_assert_msg(strstr(text->bytes, part) != NULL, "'%s' is not in:\n%s", part, text->bytes);
+}
+
+/* A round with a stage of a kind each; its measured reward rose by `rise`. */
+static void report_of(Text *out, const char *rise, const char *remark) {
+    Text json = {0};
+    Config *config;
+    CHECK_OK(config_new(&config));
+    CHECK_OK(config_set(config, "rounds.count", "2", "test"));
+    Rounds rounds = {.config = config, .n_stages = 4};
+    text_printf(&json,
+                "[{\"round\": 1, \"stages\": ["
+                "{\"stage\": \"tune\", \"run\": \"sft\", \"steps\": 1, \"figures\": {\"loss\": {\"n\": 1, "
+                "\"first\": 2, \"last\": 2}}, \"remarks\": [%s]},"
+                "{\"stage\": \"best\", \"run\": \"rejection\", \"statistics\": {\"mean_score\": 1.5, "
+                "\"mean_best\": 2.5, \"by_k\": [{}, {}, {}]}, \"remarks\": []},"
+                "{\"stage\": \"measure\", \"run\": \"eval\", \"remarks\": [], \"policy\": {\"reward\": %s, "
+                "\"reward_error\": 0.3, \"objective/kl\": 3.25}, \"reference\": {\"reward\": 1, \"reward_error\": "
+                "0.4}}]}]",
+                remark, rise);
+    json_t *all = json_loads(json.bytes, 0, NULL);
+    ck_assert_ptr_nonnull(all);
+    CHECK_OK(report_text(all, &rounds, out));
+    json_decref(all);
+    text_free(&json);
+    config_free(config);
+}
+
+START_TEST(a_report_says_what_came_of_it_and_what_to_look_at) {
+    Text text = {0};
+    report_of(&text, "2.1", "");
+    has(&text, "3 of 4 stages of 2 rounds are finished; the same command goes on");
+    has(&text, "The best of 3 answers to a prompt earned 2.5, the mean of all 1.5.");
+    has(&text, "the reward went from 1 to 2.1, a gain (the difference's standard error is 0.5), 3.25 nats");
+    has(&text, "Nothing: no stage said that something was wrong");
+    has(&text, "| 1 step; loss 2 |");
+    text_clear(&text);
+    report_of(&text, "1.9", "\"step 30: the loss\"");
+    has(&text, "from 1 to 1.9, which may be chance");
+    has(&text, "- round 1, tune: step 30: the loss\n");
+    text_clear(&text);
+    report_of(&text, "-0.1", "");
+    has(&text, "to -0.1, a loss");
+    text_free(&text);
 }
 END_TEST
 
@@ -377,9 +436,10 @@ START_TEST(a_merge_that_is_there_is_finished_but_for_its_record) {
 }
 END_TEST
 
-CHECK_MAIN("rounds", figures_are_told_in_words, every_recipe_of_rounds_passes_the_rules,
-           a_stage_begins_from_the_newest_policy, lists_name_stages_of_earlier_rounds,
-           a_stage_has_the_shared_options_that_it_reads, a_stage_is_written_with_what_was_set_alone,
-           what_cannot_be_meant_is_refused_with_its_place, a_finished_stage_is_known,
-           what_a_finished_stage_was_made_with_may_not_change, a_run_that_is_moved_keeps_what_is_finished,
-           what_the_run_did_not_make_is_refused, a_merge_that_is_there_is_finished_but_for_its_record)
+CHECK_MAIN("rounds", figures_are_told_in_words, a_report_says_what_came_of_it_and_what_to_look_at,
+           every_recipe_of_rounds_passes_the_rules, a_stage_begins_from_the_newest_policy,
+           lists_name_stages_of_earlier_rounds, a_stage_has_the_shared_options_that_it_reads,
+           a_stage_is_written_with_what_was_set_alone, what_cannot_be_meant_is_refused_with_its_place,
+           a_finished_stage_is_known, what_a_finished_stage_was_made_with_may_not_change,
+           a_run_that_is_moved_keeps_what_is_finished, what_the_run_did_not_make_is_refused,
+           a_merge_that_is_there_is_finished_but_for_its_record)

@@ -277,10 +277,12 @@ static int report_validation(Loop *loop, const LoopState *state, const Validatio
     if (!loop->parts.metrics) return OK;
     Figures figures = {.n = 0};
     const Loader *loader = loop->parts.loader;
+    const Objective *objective = loop->parts.objective;
     figures_put(&figures, "eval_loss", result->loss);
-    if (!loop->parts.objective->no_tokens) figures_put(&figures, "eval_mean_token_accuracy", result->accuracy);
+    if (!objective->no_tokens) figures_put(&figures, "eval_mean_token_accuracy", result->accuracy);
     if (result->entropy > 0) figures_put(&figures, "eval_entropy", result->entropy);
-    figures_put_own(&figures, "eval_", loop->parts.objective, &result->sums);
+    figures_put_own(&figures, "eval_", objective, &result->sums);
+    if (objective->n_metrics) figures_put(&figures, "eval_samples", result->sums.metric_weight[objective->headline]);
     figures_put_sources(&figures, "eval_loss", loader_n_validation_sources(loader), &result->sums, loader,
                         loader_validation_source_name);
     return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);

@@ -71,19 +71,11 @@ static int keep_refusal(const Run *run, int rc) {
 
 /* Compares with the config this run began with, or writes it. */
 static int settle_config(Run *run, bool resuming) {
-    int rc = OK;
-    Config *before = NULL;
     char *path = path_join(run->config->output, config_name);
     if (!path) FAIL(ERR_FAILED, "out of memory");
-    if (resuming) {
-        TRY_TO(done, config_new(&before));
-        TRY_TO(done, config_load(before, path));
-        rc = config_check_resume(before, run->config);
-        if (rc != OK) TRY_TO(done, keep_refusal(run, rc));
-    }
-    TRY_TO(done, config_save(run->config, run->stage->name, path));
-done:
-    config_free(before);
+    int rc = resuming ? config_check_saved(path, run->config) : OK;
+    if (rc != OK) rc = keep_refusal(run, rc);
+    if (rc == OK) rc = config_save(run->config, run->stage->name, path);
     free(path);
     return rc;
 }

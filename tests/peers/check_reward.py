@@ -183,6 +183,13 @@ def make_base(cria, base, work):
     model.save_pretrained(work / "base")
 
 
+def wilson(right, n, z=1.959964):
+    """A share and its 95 % interval, as 'cria eval reward' has it (Wilson 1927)."""
+    share, spread = right / n, z * math.sqrt(right * (n - right) / n**3 + z * z / (4 * n * n))
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    return share, (centre - spread) / scale, (centre + spread) / scale
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("cria", "base", "train", "held_out"):
@@ -224,8 +231,10 @@ def main():
     off = max(abs(row[side] - value) for row, pair in zip(scored, expected)
               for side, value in zip(("chosen", "rejected"), pair))
     right = [sum(c > r for c, r in expected), sum(row["chosen"] > row["rejected"] for row in scored)]
+    share, low, high = wilson(right[1], len(expected))
     print(json.dumps(dict(train=len(pairs), steps=steps, held_out=len(expected), right_trl=right[0],
-                          right_cria=right[1], largest_difference=off,
+                          right_cria=right[1], accuracy=share,
+                          interval=[low, high], largest_difference=off,
                           largest_reward=max(abs(v) for pair in expected for v in pair))))
     if not options.work:
         shutil.rmtree(work)

@@ -376,6 +376,7 @@ static void policy_watch_step(Objective *base, int64_t step, const ObjectiveSums
         .entropy = sums->entropy / sums->scored,
         .length = f.length.mean,
         .length_correlation = correlation(rollout->scores, rollout->lengths, n),
+        .length_slope = slope(rollout->lengths, rollout->scores, n),
         .equal_groups = has_groups(&rollout->options) ? rollout->equal_groups : NAN,
         .beta = rollout->options.beta,
         .value_loss = self->value ? sums->metric[METRIC_VALUE_LOSS] / sums->metric_weight[METRIC_VALUE_LOSS] : NAN,

@@ -13,6 +13,7 @@ static const double KL_GROWS = 1.5; /* times, over WATCH_BACK rollouts */
 static const double ENTROPY_COLLAPSED = 0.2; /* of the first rollout's */
 static const double LENGTH_GROWN = 1.2;      /* times the first rollout's */
 static const double LENGTH_FOLLOWED = 0.7;   /* correlation of score and length */
+static const double LENGTH_EXPLAINS = 0.5;   /* share of the reward's rise that the growth in length alone foretells */
 static const double NO_SIGNAL = 0.9;         /* share of prompts */
 static const double VALUE_LOSS_GROWN = 10;   /* times, over WATCH_BACK rollouts */
 static const double WORSE_THAN_MEAN = -1;    /* explained: the values' errors vary twice as much as the returns */
@@ -35,8 +36,9 @@ static void watch_kl(PolicyWatch *watch, const WatchFigures *now, const WatchFig
 
 static void watch_length(PolicyWatch *watch, const WatchFigures *now, Text *out) {
     const WatchFigures *first = &watch->first;
-    if (!(now->reward > first->reward && now->length > LENGTH_GROWN * first->length &&
-          now->length_correlation > LENGTH_FOLLOWED) ||
+    double rise = now->reward - first->reward, growth = now->length - first->length;
+    if (!(rise > 0 && now->length > LENGTH_GROWN * first->length && now->length_correlation > LENGTH_FOLLOWED &&
+          now->length_slope * growth > LENGTH_EXPLAINS * rise) ||
         !tell(watch, WATCH_LENGTH))
         return;
     text_printf(out,

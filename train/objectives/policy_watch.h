@@ -14,6 +14,7 @@ typedef struct {
     double entropy;            /* nats a token */
     double length;             /* tokens, mean over answers */
     double length_correlation; /* of scores and lengths, over answers; NaN where one of them does not vary */
+    double length_slope;       /* the score that a token more goes with, over answers; likewise */
     double equal_groups;       /* share of prompts all whose answers score the same; NaN where there are no groups */
     double beta;               /* of the KL penalty */
     double value_loss;         /* PPO: a state's, before the rollout's first update; NaN without a value model */

@@ -118,9 +118,12 @@ static void watch(Objective *base, int64_t step, const ObjectiveSums *sums) {
     Reward *self = (Reward *)base;
     bool by_strength = self->options.margin == MARGIN_LLAMA2_SMALL || self->options.margin == MARGIN_LLAMA2_LARGE;
     if (!by_strength || self->has_warned || sums->scored == 0 || sums->metric[WITH_STRENGTH] > 0) return;
-    log_warning("step %lld: reward.margin is by strength, and none of the step's pairs says how much better its chosen "
-                "answer is ('strength': significantly, better, slightly, negligibly): their margin is 0",
-                (long long)step);
+    Text found = {0};
+    text_puts(&found,
+              "reward.margin is by strength, and none of the step's pairs says how much better its chosen answer "
+              "is ('strength': significantly, better, slightly, negligibly): their margin is 0\n");
+    objective_tell(base, step, &found);
+    text_free(&found);
     self->has_warned = true;
 }
 

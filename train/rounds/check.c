@@ -6,6 +6,7 @@
 #include "model/core/error.h"
 #include "model/core/file.h"
 #include "train/answers/reward_model.h"
+#include "train/files/model_template.h"
 #include "train/ppo_stage.h"
 #include "train/rounds/record.h"
 #include "train/sampling/answering.h"
@@ -109,6 +110,29 @@ static int check_file(void *context, OptionId id, const char *path, const char *
     FAIL(ERR_USAGE, "%s: models: %s is not there", check->stage->spec->where, path);
 }
 
+/* ---- templates ---- */
+
+/* Training adds the tokens of its template; a model that answers before it was trained must have them. */
+static int check_template(const Rounds *rounds, const RoundStage *stage) {
+    Config *config = stage->config;
+    bool answers = !stage->spec->command->training && *config->rejection_prompts;
+    bool named = *config->template_name || *config->template_user_before;
+    if (!answers || !named || config->rejection_chat == ANSWER_PLAIN || references_stage(rounds, config->model_base))
+        return OK;
+    ModelFile file = {0};
+    ModelTemplate chat = {0};
+    int rc = model_file_open(&file, config->model_base, (ModelFileOptions){.shape_only = true, .need_tokenizer = true});
+    if (rc == OK) rc = model_template_choose(&chat, config, file.chat_template, file.path, file.tokenizer);
+    if (rc == OK) rc = model_template_open(&chat, file.tokenizer);
+    if (rc != OK)
+        rc = config_fail(config, OPTION_model_base,
+                         "%s cannot answer: %s; or put a stage before that trains it (run: sft), which adds its tokens",
+                         config->model_base, error_text());
+    model_template_free(&chat);
+    model_file_close(&file);
+    return rc;
+}
+
 /* ---- all ---- */
 
 static int check_stage(const Rounds *rounds, const RoundStage *stage) {
@@ -116,7 +140,8 @@ static int check_stage(const Rounds *rounds, const RoundStage *stage) {
     TRY(check_options(stage));
     TRY(check_heads(rounds, stage));
     TRY(check_adapter(rounds, stage));
-    return inputs_visit(stage, check_file, &check);
+    TRY(inputs_visit(stage, check_file, &check));
+    return check_template(rounds, stage);
 }
 
 /* The same is wrong in every round: it is told once. */

@@ -11,9 +11,10 @@
 typedef struct {
     const Rounds *rounds;
     const RoundState *states;
-    uint64_t *bytes; /* [specs] of the stages that train, once they are planned; 0: not yet */
-    int64_t *tokens; /* [specs] of the data that are there */
+    uint64_t *bytes; /* [specs] the most of a stage's rounds that are planned; 0: none yet */
+    int64_t *tokens; /* [stages] of the data that are there */
     uint64_t available;
+    bool all; /* every round of a stage is planned, and not one for all: their data differ */
 } Planner;
 
 /* A model of the same shape that is there already: where a stage has yet to make it, what that one begins from. */
@@ -44,7 +45,7 @@ static int copy_config(Config **out, const RoundStage *stage) {
 static int plan_stage(Planner *planner, const RoundStage *stage) {
     const Stage *training = stage->spec->command->training;
     size_t spec = (size_t)(stage->spec - planner->rounds->specs);
-    if (!training || planner->bytes[spec] > 0) return OK;
+    if (!training || (planner->bytes[spec] > 0 && !planner->all)) return OK;
     MemoryPlan plan = {.total = 0};
     Config *config = NULL;
     int rc = copy_config(&config, stage);
@@ -52,8 +53,8 @@ static int plan_stage(Planner *planner, const RoundStage *stage) {
     int ranks = rc == OK && config->parallel_data > 1 ? (int)config->parallel_data : 1;
     if (rc == OK) rc = memory_plan(&plan, config, training->head, ranks, ranks);
     if (rc == OK) rc = memory_plan_check(&plan);
-    planner->bytes[spec] = plan.total;
-    planner->tokens[spec] = plan.tokens;
+    if (plan.total > planner->bytes[spec]) planner->bytes[spec] = plan.total;
+    planner->tokens[stage->place] = plan.tokens;
     planner->available = plan.available;
     if (rc == OK || plan.total > 0) memory_plan_free(&plan);
     config_free(config);
@@ -103,10 +104,20 @@ static void print_stage(const Planner *planner, const RoundStage *stage) {
     print_inputs(stage);
     if (stage->spec->command->training) {
         printf("; ");
-        print_length(stage->config, planner->tokens[spec]);
+        print_length(stage->config, planner->tokens[stage->place]);
     }
     if (stage->models.n == 0) printf("\n%44s from %s", "", stage->config->model_base);
     printf("\n");
+}
+
+/* Stages of rounds that are not gone through. */
+static void print_left_out(const Rounds *rounds) {
+    for (size_t i = 0; i < rounds->n_specs; i++) {
+        const RoundSpec *spec = &rounds->specs[i];
+        if (spec->first_round > rounds->config->rounds_count)
+            printf("not in these rounds: %s (cria %s), from round %lld on\n", spec->name, spec->command->name,
+                   (long long)spec->first_round);
+    }
 }
 
 static void print_all(const Planner *planner) {
@@ -120,6 +131,7 @@ static void print_all(const Planner *planner) {
             printf("round %lld of %lld\n", (long long)stage->round, (long long)rounds->config->rounds_count);
         print_stage(planner, stage);
     }
+    print_left_out(rounds);
     for (size_t i = 0; i < rounds->n_specs; i++)
         if (planner->bytes[i] > most) {
             most = planner->bytes[i];
@@ -136,7 +148,8 @@ int rounds_plan(const Rounds *rounds, const RoundState *states, bool print) {
     Planner planner = {.rounds = rounds,
                        .states = states,
                        .bytes = calloc(rounds->n_specs, sizeof *planner.bytes),
-                       .tokens = calloc(rounds->n_specs, sizeof *planner.tokens)};
+                       .tokens = calloc(rounds->n_stages, sizeof *planner.tokens),
+                       .all = print};
     if (!planner.bytes || !planner.tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < rounds->n_stages; i++)
         if (print || !states[i].finished) TRY_TO(done, plan_stage(&planner, &rounds->stages[i]));

@@ -5,6 +5,8 @@
 #include "train/rounds/report.h"
 
 static const double COIN_FLIP = 0.55, /* held-out accuracy of a reward model that has learned next to nothing */
+    FEW_PAIRS = 30,                   /* held out: their accuracy's 95 % interval is wider than ± 18 % */
+    FEW_STEPS = 5,                    /* of a stage that trains */
     LOSS_ROSE = 1.05,                 /* the last held-out loss over the least */
     REPEATED = 0.5,                   /* of answers that differ */
     NO_CHOICE = 0.5,                  /* of prompts with a pair */
@@ -35,14 +37,33 @@ static void loss_rose(const json_t *stage, Text *out) {
             last, least, json_string_value(json_object_get(stage, "stage")));
 }
 
+/* `n`: NaN of runs that did not count them. */
 static void judge_guesses(const json_t *stage, Text *out) {
-    double accuracy = figure(stage, "eval_accuracy", "last");
-    if (accuracy < COIN_FLIP)
-        text_printf(
-            out,
-            "it ranks %.0f %% of the held-out pairs rightly, little more than by chance: what it prefers says "
-            "nothing, and what is chosen by it neither. More pairs, clearer ones, or a larger base are needed\n",
-            100 * accuracy);
+    double accuracy = figure(stage, "eval_accuracy", "last"), n = figure(stage, "eval_samples", "last");
+    if (isnan(accuracy)) return;
+    if (n < FEW_PAIRS) {
+        text_printf(out,
+                    "its held-out accuracy, %.0f %%, is of %.0f pair%s, too few to tell it from chance: hold out more "
+                    "(data.validation)\n",
+                    100 * accuracy, n, n > 1 ? "s" : "");
+        return;
+    }
+    if (!(accuracy < COIN_FLIP)) return;
+    text_printf(out, "it ranks %.0f %% of the ", 100 * accuracy);
+    if (n > 0) text_printf(out, "%.0f ", n);
+    text_printf(out,
+                "held-out pairs rightly, %s: what it prefers says nothing, and what is chosen by it neither. More "
+                "pairs, clearer ones, or a larger base are needed\n",
+                accuracy < 0.5 ? "no more than by chance" : "little more than by chance");
+}
+
+static void few_steps(const json_t *stage, Text *out) {
+    double steps = number(stage, "steps");
+    if (steps > 0 && steps < FEW_STEPS)
+        text_printf(out,
+                    "it took %.0f step%s, which changes little. If its data fill no more batches, lower "
+                    "train.tokens_per_batch (of pairs: preferences.per_batch); else train for longer\n",
+                    steps, steps > 1 ? "s" : "");
 }
 
 static void answers_repeat(const json_t *stage, Text *out) {
@@ -121,8 +142,8 @@ static void answers_are_cut(const json_t *stage, Text *out) {
 }
 
 void report_remarks(const json_t *stage, Text *out) {
-    static void (*const rules[])(const json_t *, Text *) = {loss_rose,         judge_guesses,      answers_repeat,
-                                                            nothing_to_choose, earlier_are_better, reward_fell,
-                                                            kl_is_large,       reward_is_length,   answers_are_cut};
+    static void (*const rules[])(const json_t *, Text *) = {
+        loss_rose,          few_steps,   judge_guesses, answers_repeat,   nothing_to_choose,
+        earlier_are_better, reward_fell, kl_is_large,   reward_is_length, answers_are_cut};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) rules[i](stage, out);
 }

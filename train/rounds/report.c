@@ -3,7 +3,8 @@
  * steps that one process saw: a run that was killed may say it later, or not at all.
  *
  *   {"rounds": [{"round": 1, "stages": [{"stage": "tune", "run": "sft", "steps": 40,
- *       "figures": {"loss": {"first": 2.1, "last": 1.4, "least": 1.3, "most": 2.1}, …}, "remarks": ["step 30: …"]}]}]}
+ *       "figures": {"loss": {"n": 40, "first": 2.1, "last": 1.4, "least": 1.3, "most": 2.1}, …}, "remarks": ["step 30:
+ * …"]}]}]}
  *
  * `rejection` has "statistics", `eval` has "policy" and "reference" (the objects that they write), `merge` has
  * "models". */
@@ -23,6 +24,7 @@ static const char *const told[] = {"loss",
                                    "accuracy",
                                    "eval_accuracy",
                                    "eval_margin",
+                                   "eval_samples",
                                    "rewards/accuracies",
                                    "rewards/margins",
                                    "eval_rewards/accuracies",
@@ -41,7 +43,8 @@ static json_t *summary(const double *values, size_t n) {
         least = values[i] < least ? values[i] : least;
         most = values[i] > most ? values[i] : most;
     }
-    return json_pack("{s:f, s:f, s:f, s:f}", "first", values[0], "last", values[n - 1], "least", least, "most", most);
+    return json_pack("{s:I, s:f, s:f, s:f, s:f}", "n", (json_int_t)n, "first", values[0], "last", values[n - 1],
+                     "least", least, "most", most);
 }
 
 static int add_metric(json_t *figures, const char *path, const char *name, double *last) {

@@ -1,4 +1,5 @@
-/* report.md: a table over the rounds, then what each stage came to, and what it said. */
+/* report.md: how far the run is, what each round came to in words, what to look at, a table over the rounds, then what
+ * each stage came to. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,8 +26,10 @@ static void put_change(Text *out, const json_t *figures, const char *name, const
     const json_t *figure = at(figures, name);
     if (!figure) return;
     text_printf(out, "%s%s ", *separator, shown);
-    put_number(out, at(figure, "first"));
-    text_puts(out, " → ");
+    if (json_integer_value(at(figure, "n")) > 1) {
+        put_number(out, at(figure, "first"));
+        text_puts(out, " → ");
+    }
     put_number(out, at(figure, "last"));
     *separator = "; ";
 }
@@ -61,7 +64,8 @@ static void put_training(Text *out, const json_t *stage) {
                 {"eval_objective/kl", "held-out KL"}};
     const json_t *figures = at(stage, "figures");
     const char *separator = "; ";
-    text_printf(out, "%lld steps", (long long)json_integer_value(at(stage, "steps")));
+    long long steps = (long long)json_integer_value(at(stage, "steps"));
+    text_printf(out, "%lld step%s", steps, steps == 1 ? "" : "s");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         put_change(out, figures, rows[i].name, rows[i].shown, &separator);
     put_scores(out, figures, &separator);
@@ -147,16 +151,6 @@ static void put_by_k(Text *out, const json_t *stage) {
     }
 }
 
-static void put_remarks(Text *out, const json_t *stage) {
-    size_t i;
-    json_t *remark, *remarks = json_object_get(stage, "remarks");
-    if (json_array_size(remarks) == 0) return;
-    text_printf(out, "\nWhat %s said:\n\n", json_string_value(at(stage, "stage")));
-    json_array_foreach(remarks, i, remark) {
-        text_printf(out, "- %s\n", json_string_value(remark));
-    }
-}
-
 /* ---- over the rounds ---- */
 
 typedef struct {
@@ -201,28 +195,117 @@ static void put_overview(Text *out, const json_t *all) {
     }
 }
 
-int report_text(const json_t *all, const Rounds *rounds, Text *out) {
-    text_printf(out,
-                "# Rounds\n\n%zu of %lld rounds, written by cria rounds. Losses are held-out where something is held "
-                "out; %s: not measured. Each round's rewards are by its own judge. Before: the model that the "
-                "measured one is compared with.\n\n",
-                json_array_size(all), (long long)rounds->config->rounds_count, nothing);
-    put_overview(out, all);
-    for (size_t i = 0; i < json_array_size(all); i++) {
-        const json_t *round = json_array_get(all, i);
-        size_t s;
-        json_t *stage, *stages = json_object_get(round, "stages");
-        text_printf(out, "\n## Round %lld\n\n| stage | command | what came of it: first → last |\n|---|---|---|\n",
-                    (long long)json_integer_value(at(round, "round")));
-        json_array_foreach(stages, s, stage) {
-            put_stage(out, stage);
-        }
-        json_array_foreach(stages, s, stage) {
-            put_by_k(out, stage);
-        }
-        json_array_foreach(stages, s, stage) {
-            put_remarks(out, stage);
+/* ---- in words ---- */
+
+static double number_of(const json_t *object, const char *key) {
+    const json_t *value = at(object, key);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+/* Two standard errors of the difference part a change from chance. */
+static void put_measured(Text *out, const json_t *stage) {
+    const json_t *now = at(stage, "policy"), *then = at(stage, "reference");
+    double change = number_of(now, "reward") - number_of(then, "reward");
+    double error = hypot(number_of(now, "reward_error"), number_of(then, "reward_error"));
+    double kl = number_of(now, "objective/kl");
+    if (isnan(change)) {
+        text_puts(out, " On held-out prompts its model earns ");
+        put_number(out, at(now, "reward"));
+        text_puts(out, ".");
+        return;
+    }
+    text_puts(out, " On held-out prompts the reward went from ");
+    put_number(out, at(then, "reward"));
+    text_puts(out, " to ");
+    put_number(out, at(now, "reward"));
+    if (!isnan(error))
+        text_printf(out, ", %s (the difference's standard error is %.2g)",
+                    fabs(change) <= 2 * error ? "which may be chance"
+                    : change > 0              ? "a gain"
+                                              : "a loss",
+                    error);
+    if (!isnan(kl)) text_printf(out, ", %.3g nats of KL divergence away", kl);
+    text_puts(out, ".");
+}
+
+static void put_chosen(Text *out, const json_t *stage) {
+    const json_t *s = at(stage, "statistics");
+    text_printf(out, " The best of %zu answers to a prompt earned ", json_array_size(at(s, "by_k")));
+    put_number(out, at(s, "mean_best"));
+    text_puts(out, ", the mean of all ");
+    put_number(out, at(s, "mean_score"));
+    text_puts(out, ".");
+}
+
+static bool is_measured(const Rounds *rounds) {
+    for (size_t i = 0; i < rounds->n_specs; i++)
+        if (rounds->specs[i].command->makes & MAKES_FIGURES) return true;
+    return false;
+}
+
+static void put_words(Text *out, const json_t *round) {
+    size_t i;
+    json_t *stage, *stages = json_object_get(round, "stages");
+    text_printf(out, "- Round %lld:", (long long)json_integer_value(at(round, "round")));
+    json_array_foreach(stages, i, stage) {
+        if (at(stage, "statistics")) put_chosen(out, stage);
+        if (at(stage, "policy")) put_measured(out, stage);
+    }
+    text_puts(out, "\n");
+}
+
+/* All remarks of all stages. */
+static void put_remarks(Text *out, const json_t *all) {
+    size_t r, s, i;
+    json_t *round, *stage, *remark;
+    bool any = false;
+    text_puts(out, "\n## What to look at\n\n");
+    json_array_foreach(all, r, round) {
+        json_array_foreach(json_object_get(round, "stages"), s, stage) {
+            json_array_foreach(json_object_get(stage, "remarks"), i, remark) {
+                text_printf(out, "- round %lld, %s: %s\n", (long long)json_integer_value(at(round, "round")),
+                            json_string_value(at(stage, "stage")), json_string_value(remark));
+                any = true;
+            }
         }
     }
+    if (!any) text_puts(out, "Nothing: no stage said that something was wrong, and no figure shows it.\n");
+}
+
+static void put_progress(Text *out, const json_t *all, const Rounds *rounds) {
+    size_t finished = 0;
+    for (size_t i = 0; i < json_array_size(all); i++) finished += json_array_size(at(json_array_get(all, i), "stages"));
+    text_printf(out, "# Rounds\n\n%zu of %zu stages of %lld round%s are finished", finished, rounds->n_stages,
+                (long long)rounds->config->rounds_count, rounds->config->rounds_count == 1 ? "" : "s");
+    text_puts(out, finished < rounds->n_stages ? "; the same command goes on.\n\n" : ".\n\n");
+}
+
+static void put_round(Text *out, const json_t *round) {
+    size_t s;
+    json_t *stage, *stages = json_object_get(round, "stages");
+    text_printf(out, "\n## Round %lld\n\n| stage | command | what came of it: first → last |\n|---|---|---|\n",
+                (long long)json_integer_value(at(round, "round")));
+    json_array_foreach(stages, s, stage) {
+        put_stage(out, stage);
+    }
+    json_array_foreach(stages, s, stage) {
+        put_by_k(out, stage);
+    }
+}
+
+int report_text(const json_t *all, const Rounds *rounds, Text *out) {
+    put_progress(out, all, rounds);
+    for (size_t i = 0; i < json_array_size(all); i++) put_words(out, json_array_get(all, i));
+    if (!is_measured(rounds))
+        text_puts(
+            out, "\nWhether the rounds have helped is not measured: a stage with run: eval tells the reward and the KL "
+                 "divergence on held-out prompts.\n");
+    put_remarks(out, all);
+    text_printf(out,
+                "\n## All rounds\n\nLosses are held-out where something is held out; %s: not measured. Each round's "
+                "rewards are by its own judge. Before: the model that the measured one is compared with.\n\n",
+                nothing);
+    put_overview(out, all);
+    for (size_t i = 0; i < json_array_size(all); i++) put_round(out, json_array_get(all, i));
     return text_check(out);
 }

@@ -297,18 +297,10 @@ done:
 static const char command_name[] = "rejection";
 
 static int settle_config(const Rejection *r, bool resuming) {
-    int rc = OK;
-    Config *before = NULL;
     char *path = path_join(r->config->output, "config.yaml");
     if (!path) FAIL(ERR_FAILED, "out of memory");
-    if (resuming) {
-        TRY_TO(done, config_new(&before));
-        TRY_TO(done, config_load(before, path));
-        TRY_TO(done, config_check_resume(before, r->config));
-    }
-    TRY_TO(done, config_save(r->config, command_name, path));
-done:
-    config_free(before);
+    int rc = resuming ? config_check_saved(path, r->config) : OK;
+    if (rc == OK) rc = config_save(r->config, command_name, path);
     free(path);
     return rc;
 }
