@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "model/core/error.h"
+#include "model/core/file.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 
@@ -63,9 +64,17 @@ static int absmax_new(float **absmax, const Quantised *q) {
 }
 
 int quantise_memory(Quantised *q, const char *name, const void *data, Dtype dtype) {
-    Quantising work = {.q = q, .data = data, .dtype = dtype, .n = q->elements};
+    enum { MEMORY_SLICE = 8 << 20 };
+    Quantising work = {.q = q, .dtype = dtype};
     TRY(absmax_new(&work.absmax, q));
-    quantise_slice(&work);
+    for (; work.first < q->elements; work.first += work.n) {
+        size_t left = q->elements - work.first, size = dtype_size(dtype);
+        work.data = (const char *)data + work.first * size;
+        work.n = left < MEMORY_SLICE ? left : MEMORY_SLICE;
+        left -= work.n;
+        file_expect(work.data + work.n * size, (left < MEMORY_SLICE ? left : MEMORY_SLICE) * size);
+        quantise_slice(&work);
+    }
     int rc = finish(q, name, &work);
     free(work.absmax);
     return rc;
