@@ -12,13 +12,21 @@ static const char own_prefix[] = "cria."; /* arrays of a checkpoint that are no 
 
 /* ---- targets ---- */
 
-static int target_named(const char *name, size_t length) {
+/* Of "q_proj" and the like. */
+static int target_of_module(const char *name, size_t length) {
     for (int t = 0; t < LORA_TARGETS; t++) {
         const char *full = lora_target_name((LoraTarget)t);
-        size_t whole = strlen(full), stem = whole - strlen("_proj");
-        if ((length == whole || length == stem) && strncmp(full, name, length) == 0) return t;
+        if (length == strlen(full) && strncmp(full, name, length) == 0) return t;
     }
     return -1;
+}
+
+/* The same, or of "q" and the like. */
+static int target_named(const char *name, size_t length) {
+    static const char *const words[LORA_TARGETS] = {"q", "k", "v", "o", "gate", "up", "down", "head", "embedding"};
+    for (int t = 0; t < LORA_TARGETS; t++)
+        if (length == strlen(words[t]) && strncmp(words[t], name, length) == 0) return t;
+    return target_of_module(name, length);
 }
 
 int lora_parse_targets(unsigned *targets, const char *text) {
@@ -33,7 +41,7 @@ int lora_parse_targets(unsigned *targets, const char *text) {
         int target = target_named(at, length);
         if (length == 0) break;
         if (target < 0)
-            FAIL(ERR_USAGE, "lora.targets: found '%.*s', expected all-linear or a list of q, k, v, o, gate, up, down",
+            FAIL(ERR_USAGE, "lora.targets: found '%.*s', expected all-linear or a list of " LORA_TARGET_WORDS,
                  (int)length, at);
         *targets |= 1u << target;
         at += length;
@@ -44,16 +52,20 @@ int lora_parse_targets(unsigned *targets, const char *text) {
 
 /* The target of "….q_proj.lora_A.weight". */
 static int target_of(const char *name) {
+    static const char layers[] = LORA_PREFIX "model.layers.", embedding[] = LORA_PREFIX "model.embed_tokens.",
+                      head[] = LORA_PREFIX "lm_head.";
     const char *end = strstr(name, ".lora_"), *start = end;
-    if (!end || strncmp(name, "base_model.model.model.layers.", strlen("base_model.model.model.layers.")) != 0)
-        return -1;
+    if (!end) return -1;
     while (start > name && start[-1] != '.') start--;
-    return target_named(start, (size_t)(end - start));
+    int target = target_of_module(start, (size_t)(end - start));
+    const char *place = target == LORA_LM_HEAD ? head : target == LORA_EMBED_TOKENS ? embedding : layers;
+    return text_starts_with(name, place) ? target : -1;
 }
 
 /* "base_model.model.lm_head.weight": saved whole beside the adapter. */
 static bool is_saved(const PeftAdapter *adapter, const char *name) {
     if (adapter->config.saved.score && strcmp(name, LORA_SCORE) == 0) return true;
+    if (strcmp(name, LORA_EMBEDDING_BASE) == 0 || strcmp(name, LORA_HEAD_BASE) == 0) return true;
     return strcmp(name, LORA_EMBEDDING) == 0 || (!adapter->config.saved.score && strcmp(name, LORA_HEAD) == 0);
 }
 
@@ -68,7 +80,7 @@ int lora_options_from_peft(LoraOptions *options, const PeftAdapter *adapter) {
         if (text_starts_with(name, own_prefix) || is_saved(adapter, name)) continue;
         int target = target_of(name);
         if (target < 0)
-            FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (q, k, v, o, gate, up, down)",
+            FAIL(ERR_REFUSED, "%s: %s is none of the adapters that are implemented (" LORA_TARGET_WORDS ")",
                  named_path(adapter->arrays), name);
         options->targets |= 1u << target;
     }
@@ -87,12 +99,19 @@ static int find_saved(const NamedArray **array, const PeftAdapter *adapter, cons
     return OK;
 }
 
+/* The base's own beside an adapter of it, which PEFT saves too. */
+static int find_base(const NamedArray **array, const PeftAdapter *adapter, const char *name) {
+    return *array || adapter->whole_base ? OK : find_saved(array, adapter, name, false);
+}
+
 int lora_vocabulary(LoraVocabulary *v, const PeftAdapter *adapter) {
     PeftSaved saved = adapter->config.saved;
     *v = (LoraVocabulary){0};
     TRY(find_saved(&v->embedding, adapter, LORA_EMBEDDING, saved.embedding));
     if (!saved.score) TRY(find_saved(&v->head, adapter, LORA_HEAD, saved.head && !saved.tied));
     v->tied = saved.tied && v->embedding;
+    TRY(find_base(&v->embedding, adapter, LORA_EMBEDDING_BASE));
+    if (!saved.score) TRY(find_base(&v->head, adapter, LORA_HEAD_BASE));
     if (v->embedding && v->head && v->embedding->dims[0] != v->head->dims[0])
         FAIL(ERR_REFUSED, "%s: its embedding has %lld rows and its head %lld", named_path(adapter->arrays),
              (long long)v->embedding->dims[0], (long long)v->head->dims[0]);
@@ -168,7 +187,9 @@ int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
         sources[n].array = *vocabulary.embedding;
         sources[n++].array.name = LORA_HEAD;
     }
-    int rc = write_sources(&options, adapter->config.saved, directory, adapter->config.base, sources, n);
+    PeftSaved saved = adapter->config.saved;
+    saved.tied = vocabulary.tied;
+    int rc = write_sources(&options, saved, directory, adapter->config.base, sources, n);
     free(sources);
     return rc;
 }

@@ -10,8 +10,16 @@
 #define LORA_SCORE LORA_PREFIX "score.weight"
 #define LORA_EMBEDDING LORA_PREFIX "model.embed_tokens.weight"
 #define LORA_HEAD LORA_PREFIX "lm_head.weight"
+/* The same beside an adapter of their own: PEFT's name for what a low-rank part is added to. It saves them with such
+ * adapters, as the base has them or with more rows. */
+#define LORA_EMBEDDING_BASE LORA_PREFIX "model.embed_tokens.base_layer.weight"
+#define LORA_HEAD_BASE LORA_PREFIX "lm_head.base_layer.weight"
+/* Before A and B of an embedding. */
+#define LORA_OF_EMBEDDING ".lora_embedding_"
 
-/* "all-linear", or names like "q,v" or "q_proj, v_proj". ERR_USAGE for others. */
+#define LORA_TARGET_WORDS "q, k, v, o, gate, up, down, head, embedding"
+/* "all-linear", or names like "q,v,head" or "q_proj, v_proj, lm_head"; the embedding is "embedding" or "embed_tokens".
+ * ERR_USAGE for others. */
 int lora_parse_targets(unsigned *targets, const char *text);
 
 /* What an adapter's config and the names of its arrays say; dropout is PEFT's, for training on. Arrays that are no

@@ -137,7 +137,7 @@ static Given given(Head *h) {
     memcpy(g.dx_before, g.dx, T * D * sizeof *g.dx);
     g.dw = noise(&h->arena, V * D, 8, 1);
     g.dw_before = copy(&h->arena, g.dw, V * D);
-    g.scratch = numbers(&h->arena, head_scratch_bf16(h->c.T, h->c.D, h->c.V));
+    g.scratch = numbers(&h->arena, head_scratch_bf16(h->c.T, h->c.D, 0, h->c.V));
     return g;
 }
 
@@ -195,24 +195,24 @@ static void check_head(Head *h, const Kernels *k) {
     const bool exact = strcmp(k->name, "reference") == 0 || strcmp(k->name, "openblas") == 0;
     const double u = exact ? 0 : 0x1p-8;
     Given a = given(h), b = given(h), d = given(h), e = given(h);
-    k->bf16.head_forward_backward(a.out, a.dx, a.dw, h->dlogprob, h->x, h->forward, h->backward, h->targets, c->T,
+    k->bf16.head_forward_backward(a.out, a.dx, a.dw, h->dlogprob, h->x, h->forward, h->backward, NULL, h->targets, c->T,
                                   c->scale, a.scratch);
     check_results(h, &a, k->name, true);
     check_dx(h, &a, k->name, false, u);
     check_dw(h, &a, k->name, u);
 
     b.out = (HeadResults){.logprob = b.out.logprob, .lse = b.out.lse};
-    k->bf16.head_forward(b.out, h->x, h->forward, h->targets, h->dlogprob, c->T, c->scale, b.scratch);
+    k->bf16.head_forward(b.out, h->x, h->forward, NULL, h->targets, h->dlogprob, c->T, c->scale, b.scratch);
     check_results(h, &b, k->name, false);
-    k->bf16.head_backward(b.dx, true, b.dw, h->dlogprob, h->x, h->forward, h->backward, b.out.lse, h->targets, c->T,
-                          c->scale, b.scratch);
+    k->bf16.head_backward(b.dx, true, b.dw, h->dlogprob, h->x, h->forward, h->backward, NULL, b.out.lse, h->targets,
+                          c->T, c->scale, b.scratch);
     check_dx(h, &b, k->name, true, u);
     check_dw(h, &b, k->name, u);
 
-    k->bf16.head_backward(d.dx, false, NULL, h->dlogprob, h->x, h->forward, h->backward, b.out.lse, h->targets, c->T,
-                          c->scale, d.scratch);
+    k->bf16.head_backward(d.dx, false, NULL, h->dlogprob, h->x, h->forward, h->backward, NULL, b.out.lse, h->targets,
+                          c->T, c->scale, d.scratch);
     check_dx(h, &d, k->name, false, u);
-    k->bf16.head_forward_backward(e.out, NULL, e.dw, h->dlogprob, h->x, h->forward, h->backward, h->targets, c->T,
+    k->bf16.head_forward_backward(e.out, NULL, e.dw, h->dlogprob, h->x, h->forward, h->backward, NULL, h->targets, c->T,
                                   c->scale, e.scratch);
     check_dw(h, &e, k->name, u);
 }
@@ -289,7 +289,7 @@ START_TEST(of_equal_logits_the_first_is_the_top_one) {
                 Kernels k;
                 threads_init(threads);
                 if (kernel_table(&k, kernel_sets[set])) {
-                    k.bf16.head_forward(g.out, h.x, h.forward, h.targets, NULL, T, 1, given(&h).scratch);
+                    k.bf16.head_forward(g.out, h.x, h.forward, NULL, h.targets, NULL, T, 1, given(&h).scratch);
                     for (int t = 0; t < T; t++) ck_assert_int_eq(g.out.top1[t], first);
                 }
                 arena_free(&h.arena);
@@ -325,8 +325,8 @@ START_TEST(an_infinite_logit_makes_the_logprob_of_its_token_nan_and_no_other) {
             Kernels k;
             threads_init(2);
             if (kernel_table(&k, kernel_sets[set])) {
-                k.bf16.head_forward_backward(g.out, g.dx, g.dw, h.dlogprob, h.x, h.forward, h.backward, h.targets, T, 1,
-                                             given(&h).scratch);
+                k.bf16.head_forward_backward(g.out, g.dx, g.dw, h.dlogprob, h.x, h.forward, h.backward, NULL, h.targets,
+                                             T, 1, given(&h).scratch);
                 for (int t = 0; t < T; t++) ck_assert_int_eq(isnan(g.out.logprob[t]) != 0, t == 1);
                 for (int t = 0; t < T; t++) ck_assert_int_eq(isnan(g.out.lse[t]) != 0, t == 1);
             }
@@ -346,7 +346,7 @@ START_TEST(a_nan_weight_shows_in_every_logprob) {
             Kernels k;
             threads_init(2);
             if (kernel_table(&k, kernel_sets[set])) {
-                k.bf16.head_forward(g.out, h.x, h.forward, h.targets, NULL, T, 1, given(&h).scratch);
+                k.bf16.head_forward(g.out, h.x, h.forward, NULL, h.targets, NULL, T, 1, given(&h).scratch);
                 for (int t = 0; t < T; t++) ck_assert_msg(isnan(g.out.logprob[t]), "%s: hidden at %d", k.name, place);
             }
             arena_free(&h.arena);
@@ -361,7 +361,7 @@ typedef struct {
 
 static Bits run(Head *h, const Kernels *k, const Panels *forward, const Panels *backward) {
     Given g = given(h);
-    k->bf16.head_forward_backward(g.out, g.dx, g.dw, h->dlogprob, h->x, *forward, *backward, h->targets, h->c.T,
+    k->bf16.head_forward_backward(g.out, g.dx, g.dw, h->dlogprob, h->x, *forward, *backward, NULL, h->targets, h->c.T,
                                   h->c.scale, g.scratch);
     return (Bits){g.dx, g.dw, g.out.logprob};
 }

@@ -40,11 +40,11 @@ START_TEST(the_reference_head_has_the_slopes_of_its_formula) {
     float *x = noise(&arena, T * D, 1, 1), *w = noise(&arena, V * D, 2, 1);
     float *dw = numbers(&arena, V * D), dx[T * D], logprob[T], lse[T], entropy[T], mean[T];
     int32_t top1[T];
-    float *scratch = numbers(&arena, head_scratch(T, D, V));
+    float *scratch = numbers(&arena, head_scratch(T, D, 0, V));
     HeadResults out = {logprob, lse, entropy, top1, mean};
     Head head = {T, D, V, (double)scale, widen(&arena, x, T * D), widen(&arena, w, V * D), NULL, targets};
     head.dlogprob = widen(&arena, dlogprob, T);
-    k.head_forward_backward(out, dx, dw, dlogprob, x, w, targets, T, D, V, scale, scratch);
+    k.head_forward_backward(out, dx, dw, dlogprob, x, w, NULL, targets, T, D, V, scale, scratch);
     for (int t = 0; t < T; t++) {
         if (dlogprob[t] == 0) {
             ck_assert(logprob[t] == 0 && lse[t] == 0 && entropy[t] == 0 && top1[t] == -1 && mean[t] == 0);
@@ -121,7 +121,7 @@ START_TEST(the_head_agrees_with_the_reference) {
             Kernels slow = kernel_reference(), fast;
             if (!kernel_table(&fast, kernel_sets[set])) continue;
             float *x = noise(&arena, T * D, 1, 1), *w = noise(&arena, V * D, 2, 0.5f);
-            float *dlogprob = noise(&arena, T, 3, 1), *scratch = numbers(&arena, head_scratch(c->T, c->D, c->V));
+            float *dlogprob = noise(&arena, T, 3, 1), *scratch = numbers(&arena, head_scratch(c->T, c->D, 0, c->V));
             int32_t *targets = arena_alloc(&arena, T * sizeof *targets);
             for (int t = 0; t < c->T; t++) {
                 bool skip = c->masked && t % 3 == 1;
@@ -131,15 +131,17 @@ START_TEST(the_head_agrees_with_the_reference) {
             Results a = results(&arena, c), b = results(&arena, c), e = results(&arena, c);
             HeadResults to_a = {a.logprob, a.lse, a.entropy, a.top1, a.mean};
             HeadResults to_b = {b.logprob, b.lse, b.entropy, b.top1, b.mean};
-            slow.head_forward_backward(to_a, a.dx, a.dw, dlogprob, x, w, targets, c->T, c->D, c->V, 0.9f, scratch);
-            fast.head_forward_backward(to_b, b.dx, b.dw, dlogprob, x, w, targets, c->T, c->D, c->V, 0.9f, scratch);
+            slow.head_forward_backward(to_a, a.dx, a.dw, dlogprob, x, w, NULL, targets, c->T, c->D, c->V, 0.9f,
+                                       scratch);
+            fast.head_forward_backward(to_b, b.dx, b.dw, dlogprob, x, w, NULL, targets, c->T, c->D, c->V, 0.9f,
+                                       scratch);
             compare(&b, &a, c, fast.name);
 
             /* the passes apart, and adding to dx */
             HeadResults to_e = {e.logprob, e.lse, NULL, NULL, NULL};
-            fast.head_forward(to_e, x, w, targets, dlogprob, c->T, c->D, c->V, 0.9f, scratch);
+            fast.head_forward(to_e, x, w, NULL, targets, dlogprob, c->T, c->D, c->V, 0.9f, scratch);
             float *before = copy(&arena, e.dx, T * D);
-            fast.head_backward(e.dx, true, e.dw, dlogprob, x, w, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
+            fast.head_backward(e.dx, true, e.dw, dlogprob, x, w, NULL, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
             for (size_t j = 0; j < T * D; j++) before[j] += a.dx[j];
             CHECK_CLOSE_TO(1, e.dx, before, T * D, 32 * ulp, "%s: dx added, V %d", fast.name, c->V);
             CHECK_CLOSE_TO(1, e.dw, a.dw, V * D, 32 * ulp, "%s: dw apart, V %d", fast.name, c->V);
@@ -147,8 +149,8 @@ START_TEST(the_head_agrees_with_the_reference) {
 
             /* one gradient at a time; with dx overwritten, skipped rows are 0 */
             float *dw = noise(&arena, V * D, 8, 1), *dx = noise(&arena, T * D, 9, 1);
-            fast.head_backward(NULL, false, dw, dlogprob, x, w, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
-            fast.head_backward(dx, false, NULL, dlogprob, x, w, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
+            fast.head_backward(NULL, false, dw, dlogprob, x, w, NULL, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
+            fast.head_backward(dx, false, NULL, dlogprob, x, w, NULL, e.lse, targets, c->T, c->D, c->V, 0.9f, scratch);
             CHECK_CLOSE_TO(1, dw, a.dw, V * D, 32 * ulp, "%s: dw alone, V %d", fast.name, c->V);
             CHECK_CLOSE_TO(1, dx, a.dx, T * D, 32 * ulp, "%s: dx alone, V %d", fast.name, c->V);
             arena_free(&arena);
@@ -163,10 +165,10 @@ START_TEST(large_logits_neither_overflow_nor_lose_the_loss) {
         Kernels k;
         if (!kernel_table(&k, kernel_sets[set])) continue;
         float x[T * D] = {1, 0, 1, 0}, *w = numbers(&arena, V * D), logprob[T], lse[T];
-        float *scratch = numbers(&arena, head_scratch(T, D, V));
+        float *scratch = numbers(&arena, head_scratch(T, D, 0, V));
         const int32_t targets[T] = {5, 6};
         for (int v = 0; v < V; v++) w[v * D] = v == 5 ? 30000.0f : -30000.0f;
-        k.head_forward((HeadResults){.logprob = logprob, .lse = lse}, x, w, targets, NULL, T, D, V, 1, scratch);
+        k.head_forward((HeadResults){.logprob = logprob, .lse = lse}, x, w, NULL, targets, NULL, T, D, V, 1, scratch);
         ck_assert(logprob[0] == 0 && logprob[1] == -60000.0f && lse[0] == 30000.0f);
         arena_free(&arena);
     }
@@ -184,10 +186,10 @@ START_TEST(an_infinite_logit_makes_the_logprob_of_its_token_nan_and_no_other) {
             Kernels k;
             if (!kernel_table(&k, kernel_sets[set])) continue;
             float *w = noise(&arena, V * D, 1, 1), *dw = numbers(&arena, V * D), logprob[T], lse[T], dx[T * D];
-            float *scratch = numbers(&arena, head_scratch(T, D, V));
+            float *scratch = numbers(&arena, head_scratch(T, D, 0, V));
             HeadResults out = {.logprob = logprob, .lse = lse};
             w[place * D] = w[place * D + 1] = 3e38f;
-            k.head_forward_backward(out, dx, dw, dlogprob, x, w, targets, T, D, V, 1, scratch);
+            k.head_forward_backward(out, dx, dw, dlogprob, x, w, NULL, targets, T, D, V, 1, scratch);
             for (int t = 0; t < T; t++) ck_assert_int_eq(isnan(logprob[t]) != 0, t == 1);
             arena_free(&arena);
         }
@@ -203,9 +205,10 @@ START_TEST(a_nan_weight_shows_in_every_logprob) {
             Kernels k;
             if (!kernel_table(&k, kernel_sets[set])) continue;
             float *x = noise(&arena, T * D, 2, 1), *w = noise(&arena, V * D, 1, 1), logprob[T], lse[T];
-            float *scratch = numbers(&arena, head_scratch(T, D, V));
+            float *scratch = numbers(&arena, head_scratch(T, D, 0, V));
             w[place * D] = NAN;
-            k.head_forward((HeadResults){.logprob = logprob, .lse = lse}, x, w, targets, NULL, T, D, V, 1, scratch);
+            k.head_forward((HeadResults){.logprob = logprob, .lse = lse}, x, w, NULL, targets, NULL, T, D, V, 1,
+                           scratch);
             for (int t = 0; t < T; t++) ck_assert_msg(isnan(logprob[t]), "%s: hidden at %d", k.name, place);
             arena_free(&arena);
         }
@@ -227,10 +230,10 @@ START_TEST(the_head_gives_the_same_bits_in_every_run_and_nearly_for_any_number_o
             Kernels k;
             threads_init(1 + run / 2);
             if (!(available = kernel_table(&k, kernel_sets[set]))) break;
-            float *scratch = numbers(&arena, head_scratch(T, D, V));
+            float *scratch = numbers(&arena, head_scratch(T, D, 0, V));
             dx[run] = numbers(&arena, T * D), dw[run] = numbers(&arena, V * D);
             HeadResults out = {.logprob = logprob[run], .lse = lse};
-            k.head_forward_backward(out, dx[run], dw[run], d, x, w, targets, T, D, V, 1, scratch);
+            k.head_forward_backward(out, dx[run], dw[run], d, x, w, NULL, targets, T, D, V, 1, scratch);
         }
         for (int run = 0; run < RUNS && available; run += 2) {
             ck_assert(memcmp(dx[run], dx[run + 1], T * D * sizeof(float)) == 0);

@@ -7,10 +7,13 @@ static const double loss_bound = 1e-6;     /* of losses near 4; an ulp there is 
 static const double change_bound = 5e-5; /* of ‖Δθ − Δθ_ref‖ / ‖Δθ_ref‖ after 20 steps; PEFT from fp64: 5e-6 */
 
 enum {
+    ALL = (1u << LORA_LM_HEAD) - 1,
     QV = 1u << LORA_Q | 1u << LORA_V,
     QKUP = 1u << LORA_Q | 1u << LORA_K | 1u << LORA_UP,
     QDOWN = 1u << LORA_Q | 1u << LORA_DOWN,
-    VOGATE = 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE
+    VOGATE = 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE,
+    VOCABULARY = 1u << LORA_LM_HEAD | 1u << LORA_EMBED_TOKENS,
+    NINE = (1u << LORA_TARGETS) - 1
 };
 
 typedef struct {
@@ -20,14 +23,18 @@ typedef struct {
 } Case;
 
 static const Case golden_adapters[] = {
-    {"plain", "gqa", false, {.rank = 3, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1}},
-    {"rslora", "tied", false, {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = (1u << LORA_TARGETS) - 1}},
+    {"plain", "gqa", false, {.rank = 3, .alpha = 6, .targets = ALL}},
+    {"rslora", "tied", false, {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = ALL}},
     {"subset", "packed", false, {.rank = 3, .alpha = 7, .targets = QV}},
     {"plus", "llama31", false, {.rank = 4, .alpha = 8, .targets = QKUP, .plus_ratio = 8}},
-    {"dora", "odd_heads", false, {.rank = 4, .alpha = 6, .targets = (1u << LORA_TARGETS) - 1, .magnitudes = true}},
+    {"dora", "odd_heads", false, {.rank = 4, .alpha = 6, .targets = ALL, .magnitudes = true}},
     {"dora_fresh", "gqa", false, {.rank = 2, .alpha = 4, .targets = VOGATE, .magnitudes = true, .plus_ratio = 4}},
     {"vocabulary", "gqa", true, {.rank = 3, .alpha = 6, .targets = QDOWN}},
     {"vocabulary_tied", "tied", true, {.rank = 3, .alpha = 6, .targets = QDOWN}},
+    {"nine", "gqa", false, {.rank = 3, .alpha = 6, .targets = NINE}},
+    {"nine_tied", "tied", false, {.rank = 3, .alpha = 5, .rank_stabilised = true, .targets = NINE}},
+    {"nine_dora", "odd_heads", false, {.rank = 4, .alpha = 6, .targets = NINE, .magnitudes = true, .plus_ratio = 4}},
+    {"nine_fresh", "tied", false, {.rank = 3, .alpha = 6, .targets = VOCABULARY, .magnitudes = true}},
 };
 enum { N_CASES = sizeof golden_adapters / sizeof *golden_adapters };
 

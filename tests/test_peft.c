@@ -11,10 +11,10 @@ static const struct {
     bool rslora, dora;
     unsigned targets;
 } adapters[] = {
-    {"plain", "gqa", 3, 6, false, false, (1u << LORA_TARGETS) - 1},
-    {"rslora", "tied", 3, 5, true, false, (1u << LORA_TARGETS) - 1},
+    {"plain", "gqa", 3, 6, false, false, (1u << LORA_LM_HEAD) - 1},
+    {"rslora", "tied", 3, 5, true, false, (1u << LORA_LM_HEAD) - 1},
     {"subset", "packed", 3, 7, false, false, 1u << LORA_Q | 1u << LORA_V},
-    {"dora", "odd_heads", 4, 6, false, true, (1u << LORA_TARGETS) - 1},
+    {"dora", "odd_heads", 4, 6, false, true, (1u << LORA_LM_HEAD) - 1},
     {"dora_fresh", "gqa", 2, 4, false, true, 1u << LORA_V | 1u << LORA_O | 1u << LORA_GATE},
 };
 enum { N_ADAPTERS = sizeof adapters / sizeof *adapters };

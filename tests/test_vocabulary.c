@@ -1,22 +1,23 @@
-/* Adapters with a vocabulary of their own (PEFT's modules_to_save): opened they compute what PEFT computes, in every
- * form they can be brought into; what does not fit the base is refused by its array. */
+/* Adapters with a vocabulary of their own (PEFT's modules_to_save), or of the vocabulary: opened they compute what PEFT
+ * computes, in every form they can be brought into; what does not fit the base is refused by its array. */
 #include "model/formats/safetensors.h"
 #include "tests/golden_llama.h"
 #include "tests/model_directories.h"
 
 static const double logit_bound = 1e-5;
 
-/* One matrix for embedding and head after it; the base's. */
+/* Where embedding and head are one matrix: in the base; opened with the adapter beside it; merged. */
 static const struct {
     const char *name, *base;
-    bool tied_base, tied;
-} adapters[] = {{"vocabulary", "gqa", false, false},
-                {"vocabulary_tied", "tied", true, true},
-                {"vocabulary_untied", "tied", true, false}};
+    bool tied_base, tied, tied_merged;
+} adapters[] = {{"vocabulary", "gqa", false, false, false},        {"vocabulary_tied", "tied", true, true, true},
+                {"vocabulary_untied", "tied", true, false, false}, {"nine", "gqa", false, false, false},
+                {"nine_tied", "tied", true, true, false},          {"nine_dora", "odd_heads", false, false, false},
+                {"nine_fresh", "tied", true, true, false}};
 enum { N_ADAPTERS = sizeof adapters / sizeof *adapters };
 
 /* The largest difference of the model's logits from those that PEFT gave the first tokens of the base's first batch. */
-static double apart_from_peft(const char *path, int c) {
+static double apart_from_peft(const char *path, int c, bool tied, bool training) {
     Golden golden;
     ModelFile file;
     char expected_path[128];
@@ -26,9 +27,9 @@ static double apart_from_peft(const char *path, int c) {
     snprintf(expected_path, sizeof expected_path, "tests/golden/lora_%s/expected.safetensors", adapters[c].name);
     CHECK_OK(named_open(&golden.expected, expected_path));
     const float *expected = golden_array(&golden, "logits", DTYPE_F32, &n);
-    CHECK_OK(model_file_open(&file, path, (ModelFileOptions){0}));
-    ck_assert_int_eq(file.model->head.tied != NULL, adapters[c].tied);
-    ck_assert_int_eq(file.config.tie_word_embeddings, adapters[c].tied);
+    CHECK_OK(model_file_open(&file, path, (ModelFileOptions){.training = training}));
+    ck_assert_int_eq(file.model->head.tied != NULL, tied);
+    ck_assert_int_eq(file.config.tie_word_embeddings, tied);
     const Run *run = &golden.batches[0];
     TapeBatch batch = {.n_tokens = run->n_tokens,
                        .n_segments = run->n_segments,
@@ -62,10 +63,12 @@ static void check_forms(int c) {
     CHECK_OK(EXPORT("--format", "peft", checkpoint, again));
     CHECK_OK(EXPORT(checkpoint, merged));
     const char *forms[] = {path, peft, checkpoint, again, merged};
-    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++) {
-        double apart = apart_from_peft(forms[f], c);
-        ck_assert_msg(apart <= logit_bound, "%s: %g", forms[f], apart);
-    }
+    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++)
+        for (int training = 0; training < 2; training++) { /* an adapter is merged into what is trained */
+            bool tied = training || forms[f] == merged ? adapters[c].tied_merged : adapters[c].tied;
+            double apart = apart_from_peft(forms[f], c, tied, training);
+            ck_assert_msg(apart <= logit_bound, "%s, training %d: %g", forms[f], training, apart);
+        }
     CHECK_OK(directory_remove(root));
     free(peft), free(checkpoint), free(again), free(merged);
 }

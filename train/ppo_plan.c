@@ -73,7 +73,7 @@ static int value_names(Llama **value, Lora **lora, const Llama *model, const Con
     LlamaShape shape = model->shape;
     LoraOptions options;
     bool adapted;
-    TRY(setup_lora(&options, &adapted, config));
+    TRY(setup_value_lora(&options, &adapted, config));
     how.training = how.names_only = true;
     *lora = NULL;
     if (adapted) {

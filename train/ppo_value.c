@@ -33,7 +33,7 @@ static int make_model(ValueModel *value, const Run *run) {
     LlamaShape shape = run->model->shape;
     LoraOptions options;
     bool adapted;
-    TRY(setup_lora(&options, &adapted, run->config));
+    TRY(setup_value_lora(&options, &adapted, run->config));
     how.training = true;
     if (adapted) {
         TRY(llama_new_on_body(&value->model, run->model, how));

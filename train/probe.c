@@ -82,7 +82,7 @@ static void products_of(int n_tokens, int rows, int cols, Dtype precision) {
 
 uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision, bool frozen) {
     int query = shape->n_heads * shape->head_dim, key = shape->n_kv_heads * shape->head_dim;
-    int head_tokens = (int)(head_scratch(n_tokens, shape->dim, shape->vocab_size) /
+    int head_tokens = (int)(head_scratch(n_tokens, shape->dim, 0, shape->vocab_size) /
                             ((size_t)shape->vocab_size + 2 * (size_t)shape->dim)); /* of a block, as the head cuts it */
     if (!kernels()->bf16.product || !kernels()->bf16.product_weight) precision = DTYPE_F32;
     products_of(n_tokens, query + 2 * key, shape->dim, precision);

@@ -63,10 +63,21 @@ static int load_values(const Run *run, Lora *lora, const PeftAdapter *adapter, O
     return adapter_take_saved(adapter, lora->model);
 }
 
+/* PEFT saves the base's embedding and head with an adapter of them. */
+static int leave_base_aside(const Run *run, PeftAdapter *adapter) {
+    NamedFile *base;
+    if (!named_find(adapter->arrays, LORA_EMBEDDING_BASE) && !named_find(adapter->arrays, LORA_HEAD_BASE)) return OK;
+    TRY(named_open(&base, run->config->model_base));
+    int rc = adapter_compare_base(adapter, base);
+    named_close(base);
+    return rc;
+}
+
 int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path) {
     PeftAdapter adapter;
     TRY(adapter_open(&adapter, path));
-    int rc = load_values(run, lora, &adapter, option);
+    int rc = leave_base_aside(run, &adapter);
+    if (rc == OK) rc = load_values(run, lora, &adapter, option);
     peft_close(&adapter);
     return rc;
 }
@@ -145,9 +156,10 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
 
 /* A stop token whose row was never trained is one of many alike, and an adapter that leaves the head as it is could
  * never prefer it to them. A reward model ends no answers; and where stops are masked, nobody asks for them. */
-static int check_stops(const Run *run) {
+static int check_stops(const Run *run, const LoraOptions *adapter) {
     int rc = OK;
-    if (run->model->shape.score_head || run->stops_masked || setup_trains_vocabulary(run->config)) return OK;
+    bool learns = setup_trains_vocabulary(run->config) || (adapter->targets & 1u << LORA_LM_HEAD);
+    if (run->model->shape.score_head || run->stops_masked || learns) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
@@ -156,8 +168,8 @@ static int check_stops(const Run *run) {
         if (alike == 0) continue;
         FAIL_TO(done, ERR_REFUSED,
                 "%s never learned the stop token %s: %d other rows of its head are the same, and an adapter leaves "
-                "them so; answers would not end. Take a template with another stop, or train the vocabulary too "
-                "(lora.vocabulary train)",
+                "them so; answers would not end. Take a template with another stop, or let the head learn too "
+                "(head in lora.targets, or lora.vocabulary train)",
                 run->config->model_base, tokenizer_name(run->tokenizer, run->stop_tokens[i]), alike);
     }
 done:
@@ -170,7 +182,7 @@ int run_make_adapter(Run *run) {
     bool wanted;
     TRY(setup_lora(&options, &wanted, run->config));
     if (!wanted) return OK;
-    TRY(check_stops(run));
+    TRY(check_stops(run, &options));
     TRY(lora_new(&run->lora, run->model, options,
                  (LlamaOptions){.training = true, .precision = setup_precision(run->config)}));
     return run_start_adapter(run);

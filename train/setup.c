@@ -148,8 +148,19 @@ int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {
     *wanted = options->rank > 0;
     if (lora_parse_targets(&options->targets, config->lora_targets) != OK)
         return config_fail(config, OPTION_lora_targets,
-                           "found '%s', expected all-linear or a list of q, k, v, o, gate, up, down",
-                           config->lora_targets);
+                           "found '%s', expected all-linear or a list of " LORA_TARGET_WORDS, config->lora_targets);
+    if (*wanted && setup_trains_vocabulary(config) && lora_unties(options))
+        return config_fail(
+            config, OPTION_lora_targets,
+            "embedding and head are trained whole with lora.vocabulary train; take them out of the list, "
+            "or leave the vocabulary frozen");
+    return OK;
+}
+
+int setup_value_lora(LoraOptions *options, bool *wanted, const Config *config) {
+    TRY(setup_lora(options, wanted, config));
+    options->targets &= ~(1u << LORA_LM_HEAD);
+    if (!options->targets) options->targets = LORA_ALL;
     return OK;
 }
 

@@ -50,6 +50,8 @@ bool setup_trains_vocabulary(const Config *config);
 
 /* *wanted: whether lora.rank asks for an adapter. Its dropout has the run's seed. */
 int setup_lora(LoraOptions *options, bool *wanted, const Config *config);
+/* The same of a policy's value model, whose head is trained whole: the other targets, or all-linear where it has none. */
+int setup_value_lora(LoraOptions *options, bool *wanted, const Config *config);
 
 /* An optimizer over what is trained; its list is made in the arena. */
 int setup_optimizer(Optimizer **optimizer, const Trained *trained, const Config *config, Arena *arena);

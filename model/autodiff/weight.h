@@ -47,19 +47,24 @@ typedef struct Weight {
  *
  * With magnitudes (DoRA: Liu et al. 2024, equation 5) the rows of W + scale·B·A are brought to the lengths m, which are
  * trained: y = gain∘(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ), gain = m/‖W + scale·B·A‖; the norm is a constant to gradients (section
- * 4.3). It is computed anew by the first forward pass after a backward pass or after adapter_changed. */
+ * 4.3). It is computed anew by the first forward pass after a backward pass or after adapter_changed.
+ *
+ * An embedding reads tokens, which are columns of one 1 each, and what PEFT adapts is its transpose: y = W[token] +
+ * scale·B·A[:, token] with A [rank, rows] and B [cols, rank], and it is the columns of W that magnitudes bring to their
+ * lengths. */
 typedef struct Adapter {
-    int rank, n;   /* n: adapted views */
-    float scale;   /* alpha/rank; rsLoRA: alpha/sqrt(rank) (Kalajdzievski 2023) */
-    float dropout; /* share of x's elements that a training tape leaves out of the addition, the others enlarged */
-    PhiloxKey key; /* of their choice: (seed, PHILOX_DROPOUT, layer, which of its matrices) */
-    Weight a;      /* [n·rank, cols]: one view of `rank` rows for each adapted view */
+    int rank, n;    /* n: adapted views */
+    bool of_tokens; /* the weight is an embedding: below, rows and cols are those of its transpose */
+    float scale;    /* alpha/rank; rsLoRA: alpha/sqrt(rank) (Kalajdzievski 2023) */
+    float dropout;  /* share of x's elements that a training tape leaves out of the addition, the others enlarged */
+    PhiloxKey key;  /* of their choice: (seed, PHILOX_DROPOUT, layer, which of its matrices) */
+    Weight a;       /* [n·rank, cols]: one view of `rank` rows for each adapted view */
     struct {
         int first_row;    /* of the weight's rows: where the adapted view begins */
         Weight b;         /* [the view's rows, rank] */
         Weight magnitude; /* m, a vector: one for each of the view's rows. Empty without magnitudes */
     } views[WEIGHT_MAX_VIEWS];
-    float *norms, *gains; /* [the weight's rows] 1 where a row is not adapted; NULL without magnitudes; not owned */
+    float *norms, *gains; /* [rows] 1 where a row is not adapted; NULL without magnitudes; not owned */
     bool current;         /* norms and gains are those of the values */
 } Adapter;
 

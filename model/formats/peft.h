@@ -42,8 +42,10 @@ int peft_config_format(const PeftConfig *config, char **json);
 typedef struct {
     PeftConfig config;
     NamedFile *arrays;
-    char *base; /* config.base */
-} PeftAdapter;  /* {0} may be closed */
+    char *base;      /* config.base */
+    bool whole_base; /* what it saves of the base's embedding and head ("….base_layer.weight") is known to be the
+                        base's, and is not looked at */
+} PeftAdapter;       /* {0} may be closed */
 
 /* Whether the folder has an adapter_config.json. */
 bool peft_is_adapter(const char *directory);

@@ -26,6 +26,7 @@
 #include "model/core/philox.h"
 
 struct HeadResults;
+struct HeadAdapter;
 struct Segments;
 struct AdamwStep;
 struct CachedAttention;
@@ -166,14 +167,14 @@ typedef struct {
 
     /* The head, as kernels.h: forward has lanes = vocab, depth = width; backward lanes = width, depth = vocab. The
      * results are computed from fp32 logits. `scratch` has head_scratch_bf16() floats. */
-    void (*head_forward)(struct HeadResults out, const bf16 *x, Panels forward, const int32_t *targets,
-                         const float *mask, int n_tokens, float logit_scale, float *scratch);
+    void (*head_forward)(struct HeadResults out, const bf16 *x, Panels forward, const struct HeadAdapter *adapter,
+                         const int32_t *targets, const float *mask, int n_tokens, float logit_scale, float *scratch);
     void (*head_backward)(bf16 *dx, bool accumulate, float *dw, const float *dlogprob, const bf16 *x, Panels forward,
-                          Panels backward, const float *lse, const int32_t *targets, int n_tokens, float logit_scale,
-                          float *scratch);
+                          Panels backward, const struct HeadAdapter *adapter, const float *lse, const int32_t *targets,
+                          int n_tokens, float logit_scale, float *scratch);
     void (*head_forward_backward)(struct HeadResults out, bf16 *dx, float *dw, const float *dlogprob, const bf16 *x,
-                                  Panels forward, Panels backward, const int32_t *targets, int n_tokens,
-                                  float logit_scale, float *scratch);
+                                  Panels forward, Panels backward, const struct HeadAdapter *adapter,
+                                  const int32_t *targets, int n_tokens, float logit_scale, float *scratch);
 
     void (*adamw)(const AdamwMatrix *matrix, struct AdamwStep step);
 } Bf16Kernels;
@@ -181,6 +182,6 @@ typedef struct {
 /* Floats of scratch for any table and the current number of threads. */
 size_t product_block_scratch(int n_tokens, int rows, int cols);
 size_t norm_scratch(int n_tokens, int width);
-size_t head_scratch_bf16(int n_tokens, int width, int vocab);
+size_t head_scratch_bf16(int n_tokens, int width, int rank, int vocab);
 
 #endif

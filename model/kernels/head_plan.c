@@ -45,17 +45,18 @@ static size_t place(size_t *bytes, size_t more) {
     return at;
 }
 
-HeadPlan head_plan(int n_tokens, int width, int vocab) {
+HeadPlan head_plan(int n_tokens, int width, int rank, int vocab) {
     const int grains = (vocab + HEAD_GRAIN - 1) / HEAD_GRAIN, threads = threads_count();
-    HeadPlan p = {.width = width, .vocab = vocab, .workers = threads < grains ? threads : grains};
+    HeadPlan p = {.width = width, .rank = rank, .vocab = vocab, .workers = threads < grains ? threads : grains};
+    p.u_at = rank > 0 ? head_round_up(width, PANEL_DEPTH) : width;
     const int part = (grains + p.workers - 1) / p.workers * HEAD_GRAIN;
     p.block = block_tokens(n_tokens, vocab);
     p.rows = n_tokens < HEAD_TOKENS_MAX ? n_tokens : HEAD_TOKENS_MAX;
     const int pieces = (part + HEAD_CHUNK - 1) / HEAD_CHUNK;
     p.chunk = head_round_up((part + pieces - 1) / pieces, HEAD_GRAIN);
     p.lanes = panel_lanes(width, p.chunk);
-    p.x_stride = odd_lines(width);
-    p.dx_stride = (size_t)head_round_up(width, PANEL_LANES);
+    p.x_stride = odd_lines(p.u_at + rank);
+    p.dx_stride = (size_t)head_round_up(p.u_at + rank, PANEL_LANES);
 
     const size_t block = (size_t)p.block, rows = (size_t)p.rows, x_row = p.x_stride * sizeof(bf16);
     const size_t words = (size_t)(grains * HEAD_GRAIN);
@@ -71,15 +72,15 @@ HeadPlan head_plan(int n_tokens, int width, int vocab) {
     p.dx_at = place(&own, block * p.dx_stride * sizeof(float));
     p.x_at = place(&own, block * x_row);
     p.panels_at = place(&own, panels_room(width) * sizeof(bf16));
-    p.scratch_at = place(&own, product_block_scratch(p.block, p.chunk, width) * sizeof(float));
+    p.scratch_at = place(&own, product_block_scratch(p.block, p.chunk, width > rank ? width : rank) * sizeof(float));
     p.worker_bytes = own;
     p.bytes += own * (size_t)p.workers;
     return p;
 }
 
 /* The reference wants a row of logits or a column of their gradients for each thread. */
-size_t head_scratch_bf16(int n_tokens, int width, int vocab) {
-    size_t fast = head_plan(n_tokens, width, vocab).bytes / sizeof(float);
+size_t head_scratch_bf16(int n_tokens, int width, int rank, int vocab) {
+    size_t fast = head_plan(n_tokens, width, rank, vocab).bytes / sizeof(float);
     size_t reference = (size_t)threads_count() * (size_t)(n_tokens > vocab ? n_tokens : vocab);
     return fast > reference ? fast : reference;
 }

@@ -30,7 +30,8 @@ typedef struct {
 } HeadRow;
 
 typedef struct {
-    int width, vocab;
+    int width, rank, vocab; /* rank: of the adapter; 0: none */
+    int u_at;               /* where u begins in a row of x, and du in one of dx */
     int workers, block, chunk, lanes;
     int rows;                   /* the most tokens of a block of head_forward, which holds no E */
     size_t x_stride, dx_stride; /* elements */
@@ -48,6 +49,6 @@ static inline int head_round_up(int n, int to) {
 int head_block_step(int n_live, int block);
 
 /* For the current number of threads. */
-HeadPlan head_plan(int n_tokens, int width, int vocab);
+HeadPlan head_plan(int n_tokens, int width, int rank, int vocab);
 
 #endif

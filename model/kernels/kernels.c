@@ -172,8 +172,8 @@ size_t norm_scratch(int n_tokens, int width) {
     return ((size_t)n_tokens + NORM_CHUNK - 1) / NORM_CHUNK * (size_t)width;
 }
 
-size_t head_scratch(int n_tokens, int width, int vocab) {
+size_t head_scratch(int n_tokens, int width, int rank, int vocab) {
     size_t block = (size_t)head_block_tokens(n_tokens, vocab), reference = (size_t)threads_count() * (size_t)vocab;
-    size_t fast = block * ((size_t)vocab + 2 * (size_t)width);
+    size_t fast = block * ((size_t)vocab + 2 * (size_t)width + 2 * (size_t)rank);
     return fast > reference ? fast : reference;
 }

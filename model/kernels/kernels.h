@@ -72,6 +72,19 @@ typedef struct HeadResults {
     float *mean_logit;
 } HeadResults;
 
+/* A low-rank addition to the head's matrix, and what it gets back (LoRA: Hu et al. 2022; with gains DoRA: Liu et al.
+ * 2024): logits = gain∘(x·wᵀ + u·bᵀ)·logit_scale. u, du: fp32 for the fp32 kernels, bf16 for those of bf16. */
+typedef struct HeadAdapter {
+    int rank;
+    const void *u;            /* [T, rank], the adapter's scale multiplied in */
+    const float *b;           /* [V, rank]; for the bf16 kernels its packings instead: */
+    Panels forward, backward; /* lanes V, depth rank; lanes rank, depth V */
+    const float *gains;       /* [V], or NULL: all are 1 */
+    void *du;                 /* [T, rank], overwritten (skipped tokens: 0); NULL where no gradients are wanted */
+    float *db;                /* [V, rank], added to; NULL: not wanted */
+    float *dlog_gains;        /* [V], with db and gains added to: Σ_t logit·dL/dlogit = gain·dL/dgain */
+} HeadAdapter;
+
 typedef struct {
     const char *name; /* "reference", "openblas", "avx2", "avx512", "avx512bf16", "amx": the last that gave a row */
 
@@ -110,19 +123,20 @@ typedef struct {
                             int width);
 
     /* The head: logits = x[T,D]·w[V,D]ᵀ · logit_scale, in blocks that never leave cache. Tokens with mask[t] == 0 are
-     * skipped (mask NULL: none). `scratch` has head_scratch() floats. */
-    void (*head_forward)(HeadResults out, const float *x, const float *w, const int32_t *targets, const float *mask,
-                         int n_tokens, int width, int vocab, float logit_scale, float *scratch);
+     * skipped (mask NULL: none). `adapter`: what is added to w, or NULL. `scratch` has head_scratch() floats. */
+    void (*head_forward)(HeadResults out, const float *x, const float *w, const HeadAdapter *adapter,
+                         const int32_t *targets, const float *mask, int n_tokens, int width, int vocab,
+                         float logit_scale, float *scratch);
     /* Given dlogprob[t] = dL/d logprob (0: skipped): dx (accumulate or not; rows of skipped tokens are zeroed when not
      * accumulating) and dw (added to; either may be NULL). Recomputes the logits from lse. */
     void (*head_backward)(float *dx, bool accumulate, float *dw, const float *dlogprob, const float *x, const float *w,
-                          const float *lse, const int32_t *targets, int n_tokens, int width, int vocab,
-                          float logit_scale, float *scratch);
+                          const HeadAdapter *adapter, const float *lse, const int32_t *targets, int n_tokens, int width,
+                          int vocab, float logit_scale, float *scratch);
     /* Both at once, logits computed once, for gradients known beforehand (dlogprob is also the mask). dx overwritten.
      * The results are those of head_forward. */
     void (*head_forward_backward)(HeadResults out, float *dx, float *dw, const float *dlogprob, const float *x,
-                                  const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
-                                  float logit_scale, float *scratch);
+                                  const float *w, const HeadAdapter *adapter, const int32_t *targets, int n_tokens,
+                                  int width, int vocab, float logit_scale, float *scratch);
 
     /* What a sampler draws from: weights[i] = e^(scale·(x[i] − top)), top = max x; returns their sum. NaN where x has a
      * NaN or +infinity, or nothing finite. */
@@ -159,7 +173,8 @@ bool kernels_have_bf16(void);
 
 /* Floats of scratch for the kernels above, for any table and the current number of threads. */
 size_t attention_backward_scratch(int n_tokens, int n_heads, int head_dim);
-size_t head_scratch(int n_tokens, int width, int vocab);
+/* rank: of the head's adapter; 0: none. */
+size_t head_scratch(int n_tokens, int width, int rank, int vocab);
 
 /* Rotary tables [n_positions, head_dim/2] of cos and sin, computed in fp64. Llama 3.1's frequency scaling when
  * scaling.factor > 0 (wavelengths beyond original_context/low_freq are divided by factor, those below

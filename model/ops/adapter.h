@@ -18,6 +18,19 @@ void adapter_forward(OpCall *call, void *y, int rows);
 /* du = scale·dz·B; dx += du·A (dx NULL: not wanted); with `weights`, dA += duᵀ·x and dB += scale·dzᵀ·u. */
 void adapter_backward(OpCall *call, void *dx, const void *dz, bool weights, int rows, float *scratch);
 
+/* The same in two steps, for products in blocks (the head). inner: u = scale·x'·Aᵀ, and where dropout applies x' goes
+ * to `dropped` (adapter_dropped floats). inner_backward, from the gradient du of that u, which it scales in place:
+ * dx += du·A (NULL: not wanted); with `weights`, dA += duᵀ·x'. */
+void adapter_inner(OpCall *call, void *u, int rows, float *dropped);
+void adapter_inner_backward(OpCall *call, void *dx, void *du, bool weights, int rows, float *dropped);
+size_t adapter_inner_floats(const Weight *weight, Dtype dtype, int rows); /* of u, in floats */
+size_t adapter_dropped_floats(const Weight *weight, Dtype dtype, int rows);
+/* The addition to the fp32 product y of `rows` rows, magnitudes included; scratch as adapter_logits_scratch. */
+void adapter_logits(OpCall *call, float *y, int rows, float *scratch);
+size_t adapter_logits_scratch(const Weight *weight, Dtype dtype, int rows);
+/* Floating-point operations of one forward of so many rows. */
+double adapter_flops(const Weight *weight, int rows);
+
 /* ---- dropout.c ---- */
 
 bool dropout_applies(const OpCall *call);
@@ -33,6 +46,9 @@ bool has_magnitudes(const Weight *weight);
 void adapter_changed(Weight *weight);
 /* norms and gains, where they are not current. `scratch`: dora_refresh_scratch floats. */
 void dora_refresh(Weight *weight, float *scratch);
+/* The same of an embedding whose rows come from elsewhere: `read` puts n of them from `first` on into [n, cols]. */
+typedef int (*DoraRows)(void *context, int first, int n, float *rows);
+int dora_columns(Weight *weight, DoraRows read, void *context, float *scratch);
 size_t dora_refresh_scratch(const Weight *weight);
 /* y = gain∘z */
 void dora_forward(void *y, const void *z, const Weight *weight, Dtype dtype, int rows);

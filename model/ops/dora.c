@@ -3,9 +3,12 @@
  *
  *   y_r = gain_r·z_r,  gain_r = m_r / ‖(W + scale·B·A)_r‖        a row that is not adapted: gain 1
  *   dz_r = gain_r·dy_r,  dm_r = Σ_tokens dy_r·z_r / ‖…‖_r        the norm is a constant (section 4.3)
+ *
+ * Of an embedding it is the columns of W + scale·(B·A)ᵀ, whose sums of squares are over the whole vocabulary.
  */
 #include <math.h>
 
+#include "model/core/error.h"
 #include "model/core/threads.h"
 #include "model/kernels/kernels.h"
 #include "model/ops/adapter.h"
@@ -18,6 +21,11 @@ bool has_magnitudes(const Weight *weight) {
 
 void adapter_changed(Weight *weight) {
     if (weight->adapter) weight->adapter->current = false;
+}
+
+/* Numbers in a row of z. */
+static size_t width_of(const Weight *weight) {
+    return (size_t)(weight->adapter->of_tokens ? weight->cols : weight->rows);
 }
 
 /* ---- norms ---- */
@@ -49,13 +57,27 @@ static void norm_range(void *context, size_t begin, size_t end, int thread) {
 }
 
 size_t dora_refresh_scratch(const Weight *weight) {
-    return (size_t)ROWS_AT_ONCE * (size_t)weight->cols;
+    return (size_t)(ROWS_AT_ONCE + 2) * (size_t)weight->cols; /* columns: and their sums in fp64 */
 }
 
-void dora_refresh(Weight *weight, float *scratch) {
+/* Of rows [at, …) of the adapted matrix. */
+static void set_gains(Adapter *adapter, int at, const Weight *magnitude) {
+    for (int r = 0; r < magnitude->cols; r++) {
+        float norm = adapter->norms[at + r];
+        adapter->gains[at + r] = norm > 0 ? magnitude->value[r] / norm : 0;
+    }
+}
+
+typedef struct {
+    int rows;
+    size_t cols;
+    const float *values;
+    double *squares;
+} Columns;
+
+static void refresh_rows(Weight *weight, float *scratch) {
     Adapter *adapter = weight->adapter;
     size_t rank = (size_t)adapter->rank, cols = (size_t)weight->cols;
-    if (adapter->current) return;
     for (int v = 0; v < adapter->n; v++) {
         const Weight *b = &adapter->views[v].b, *m = &adapter->views[v].magnitude;
         const float *a = adapter->a.value + (size_t)v * rank * cols;
@@ -67,12 +89,58 @@ void dora_refresh(Weight *weight, float *scratch) {
                             b->value + (size_t)first * rank, rank, a, cols, 0, scratch, cols);
             parallel_for((size_t)n, ROW_GRAIN, norm_range, &norms);
         }
-        for (int r = 0; r < b->rows; r++) {
-            float norm = adapter->norms[at + r];
-            adapter->gains[at + r] = norm > 0 ? m->value[r] / norm : 0;
-        }
+        set_gains(adapter, at, m);
     }
+}
+
+/* Σ of squares of some rows' elements, in order of the rows: threads own columns. */
+static void add_squares(void *context, size_t begin, size_t end, int thread) {
+    const Columns *c = context;
+    (void)thread;
+    for (int r = 0; r < c->rows; r++)
+        for (size_t j = begin; j < end; j++) {
+            double element = (double)c->values[(size_t)r * c->cols + j];
+            c->squares[j] += element * element;
+        }
+}
+
+int dora_columns(Weight *weight, DoraRows read, void *context, float *scratch) {
+    Adapter *adapter = weight->adapter;
+    size_t cols = (size_t)weight->cols;
+    const Weight *a = &adapter->a, *b = &adapter->views[0].b;
+    double *squares = (double *)(void *)scratch;
+    float *values = scratch + 2 * cols;
+    for (size_t j = 0; j < cols; j++) squares[j] = 0;
+    for (int first = 0; first < weight->rows; first += ROWS_AT_ONCE) {
+        Columns columns = {.rows = weight->rows - first < ROWS_AT_ONCE ? weight->rows - first : ROWS_AT_ONCE,
+                           .cols = cols,
+                           .values = values,
+                           .squares = squares};
+        TRY(read(context, first, columns.rows, values));
+        kernels()->gemm(true, true, columns.rows, weight->cols, adapter->rank, adapter->scale, a->value + first,
+                        (size_t)a->cols, b->value, (size_t)adapter->rank, 1, values, cols);
+        parallel_for(cols, COLUMN_GRAIN, add_squares, &columns);
+    }
+    for (size_t j = 0; j < cols; j++) adapter->norms[j] = (float)sqrt(squares[j]);
+    set_gains(adapter, 0, &adapter->views[0].magnitude);
     adapter->current = true;
+    return OK;
+}
+
+static int read_stored(void *context, int first, int n, float *to) {
+    const Weight *weight = context;
+    size_t cols = (size_t)weight->cols;
+    for (int r = 0; r < n; r++) row_major_read(&weight->stored, first + r, 0, cols, to + (size_t)r * cols);
+    return OK;
+}
+
+void dora_refresh(Weight *weight, float *scratch) {
+    if (weight->adapter->current) return;
+    if (weight->adapter->of_tokens)
+        (void)dora_columns(weight, read_stored, weight, scratch); /* memory is read without errors */
+    else
+        refresh_rows(weight, scratch);
+    weight->adapter->current = true;
 }
 
 /* ---- rows ---- */
@@ -88,7 +156,7 @@ typedef struct {
 /* to = gain∘z */
 static void scale_range(void *context, size_t begin, size_t end, int thread) {
     const Rows *rows = context;
-    size_t width = (size_t)rows->weight->rows, size = dtype_size(rows->dtype);
+    size_t width = width_of(rows->weight), size = dtype_size(rows->dtype);
     const float *gains = rows->weight->adapter->gains;
     float slice[SLICE];
     (void)thread;
@@ -110,7 +178,7 @@ void dora_forward(void *y, const void *z, const Weight *weight, Dtype dtype, int
 static void magnitude_range(void *context, size_t begin, size_t end, int thread) {
     const Rows *rows = context;
     const Adapter *adapter = rows->weight->adapter;
-    size_t width = (size_t)rows->weight->rows, size = dtype_size(rows->dtype);
+    size_t width = width_of(rows->weight), size = dtype_size(rows->dtype);
     float dy[COLUMN_GRAIN], z[COLUMN_GRAIN];
     (void)thread;
     for (size_t first = begin; first < end; first += COLUMN_GRAIN) {
@@ -135,7 +203,7 @@ static void magnitude_range(void *context, size_t begin, size_t end, int thread)
 void dora_backward(void *to, const void *dy, const void *z, Weight *weight, bool weights, Dtype dtype, int rows) {
     Rows sums = {.weight = weight, .dy = dy, .z = z, .dtype = dtype, .rows = rows};
     Rows scaled = {.weight = weight, .z = dy, .to = to, .dtype = dtype, .rows = rows};
-    if (weights) parallel_for((size_t)weight->rows, COLUMN_GRAIN, magnitude_range, &sums);
+    if (weights) parallel_for(width_of(weight), COLUMN_GRAIN, magnitude_range, &sums);
     parallel_for((size_t)rows, ROW_GRAIN, scale_range, &scaled);
     if (weights) adapter_changed(weight); /* an update follows, now or after other micro-batches */
 }

@@ -5,10 +5,12 @@
  * Where dL/dlogprob is known before forward (a sum of w·nll: pretraining, SFT), both gradients are taken while the
  * logits are there, and forward leaves dhidden as output 2; elsewhere backward computes the logits again from the saved
  * log-sum-exp. Outputs: logprob, lse, dhidden, entropy, mean logit, top-1; the last three only where asked for. A
- * masked token's logprob is the constant 0, whatever gradient its loss sends back. */
+ * masked token's logprob is the constant 0, whatever gradient its loss sends back. An adapter's A is outside of the
+ * kernels, which get u and give du (kernels.h's HeadAdapter); in backward u is computed again. */
 #include <string.h>
 
 #include "model/kernels/kernels.h"
+#include "model/ops/adapter.h"
 #include "model/ops/ops.h"
 #include "model/ops/registry.h"
 
@@ -42,6 +44,7 @@ HeadOutputs op_head(Tape *tape, Tensor *hidden, Weight *weight, HeadOptions opti
         return none;
     }
     tape_limit_targets(tape, weight->rows);
+    if (weight->adapter && weight->adapter->dropout > 0 && tape_is_training(tape)) tape_require_segment_ids(tape);
     if (known && node->region >= 0) { /* its forward adds to the weight's gradient, so it cannot run twice */
         tape_fail(tape, "head: with a known gradient it cannot be in a recompute region");
         return none;
@@ -71,40 +74,117 @@ static bool narrow(const OpCall *call) {
     return call->node->inputs[0]->dtype == DTYPE_BF16;
 }
 
+/* Floats that the kernels take of the scratch. */
+static size_t kernel_scratch(const Node *node, int n_tokens) {
+    const Weight *w = node->weight;
+    int rank = adapter_width(w);
+    return node->inputs[0]->dtype == DTYPE_BF16 ? head_scratch_bf16(n_tokens, w->cols, rank, w->rows)
+                                                : head_scratch(n_tokens, w->cols, rank, w->rows);
+}
+
+/* ---- the adapter ---- */
+
+/* An adapter's arrays, behind what the kernels take of the scratch and a row of numbers for the mask. */
+typedef struct {
+    HeadAdapter kernel;
+    void *u;
+    float *dropped, *log_gains;
+} Addition;
+
+static size_t floats_of_tokens(int n_tokens) {
+    return arena_round_up((size_t)n_tokens * sizeof(float)) / sizeof(float);
+}
+
+static size_t addition_floats(const Weight *w, Dtype dtype, int n_tokens) {
+    if (!w->adapter) return 0;
+    size_t floats = 2 * adapter_inner_floats(w, dtype, n_tokens) + adapter_dropped_floats(w, dtype, n_tokens);
+    return floats + (has_magnitudes(w) ? (size_t)w->rows : 0);
+}
+
+/* u, and the gains as they are now. `gradients`: they are wanted. */
+static const HeadAdapter *begin_addition(Addition *a, OpCall *call, bool gradients) {
+    Weight *w = call->node->weight;
+    const Adapter *adapter = w->adapter;
+    const Weight *b = &adapter->views[0].b;
+    Dtype dtype = call->node->inputs[0]->dtype;
+    int n = call->batch->n_tokens;
+    bool weights = gradients && call->node->backward_weights && adapter->a.trainable;
+    size_t inner = adapter_inner_floats(w, dtype, n);
+    a->u = call->scratch + arena_round_up(kernel_scratch(call->node, n) * sizeof(float)) / sizeof(float) +
+           floats_of_tokens(n);
+    float *du = (float *)a->u + inner;
+    a->dropped = du + inner;
+    a->log_gains = a->dropped + adapter_dropped_floats(w, dtype, n);
+    if (has_magnitudes(w)) {
+        dora_refresh(w, call->scratch);
+        memset(a->log_gains, 0, (size_t)w->rows * sizeof *a->log_gains);
+    }
+    adapter_inner(call, a->u, n, a->dropped);
+    a->kernel = (HeadAdapter){.rank = adapter->rank,
+                              .u = a->u,
+                              .b = b->value,
+                              .forward = weight_forward(b),
+                              .backward = weight_backward(b),
+                              .gains = adapter->gains,
+                              .du = gradients ? du : NULL,
+                              .db = weights ? b->grad : NULL,
+                              .dlog_gains = a->log_gains};
+    return &a->kernel;
+}
+
+/* From du on: dhidden is added to. dm = gain·dgain/m, as gain = m/norm; that of a magnitude of 0 is taken as 0. */
+static void end_addition(Addition *a, OpCall *call, void *dhidden) {
+    Weight *w = call->node->weight;
+    const Weight *m = &w->adapter->views[0].magnitude;
+    adapter_inner_backward(call, dhidden, a->kernel.du, a->kernel.db != NULL, call->batch->n_tokens, a->dropped);
+    if (!has_magnitudes(w) || !a->kernel.db) return;
+    for (int v = 0; v < w->rows; v++)
+        if (m->value[v] != 0) m->grad[v] += a->log_gains[v] / m->value[v];
+    adapter_changed(w);
+}
+
+/* ---- forward and backward ---- */
+
+static float *weight_gradient(const OpCall *call) {
+    const Weight *w = call->node->weight;
+    return call->node->backward_weights && w->trainable ? w->grad : NULL;
+}
+
 static void forward_backward(OpCall *call) {
     const HeadAttributes *a = call->node->attributes;
     const Weight *w = call->node->weight;
+    Addition addition;
+    const HeadAdapter *adapter = w->adapter ? begin_addition(&addition, call, true) : NULL;
     int n_tokens = call->batch->n_tokens;
     const int32_t *targets = call->batch->targets;
     void *dhidden = call->node->backward_inputs ? call->out[DHIDDEN] : NULL;
-    float *dw = call->node->backward_weights ? w->grad : NULL;
+    float *dw = weight_gradient(call);
     if (narrow(call))
         kernels()->bf16.head_forward_backward(results(call), dhidden, dw, call->in[1], call->in[0], weight_forward(w),
-                                              weight_backward(w), targets, n_tokens, a->logit_scale, call->scratch);
+                                              weight_backward(w), adapter, targets, n_tokens, a->logit_scale,
+                                              call->scratch);
     else
-        kernels()->head_forward_backward(results(call), dhidden, dw, call->in[1], call->in[0], w->value, targets,
-                                         n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+        kernels()->head_forward_backward(results(call), dhidden, dw, call->in[1], call->in[0], w->value, adapter,
+                                         targets, n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+    if (adapter) end_addition(&addition, call, dhidden);
 }
 
 void op_head_forward(OpCall *call) {
     const HeadAttributes *a = call->node->attributes;
     const Weight *w = call->node->weight;
     int n_tokens = call->batch->n_tokens;
-    if (call->node->starts_backward)
+    Addition addition;
+    if (call->node->starts_backward) {
         forward_backward(call);
-    else if (narrow(call))
-        kernels()->bf16.head_forward(results(call), call->in[0], weight_forward(w), call->batch->targets, call->in[1],
-                                     n_tokens, a->logit_scale, call->scratch);
+        return;
+    }
+    const HeadAdapter *adapter = w->adapter ? begin_addition(&addition, call, false) : NULL;
+    if (narrow(call))
+        kernels()->bf16.head_forward(results(call), call->in[0], weight_forward(w), adapter, call->batch->targets,
+                                     call->in[1], n_tokens, a->logit_scale, call->scratch);
     else
-        kernels()->head_forward(results(call), call->in[0], w->value, call->batch->targets, call->in[1], n_tokens,
-                                w->cols, w->rows, a->logit_scale, call->scratch);
-}
-
-/* Floats that the kernels take of the scratch. */
-static size_t kernel_scratch(const Node *node, int n_tokens) {
-    const Weight *w = node->weight;
-    return node->inputs[0]->dtype == DTYPE_BF16 ? head_scratch_bf16(n_tokens, w->cols, w->rows)
-                                                : head_scratch(n_tokens, w->cols, w->rows);
+        kernels()->head_forward(results(call), call->in[0], w->value, adapter, call->batch->targets, call->in[1],
+                                n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
 }
 
 static void backward(OpCall *call, void *dhidden, float *dw) {
@@ -112,18 +192,23 @@ static void backward(OpCall *call, void *dhidden, float *dw) {
     const Weight *w = call->node->weight;
     const float *dlogprob = call->out_grad[LOGPROB], *mask = call->in[1];
     int n_tokens = call->batch->n_tokens;
+    Addition addition;
+    const HeadAdapter *adapter = w->adapter ? begin_addition(&addition, call, true) : NULL;
     if (mask) {
-        float *masked = call->scratch + kernel_scratch(call->node, n_tokens);
+        size_t kernel = arena_round_up(kernel_scratch(call->node, n_tokens) * sizeof(float));
+        float *masked = call->scratch + kernel / sizeof(float);
         for (int t = 0; t < n_tokens; t++) masked[t] = mask[t] == 0 ? 0 : dlogprob[t];
         dlogprob = masked;
     }
     if (narrow(call))
         kernels()->bf16.head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], weight_forward(w),
-                                      weight_backward(w), call->out[LSE], call->batch->targets, n_tokens,
+                                      weight_backward(w), adapter, call->out[LSE], call->batch->targets, n_tokens,
                                       a->logit_scale, call->scratch);
     else
-        kernels()->head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], w->value, call->out[LSE],
-                                 call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale, call->scratch);
+        kernels()->head_backward(dhidden, call->accumulate[0], dw, dlogprob, call->in[0], w->value, adapter,
+                                 call->out[LSE], call->batch->targets, n_tokens, w->cols, w->rows, a->logit_scale,
+                                 call->scratch);
+    if (adapter) end_addition(&addition, call, dhidden);
 }
 
 /* dx += dhidden */
@@ -151,15 +236,19 @@ void op_head_backward_inputs(OpCall *call) {
 
 void op_head_backward_weights(OpCall *call) {
     if (!call->node->starts_backward)
-        backward(call, call->node->backward_inputs ? call->in_grad[0] : NULL, call->node->weight->grad);
+        backward(call, call->node->backward_inputs ? call->in_grad[0] : NULL, weight_gradient(call));
 }
 
 size_t op_head_scratch(const Node *node, int capacity) {
+    const Weight *w = node->weight;
     bool masked = node->n_inputs == 2 && !node->starts_backward;
-    return kernel_scratch(node, capacity) + (masked ? (size_t)capacity : 0);
+    if (!w->adapter) return kernel_scratch(node, capacity) + (masked ? floats_of_tokens(capacity) : 0);
+    size_t kernel = arena_round_up(kernel_scratch(node, capacity) * sizeof(float)) / sizeof(float);
+    size_t floats = kernel + floats_of_tokens(capacity) + addition_floats(w, node->inputs[0]->dtype, capacity);
+    return has_magnitudes(w) && floats < dora_refresh_scratch(w) ? dora_refresh_scratch(w) : floats;
 }
 
 /* Counted over the tokens that are scored at all; the mask's zeros are not known here. */
 double op_head_flops(const Node *node, const TapeBatch *batch) {
-    return 2.0 * batch->n_tokens * (double)weight_elements(node->weight);
+    return 2.0 * batch->n_tokens * (double)weight_elements(node->weight) + adapter_flops(node->weight, batch->n_tokens);
 }

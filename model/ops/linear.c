@@ -193,13 +193,8 @@ size_t op_linear_scratch(const Node *node, int capacity) {
     return adapter_scratch(node, capacity) + linear_scratch(node->weight, node->inputs[0]->dtype);
 }
 
-/* An adapter's are counted as what it does: its rank is small beside either width. */
 double linear_flops(const Weight *weight, int rows) {
-    const Adapter *adapter = weight->adapter;
-    double elements = (double)weight_elements(weight);
-    if (adapter) elements += (double)weight_elements(&adapter->a);
-    for (int v = 0; adapter && v < adapter->n; v++) elements += (double)weight_elements(&adapter->views[v].b);
-    return 2.0 * rows * elements;
+    return 2.0 * rows * (double)weight_elements(weight) + adapter_flops(weight, rows);
 }
 
 double op_linear_flops(const Node *node, const TapeBatch *batch) {

@@ -12,11 +12,15 @@ void op_logits_forward(OpCall *call) {
     const Tensor *hidden = call->node->inputs[0];
     linear_product(call->out[0], DTYPE_F32, call->in[0], call->node->weight, hidden->dtype,
                    batch_rows(call->batch, hidden->rows), call->scratch, NULL, NULL);
+    if (call->node->weight->adapter)
+        adapter_logits(call, call->out[0], batch_rows(call->batch, hidden->rows), call->scratch);
 }
 
 size_t op_logits_scratch(const Node *node, int capacity) {
-    (void)capacity;
-    return linear_scratch(node->weight, node->inputs[0]->dtype);
+    Dtype dtype = node->inputs[0]->dtype;
+    size_t product = linear_scratch(node->weight, dtype),
+           adapter = adapter_logits_scratch(node->weight, dtype, capacity);
+    return product > adapter ? product : adapter;
 }
 
 double op_logits_flops(const Node *node, const TapeBatch *batch) {

@@ -13,10 +13,12 @@ Each case becomes a directory lora_CASE/ beside this file:
     theta.NAME                     after 20 AdamW steps on batches 0, 1, 2, 0, 1, …
 
 Recipe: llama.py's, with decay on every matrix and on DoRA's magnitudes, as transformers' Trainer has it; the case with
-LoRA+ has the optimizer that PEFT's create_loraplus_optimizer makes. No dropout: PEFT's random numbers are its own.
+LoRA+ has the optimizer that PEFT's create_loraplus_optimizer makes (an embedding's two
+matrices with A's rate: its loraplus_lr_embedding). No dropout: PEFT's random numbers are its own.
 
 Checked here before anything is written: PEFT's fp32 run agrees with the fp64 Llama of llama.py whose matrices are
-W + s·B·A (DoRA: m·(W + s·B·A)/‖W + s·B·A‖ by rows, the norm a constant: Liu et al. 2024, section 4.3), its gradients,
+W + s·B·A (DoRA: m·(W + s·B·A)/‖W + s·B·A‖ by rows, the norm a constant: Liu et al. 2024, section 4.3; the embedding's
+by its transpose), its gradients,
 its losses, and the change of its parameters. As there, each case takes the first seed that is well conditioned.
 
 Made with torch 2.13.0, transformers 4.57.6, peft 0.21.2. Run: python tests/golden/lora.py [CASE ...]
@@ -40,6 +42,7 @@ HYPER = dict(final_ratio=0.1, warmup=4, total=STEPS, beta1=0.9, beta2=0.95, epsi
 GRADIENT_BOUND, CHANGE_BOUND, LOSS_BOUND = 2e-6, 2e-5, 5e-7
 SEEDS = range(200, 260)
 ALL = "all-linear"
+NINE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"]
 
 # name: (base, settings, standard deviation of B (0: as PEFT begins), LoRA+ ratio, peak learning rate, clip)
 CASES = {
@@ -58,6 +61,12 @@ CASES = {
     # PEFT's way where nothing asks it to keep a tied base tied: two matrices from then on
     "vocabulary_untied": ("tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"],
                                        modules_to_save=["embed_tokens", "lm_head"]), 0.1, 1, 3e-3, 1.25),
+    # low-rank on embedding and head too: of a tied base two matrices from then on
+    "nine": ("gqa", dict(r=3, lora_alpha=6, target_modules=NINE), 0.1, 1, 3e-3, 3.6),
+    "nine_tied": ("tied", dict(r=3, lora_alpha=5, target_modules=NINE, use_rslora=True), 0.1, 1, 3e-3, 2.4),
+    "nine_dora": ("odd_heads", dict(r=4, lora_alpha=6, target_modules=NINE, use_dora=True), 0.1, 4, 2e-3, 2.2),
+    "nine_fresh": ("tied", dict(r=3, lora_alpha=6, target_modules=["lm_head", "embed_tokens"], use_dora=True), 0.0, 1,
+                   3e-3, 2.0),
 }
 
 
@@ -81,19 +90,27 @@ class ExactLora(Exact):
         self.scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         self.adapters = {n: torch.nn.Parameter(t.double()) for n, t in tensors.items()}
 
+    def adapted(self, name, value):
+        at = "base_model.model." + name.removesuffix(".weight")
+        value = self.adapters.get(at + ".weight", value)
+        transposed, suffix = at + ".lora_embedding_A" in self.adapters, ".weight"
+        if transposed:
+            value, suffix = value.T, ""
+        if transposed or at + ".lora_A.weight" in self.adapters:
+            kind = "lora_embedding_" if transposed else "lora_"
+            a, b = (self.adapters[f"{at}.{kind}{x}{suffix}"] for x in "AB")
+            value = value + self.scale * b @ a
+            magnitude = self.adapters.get(at + ".lora_magnitude_vector")
+            if magnitude is not None:
+                value = value * (magnitude / value.norm(dim=1).detach())[:, None]
+        return value.T if transposed else value
+
     def named_parameters(self, *_, **__):
-        for name, value in super().named_parameters():
-            at = "base_model.model." + name.removesuffix(".weight")
-            value = self.adapters.get(at + ".weight", value)
-            if at + ".lora_A.weight" in self.adapters:
-                a, b = (self.adapters[f"{at}.lora_{x}.weight"] for x in "AB")
-                value = value + self.scale * b @ a
-                magnitude = self.adapters.get(at + ".lora_magnitude_vector")
-                if magnitude is not None:
-                    value = value * (magnitude / value.norm(dim=1).detach())[:, None]
-            yield name, value
-        if "lm_head.weight" not in self.names and "base_model.model.lm_head.weight" in self.adapters:
-            yield "lm_head.weight", self.adapters["base_model.model.lm_head.weight"]
+        values = dict(super().named_parameters())
+        if "lm_head.weight" not in values and any(".lm_head." in name for name in self.adapters):
+            values["lm_head.weight"] = values["model.embed_tokens.weight"]
+        for name, value in values.items():
+            yield name, self.adapted(name, value)
 
 
 def gradients_of(model, batch, packed):
@@ -110,11 +127,12 @@ def make_optimizer(model, hyper, ratio):
         return torch.optim.AdamW(adapters_of(model).values(), lr=1.0, weight_decay=hyper["weight_decay"],
                                  foreach=False, **settings)
     if isinstance(model, ExactLora):
-        fast = [p for n, p in model.adapters.items() if "lora_A" not in n]
-        slow = [p for n, p in model.adapters.items() if "lora_A" in n]
+        slow = [p for n, p in model.adapters.items() if "lora_A" in n or "lora_embedding" in n]
+        fast = [p for n, p in model.adapters.items() if not ("lora_A" in n or "lora_embedding" in n)]
         return torch.optim.AdamW([dict(params=slow, lr=1.0), dict(params=fast, lr=float(ratio))],
                                  weight_decay=hyper["weight_decay"], **settings)
     return create_loraplus_optimizer(model, torch.optim.AdamW, lr=1.0, loraplus_lr_ratio=float(ratio),
+                                     loraplus_lr_embedding=1.0,
                                      loraplus_weight_decay=hyper["weight_decay"], **settings)
 
 
@@ -162,17 +180,19 @@ def make_case(name, seed):
     model = get_peft_model(fresh_base(), config).eval()
     with torch.no_grad():
         for n, p in adapters_of(model).items():
-            if "lora_B" in n and std:
-                p.normal_(0.0, std)
+            if ("lora_B" in n or "lora_embedding_A" in n) and std:
+                p.normal_(0.0, std if "lora_B" in n else 0.3 * std)  # the other part is N(0, 1)
             if "lora_" not in n:
                 p.add_(torch.randn_like(p), alpha=0.02)
     model.peft_config["default"].base_model_name_or_path = f"tests/golden/llama_{base}"
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
     tensors = load_file(directory / "adapter_model.safetensors")
-    assert tensors.keys() == get_peft_model_state_dict(model).keys()
+    assert tensors.keys() == get_peft_model_state_dict(model, save_embedding_layers="auto").keys()
     if config.ensure_weight_tying:  # in files it is there twice
         assert tensors.pop("base_model.model.lm_head.weight").equal(tensors["base_model.model.model.embed_tokens.weight"])
+    for n in [n for n in tensors if "base_layer" in n]:  # the base's own matrices, which PEFT saves too
+        tensors.pop(n)
     assert tensors.keys() == adapters_of(model).keys()
     before = {n: p.detach().clone() for n, p in adapters_of(model).items()}
 

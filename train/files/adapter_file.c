@@ -165,6 +165,35 @@ int adapter_check_base(const NamedFile *adapter, const char *base, uint64_t fing
     return rc;
 }
 
+/* *same is left as it is where the two have the same elements. */
+static int compare_arrays(bool *same, const NamedFile *a, const NamedArray *x, const NamedFile *b,
+                          const NamedArray *y) {
+    enum { SLICE = 4096 };
+    float one[SLICE], other[SLICE];
+    size_t elements = named_elements(x);
+    *same = *same && y && elements == named_elements(y) && x->dims[0] == y->dims[0];
+    for (size_t first = 0; *same && first < elements; first += SLICE) {
+        size_t n = elements - first < SLICE ? elements - first : SLICE;
+        TRY(named_read_f32(a, x, first, n, one));
+        TRY(named_read_f32(b, y, first, n, other));
+        *same = memcmp(one, other, n * sizeof *one) == 0;
+    }
+    return OK;
+}
+
+int adapter_compare_base(PeftAdapter *adapter, const NamedFile *base) {
+    static const char *const names[][2] = {{LORA_EMBEDDING_BASE, "model.embed_tokens.weight"},
+                                           {LORA_HEAD_BASE, "lm_head.weight"}};
+    bool same = true;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const NamedArray *own = named_find(adapter->arrays, names[i][0]), *of_base = named_find(base, names[i][1]);
+        if (!of_base) of_base = named_find(base, names[0][1]); /* tied */
+        if (own) TRY(compare_arrays(&same, adapter->arrays, own, base, of_base));
+    }
+    adapter->whole_base = same;
+    return OK;
+}
+
 static int take_array(const PeftAdapter *adapter, const NamedArray *array, const Weight *weight) {
     if (array->n_dims != 2 || array->dims[0] != weight->rows || array->dims[1] != weight->cols)
         FAIL(ERR_REFUSED, "%s: %s is not %d×%d", named_path(adapter->arrays), array->name, weight->rows, weight->cols);

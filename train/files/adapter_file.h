@@ -26,6 +26,9 @@ bool adapter_recognises(const char *path);
 
 /* The base's path, malloc'd: `given` where it is not NULL, else what the adapter says. */
 int adapter_base_path(char **path, const PeftAdapter *adapter, const char *given);
+/* Whether what the adapter saves of its base's embedding and head is what the file BASE has: then it is left aside
+ * (adapter->whole_base). */
+int adapter_compare_base(PeftAdapter *adapter, const NamedFile *base);
 /* The score head and the vocabulary that were trained beside the adapter, where there are any, become the model's. */
 int adapter_take_saved(const PeftAdapter *adapter, Llama *model);
 /* ERR_REFUSED where the adapter's file knows its base's fingerprint and this is not it. */

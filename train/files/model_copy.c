@@ -21,6 +21,7 @@ typedef struct {
     ModelCopy *copy;
     const NamedFile *file;
     const NamedArray *from;
+    const char *name; /* what it will be called */
     Dtype to;
 } ArrayCopy;
 
@@ -43,12 +44,20 @@ static int reserve(ModelCopy *copy, size_t n) {
     return OK;
 }
 
+static int read_rows(void *context, int first, int n, float *rows) {
+    const ArrayCopy *array = context;
+    size_t cols = (size_t)array->from->dims[1];
+    return named_read_f32(array->file, array->from, (size_t)first * cols, (size_t)n * cols, rows);
+}
+
 /* Elements [first, first + n) of a matrix, merged by whole rows, since DoRA needs their lengths. */
 static int merge_slice(ModelCopy *copy, const ArrayCopy *array, size_t first, size_t n, float *out) {
     size_t cols = (size_t)array->from->dims[1], row = first / cols, end = (first + n + cols - 1) / cols;
     TRY(reserve(copy, (end - row) * cols));
     TRY(named_read_f32(array->file, array->from, row * cols, (end - row) * cols, copy->rows));
-    lora_merge(copy->lora, array->from->name, (int)row, (int)(end - row), copy->rows);
+    if (strcmp(array->name, copy->lora->model->embedding.views[0].name) == 0)
+        TRY(lora_measure_embedding(copy->lora, read_rows, (void *)(uintptr_t)array));
+    lora_merge(copy->lora, array->name, (int)row, (int)(end - row), copy->rows);
     memcpy(out, copy->rows + (first - row * cols), n * sizeof *out);
     return OK;
 }
@@ -57,7 +66,7 @@ static int fill(void *context, size_t first, size_t n, float *out) {
     const ArrayCopy *array = context;
     ModelCopy *copy = array->copy;
     if (interrupt_requested()) FAIL(ERR_INTERRUPTED, "stopped by %s", interrupt_name());
-    bool merged = copy->lora && lora_adapts(copy->lora, array->from->name);
+    bool merged = copy->lora && lora_adapts(copy->lora, array->name);
     if (merged)
         TRY(merge_slice(copy, array, first, n, out));
     else
@@ -84,7 +93,7 @@ static int parse_dtype(Dtype *to, const char *name) {
 static int add_source(ModelCopy *copy, const NamedFile *file, const char *name, NamedArray wanted, Dtype to) {
     ArrayCopy *context;
     ARENA_TRY(context, &copy->arena, 1);
-    *context = (ArrayCopy){.copy = copy, .file = file, .to = to};
+    *context = (ArrayCopy){.copy = copy, .file = file, .name = wanted.name, .to = to};
     TRY(named_get(&context->from, file, name));
     Dtype stored = context->from->dtype;
     if (stored > DTYPE_F64)
@@ -118,7 +127,9 @@ static int prepare_adapter(ModelCopy *copy, Dtype to) {
     for (size_t i = 0; i < named_count(file); i++) {
         const char *name = named_at(file, i)->name;
         bool twice = copy->file.model->head.tied && strcmp(name, LORA_HEAD) == 0;
-        if (!text_starts_with(name, "cria.") && !twice) TRY(add_source(copy, file, name, *named_at(file, i), to));
+        bool of_base = strcmp(name, LORA_EMBEDDING_BASE) == 0 || strcmp(name, LORA_HEAD_BASE) == 0;
+        if (!text_starts_with(name, "cria.") && !twice && !(of_base && copy->file.adapter.whole_base))
+            TRY(add_source(copy, file, name, *named_at(file, i), to));
     }
     return OK;
 }
@@ -126,8 +137,9 @@ static int prepare_adapter(ModelCopy *copy, Dtype to) {
 /* What the array is called where the adapter has it in place of the base; else NULL. */
 static const char *in_adapter(const ModelFile *file, const char *name) {
     if (file->adapter.config.saved.score && strcmp(name, "score.weight") == 0) return LORA_SCORE;
-    if (file->vocabulary.embedding && strcmp(name, "model.embed_tokens.weight") == 0) return LORA_EMBEDDING;
-    if (file->vocabulary.head && strcmp(name, "lm_head.weight") == 0) return LORA_HEAD;
+    if (file->vocabulary.embedding && strcmp(name, "model.embed_tokens.weight") == 0)
+        return file->vocabulary.embedding->name;
+    if (file->vocabulary.head && strcmp(name, "lm_head.weight") == 0) return file->vocabulary.head->name;
     return NULL;
 }
 

@@ -202,13 +202,19 @@ static int take_fingerprint(ModelFile *file, HfConfig stored, const NamedFile *n
 }
 
 /* The model's config has the vocabulary of the adapter, or is to have more tokens than the file; *part is what the file
- * gives of it. */
-static int settle_vocabulary(ModelFile *file, LlamaPart *part, const ModelFileOptions *options) {
+ * gives of it. Merged with an adapter of its own, a tied matrix becomes two. */
+static int settle_vocabulary(ModelFile *file, LlamaPart *part, const NamedFile *named,
+                             const ModelFileOptions *options) {
     HfConfig *config = &file->config;
+    LoraOptions adapter = {0};
     LoraVocabulary *own = &file->vocabulary;
     *part = (LlamaPart){.no_head = file->new_head};
     file->n_rows = config->vocab_size;
-    if (file->adapter.arrays) TRY(lora_vocabulary(own, &file->adapter));
+    if (file->adapter.arrays) {
+        TRY(adapter_compare_base(&file->adapter, named));
+        TRY(lora_vocabulary(own, &file->adapter));
+        TRY(lora_options_from_peft(&adapter, &file->adapter));
+    }
     bool whole = own->embedding && (own->head || config->score_head || (own->tied && config->tie_word_embeddings));
     if (own->rows > 0 && own->rows != config->vocab_size && !whole)
         FAIL(ERR_REFUSED, "%s: it has %d tokens in place of the base's %d, and not in both embedding and head",
@@ -218,8 +224,10 @@ static int settle_vocabulary(ModelFile *file, LlamaPart *part, const ModelFileOp
         part->no_head = part->no_head || own->head != NULL;
         part->tied = config->tie_word_embeddings && !own->tied && !config->score_head;
         config->vocab_size = own->rows;
-        if (part->tied) config->tie_word_embeddings = false;
     }
+    bool merged = options->keep_open || options->training;
+    if (merged && lora_unties(&adapter)) part->tied = config->tie_word_embeddings && !config->score_head;
+    if (part->tied) config->tie_word_embeddings = false;
     if (options->vocabulary > config->vocab_size) {
         part->rows = config->vocab_size;
         config->vocab_size = options->vocabulary;
@@ -268,7 +276,7 @@ static int read_model(ModelFile *file, LlamaPart part, const NamedFile *named, c
 static int read_parameters(ModelFile *file, const NamedFile *named, const ModelFileOptions *options) {
     LlamaPart part;
     HfConfig stored = file->config;
-    TRY(settle_vocabulary(file, &part, options));
+    TRY(settle_vocabulary(file, &part, named, options));
     if (options->shape_only) return OK;
     int rc = read_model(file, part, named, options);
     if (rc == OK && options->fingerprint) rc = take_fingerprint(file, stored, named);
@@ -326,15 +334,24 @@ static int read_own(ModelFile *file, const PeftAdapter *adapter, const char *pat
     return OK;
 }
 
+static int read_values(void *context, int first, int n, float *rows) {
+    const Weight *weight = context;
+    size_t cols = (size_t)weight->cols;
+    memcpy(rows, weight->value + (size_t)first * cols, (size_t)n * cols * sizeof *rows);
+    return OK;
+}
+
 /* Rows of every matrix that has an adapter. */
-static void merge_into_values(const Lora *lora) {
+static int merge_into_values(const Lora *lora) {
     const Llama *model = lora->model;
+    TRY(lora_measure_embedding(lora, read_values, &lora->model->embedding));
     for (int i = 0; i < model->n_weights; i++)
         for (int v = 0; v < model->weights[i]->n_views; v++) {
             const WeightView *view = &model->weights[i]->views[v];
             float *rows = model->weights[i]->value + (size_t)view->first_row * (size_t)model->weights[i]->cols;
             if (lora_adapts(lora, view->name)) lora_merge(lora, view->name, 0, view->rows, rows);
         }
+    return OK;
 }
 
 static int attach(ModelFile *file, const ModelFileOptions *options) {
@@ -345,7 +362,7 @@ static int attach(ModelFile *file, const ModelFileOptions *options) {
     Dtype precision = options->inference == INFERENCE_NOT ? options->precision : llama_inference_dtype(file->model);
     TRY(lora_from_peft(&file->lora, file->model, &file->adapter, (LlamaOptions){.precision = precision}));
     if (!options->training) return OK;
-    merge_into_values(file->lora);
+    TRY(merge_into_values(file->lora));
     lora_free(file->lora);
     file->lora = NULL;
     llama_pack(file->model);

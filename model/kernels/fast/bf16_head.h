@@ -18,87 +18,15 @@
  * happens.
  *
  * head_backward knows the log-sum-exp, so that no more of E is kept than each worker's chunk. head_forward keeps none.
- */
+ * The adapter: bf16_head_adapter.h. */
 #include <omp.h>
 #include <string.h>
 
 #include "model/core/threads.h"
+#include "model/kernels/fast/bf16_head_adapter.h"
 #include "model/kernels/fast/fast.h"
-#include "model/kernels/head_plan.h"
-#include "model/kernels/fast/head_rows.h"
-#include "model/kernels/kernels.h"
 
 enum { RISE = 40, SPREAD = 60 }; /* bits */
-
-static const double head_ln2 = 0x1.62e42fefa39efp-1;
-
-typedef struct {
-    /* the call */
-    HeadResults out;
-    bf16 *dx;
-    float *dw;
-    bool accumulate, keep; /* keep: E is wanted */
-    const float *dlogprob, *lse;
-    const bf16 *x;
-    Panels forward, backward;
-    const int32_t *targets;
-    float scale, sign, s; /* logit_scale = sign·scale, scale >= 0; s = log2(e)·scale. The sign goes to the rows of x. */
-    /* how it is cut, and its scratch */
-    HeadPlan plan;
-    int n_live;
-    int32_t *live; /* [T] tokens that are not skipped */
-    bf16 *x_rows;  /* [rows, x_stride] */
-    float *target; /* [rows] c of the target */
-    float *factor; /* [rows] f above, for the reference ref */
-    float *ref;    /* [rows] the largest of the workers' references */
-    bf16 *e;
-    char *own; /* what each worker has */
-} Head;
-
-/* What worker w has. */
-typedef struct {
-    int begin, end; /* of the vocabulary */
-    HeadRow *row;   /* [rows] */
-    float *c;       /* [HEAD_ROWS, lanes] */
-    float *dx;      /* [block, dx_stride] */
-    bf16 *x;        /* [block, x_stride]: f·x */
-    bf16 *panels;
-    float *scratch; /* for multiply_transposed */
-} HeadWorker;
-
-static void *head_at(char *base, size_t bytes) {
-    return base + bytes;
-}
-
-static HeadWorker head_worker(const Head *h, int w) {
-    const HeadPlan *p = &h->plan;
-    char *own = h->own + (size_t)w * p->worker_bytes;
-    size_t begin, end;
-    threads_range((size_t)p->vocab, HEAD_GRAIN, w, p->workers, &begin, &end);
-    return (HeadWorker){.begin = (int)begin,
-                        .end = (int)end,
-                        .row = head_at(own, p->row_at),
-                        .c = head_at(own, p->c_at),
-                        .dx = head_at(own, p->dx_at),
-                        .x = head_at(own, p->x_at),
-                        .panels = head_at(own, p->panels_at),
-                        .scratch = head_at(own, p->scratch_at)};
-}
-
-/* Words [begin, end), one piece of a worker's part; E of n tokens there is at e + begin·n, `stride` to a row. */
-typedef struct {
-    int begin, end;
-    size_t stride;
-} HeadChunk;
-
-static HeadChunk head_chunk(const HeadPlan *p, const HeadWorker *worker, int begin) {
-    int end = begin + p->chunk < worker->end ? begin + p->chunk : worker->end;
-    return (HeadChunk){begin, end, (size_t)head_round_up(end - begin, HEAD_GRAIN)};
-}
-
-static bf16 *head_e(const Head *h, const HeadChunk *chunk, int n, int row) {
-    return h->e + (size_t)chunk->begin * (size_t)n + (size_t)row * chunk->stride;
-}
 
 /* ---- logits ---- */
 
@@ -154,7 +82,7 @@ static void head_row_known(const Head *h, int token, int v, int n, const float *
 /* Panels of the words [v, v + n), packed now if they are not yet. */
 static const bf16 *head_forward_panels(const Head *h, const HeadWorker *worker, int v, int n, size_t *stride) {
     const Panels *b = &h->forward;
-    *stride = (size_t)head_round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
+    *stride = head_panel_stride(b->depth);
     if (b->packed) return b->packed + (size_t)(v / PANEL_LANES) * *stride;
     kernels()->bf16.pack(worker->panels, *stride, b, v, v + n, 0, b->depth);
     return worker->panels;
@@ -203,6 +131,7 @@ static void head_chunk_logits(const Head *h, const HeadWorker *worker, const Hea
             kernels()->bf16.blocks->multiply(worker->c, (size_t)p->lanes, false,
                                              h->x_rows + (size_t)first * p->x_stride, p->x_stride, rows, panels, stride,
                                              lanes, p->width);
+            if (h->adapter) head_adapter_logits(h, worker, first, rows, v, lanes);
             head_rows_powers(h, worker, token, n, first, rows, v, lanes, to, chunk->stride);
         }
     }
@@ -270,15 +199,10 @@ static void head_row_gradient(const Head *h, int t, int n, int row, const HeadRo
 
 /* ---- gradients ---- */
 
-/* f for the reference of worker w */
-static float head_factor(const Head *h, const HeadWorker *worker, int row) {
-    return h->lse ? h->factor[row] : h->factor[row] * head_power(worker->row[row].ref - h->ref[row]);
-}
-
 static void head_scale_x(const Head *h, const HeadWorker *worker, int n) {
     const size_t stride = h->plan.x_stride;
     for (size_t i = 0; i < (size_t)n; i++)
-        head_scaled_row(worker->x + i * stride, h->x_rows + i * stride, (size_t)h->plan.width,
+        head_scaled_row(worker->x + i * stride, h->x_rows + i * stride, (size_t)(h->plan.u_at + h->plan.rank),
                         head_factor(h, worker, (int)i));
 }
 
@@ -290,7 +214,7 @@ static void head_chunk_dx(const Head *h, const HeadWorker *worker, const HeadChu
     const int words = chunk->end - chunk->begin;
     const bool add = chunk->begin > worker->begin;
     if (b->packed) {
-        size_t stride = (size_t)head_round_up(b->depth, PANEL_DEPTH) * PANEL_LANES;
+        size_t stride = head_panel_stride(b->depth);
         blocks->multiply(worker->dx, p->dx_stride, add, e, chunk->stride, n,
                          b->packed + (size_t)chunk->begin * PANEL_LANES, stride, p->width, words);
         return;
@@ -305,9 +229,11 @@ static void head_chunk_dx(const Head *h, const HeadWorker *worker, const HeadChu
     }
 }
 
-static void head_chunk_gradients(const Head *h, const HeadWorker *worker, const HeadChunk *chunk, const bf16 *e,
-                                 int n) {
+static void head_chunk_gradients(const Head *h, const HeadWorker *worker, const HeadChunk *chunk, const int32_t *token,
+                                 bf16 *e, int n) {
     const HeadPlan *p = &h->plan;
+    if (h->adapter && h->adapter->gains) head_chunk_gains(h, worker, chunk, token, e, n);
+    if (h->adapter && h->adapter->du) head_chunk_adapter(h, worker, chunk, e, n);
     if (h->dx) head_chunk_dx(h, worker, chunk, e, n);
     if (h->dw)
         kernels()->bf16.blocks->multiply_transposed(h->dw + (size_t)chunk->begin * (size_t)p->width, (size_t)p->width,
@@ -315,50 +241,60 @@ static void head_chunk_gradients(const Head *h, const HeadWorker *worker, const 
                                                     chunk->end - chunk->begin, p->width, worker->scratch);
 }
 
-/* dx of a row: the workers' partial sums in order. */
-static void head_dx(const Head *h, int t, int row) {
+/* n columns of a row of dx, or of du: the workers' partial sums, from column `at` on, in order. */
+static void head_row_sum(const Head *h, bf16 *to, bool accumulate, int row, size_t at, size_t n) {
     const HeadPlan *p = &h->plan;
-    const size_t D = (size_t)p->width;
-    bf16 *to = h->dx + (size_t)t * D;
-    float *sum = head_worker(h, 0).dx + (size_t)row * p->dx_stride;
+    float *sum = head_worker(h, 0).dx + (size_t)row * p->dx_stride + at;
     for (int w = 0; w < p->workers; w++) {
         const HeadWorker worker = head_worker(h, w);
         const vf f = vf_set1(h->sign * head_factor(h, &worker, row));
-        const float *from = worker.dx + (size_t)row * p->dx_stride;
-        const bool add = w == 0 && h->accumulate;
-        for (size_t i = 0; i < D; i += VF) {
-            vf x = f * vf_get(from + i, D - i);
-            if (w > 0) x = x + vf_get(sum + i, D - i);
-            if (add) x = x + vf_get_bf16(to + i, D - i);
+        const float *from = worker.dx + (size_t)row * p->dx_stride + at;
+        const bool add = w == 0 && accumulate;
+        for (size_t i = 0; i < n; i += VF) {
+            vf x = f * vf_get(from + i, n - i);
+            if (w > 0) x = x + vf_get(sum + i, n - i);
+            if (add) x = x + vf_get_bf16(to + i, n - i);
             if (w + 1 < p->workers)
-                vf_put(sum + i, D - i, x);
+                vf_put(sum + i, n - i, x);
             else
-                vf_put_bf16(to + i, D - i, x);
+                vf_put_bf16(to + i, n - i, x);
         }
     }
+}
+
+static void head_row_sums(const Head *h, int t, int row) {
+    const size_t D = (size_t)h->plan.width, rank = (size_t)h->plan.rank;
+    if (h->dx) head_row_sum(h, h->dx + (size_t)t * D, h->accumulate, row, 0, D);
+    if (h->adapter && h->adapter->du)
+        head_row_sum(h, (bf16 *)h->adapter->du + (size_t)t * rank, false, row, (size_t)h->plan.u_at, rank);
 }
 
 /* ---- blocks of tokens ---- */
 
 static void head_gather_row(const Head *h, const int32_t *token, int row) {
-    const size_t D = (size_t)h->plan.width;
+    const size_t D = (size_t)h->plan.width, rank = (size_t)h->plan.rank;
     bf16 *to = h->x_rows + (size_t)row * h->plan.x_stride;
     const bf16 *from = h->x + (size_t)token[row] * D;
     if (h->sign == 1)
         memcpy(to, from, D * sizeof *to);
     else
         head_scaled_row(to, from, D, h->sign);
+    if (h->adapter) {
+        const size_t at = (size_t)h->plan.u_at;
+        memset(to + D, 0, (at - D) * sizeof *to);
+        head_scaled_row(to + at, (const bf16 *)h->adapter->u + (size_t)token[row] * rank, rank, h->sign);
+    }
     if (h->lse) h->factor[row] = -h->dlogprob[token[row]] * h->scale;
 }
 
 /* A worker's part with the log-sum-exp known: its chunk of E is the first one's, again and again. */
 static void head_part_known(const Head *h, const HeadWorker *worker, const int32_t *token, int n) {
     bf16 *e = h->e + (size_t)worker->begin * (size_t)n;
-    if (h->dw) head_scale_x(h, worker, n);
+    if (h->dw || h->adapter) head_scale_x(h, worker, n);
     for (int v = worker->begin; v < worker->end; v += h->plan.chunk) {
         HeadChunk chunk = head_chunk(&h->plan, worker, v);
         head_chunk_logits(h, worker, &chunk, token, n, e);
-        head_chunk_gradients(h, worker, &chunk, e, n);
+        head_chunk_gradients(h, worker, &chunk, token, e, n);
     }
 }
 
@@ -369,17 +305,21 @@ static void head_part_logits(const Head *h, const HeadWorker *worker, const int3
     }
 }
 
-static void head_part_gradients(const Head *h, const HeadWorker *worker, int n) {
-    if (h->dw) head_scale_x(h, worker, n);
+static void head_part_gradients(const Head *h, const HeadWorker *worker, const int32_t *token, int n) {
+    if (h->dw || h->adapter) head_scale_x(h, worker, n);
     for (int v = worker->begin; v < worker->end; v += h->plan.chunk) {
         HeadChunk chunk = head_chunk(&h->plan, worker, v);
-        head_chunk_gradients(h, worker, &chunk, head_e(h, &chunk, n, 0), n);
+        head_chunk_gradients(h, worker, &chunk, token, head_e(h, &chunk, n, 0), n);
     }
+}
+
+static bool head_wants_gradients(const Head *h) {
+    return h->dx || h->dw || (h->adapter && h->adapter->du);
 }
 
 /* One block: n tokens, of which this thread has rows [begin, end) in the stages that deal out tokens. */
 static void head_block(const Head *h, const int32_t *token, int n, int thread, int threads) {
-    const bool gradients = h->dx || h->dw;
+    const bool gradients = head_wants_gradients(h);
     size_t begin, end;
     threads_range((size_t)n, 1, thread, threads, &begin, &end);
     for (size_t i = begin; i < end; i++) head_gather_row(h, token, (int)i);
@@ -401,11 +341,11 @@ static void head_block(const Head *h, const int32_t *token, int n, int thread, i
 #pragma omp barrier
         for (int w = thread; w < h->plan.workers; w += threads) {
             HeadWorker worker = head_worker(h, w);
-            head_part_gradients(h, &worker, n);
+            head_part_gradients(h, &worker, token, n);
         }
 #pragma omp barrier
     }
-    for (size_t i = begin; h->dx && i < end; i++) head_dx(h, token[i], (int)i);
+    for (size_t i = begin; gradients && i < end; i++) head_row_sums(h, token[i], (int)i);
     if (h->lse) {
 #pragma omp barrier /* the next block's factors are set when its rows are gathered */
     }
@@ -413,7 +353,7 @@ static void head_block(const Head *h, const int32_t *token, int n, int thread, i
 
 static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale, float *scratch) {
     HeadPlan *p = &h->plan;
-    *p = head_plan(n_tokens, h->forward.depth, h->forward.lanes);
+    *p = head_plan(n_tokens, h->forward.depth, h->adapter ? h->adapter->rank : 0, h->forward.lanes);
     h->sign = logit_scale < 0 ? -1.0f : logit_scale > 0 ? 1.0f : 0.0f;
     h->scale = fabsf(logit_scale);
     h->s = (float)((double)h->scale / head_ln2);
@@ -432,6 +372,8 @@ static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale
             if (!h->lse) head_bf16_skip(h->out, t);
             if (h->dx && !h->accumulate)
                 memset(h->dx + (size_t)t * (size_t)p->width, 0, (size_t)p->width * sizeof(bf16));
+            if (h->adapter && h->adapter->du)
+                memset((bf16 *)h->adapter->du + (size_t)t * (size_t)p->rank, 0, (size_t)p->rank * sizeof(bf16));
         }
     }
     if (h->n_live == 0) return;
@@ -443,28 +385,34 @@ static void head_run(Head *h, const float *mask, int n_tokens, float logit_scale
     }
 }
 
-static void fast_bf16_head_forward(HeadResults out, const bf16 *x, Panels forward, const int32_t *targets,
-                                   const float *mask, int n_tokens, float logit_scale, float *scratch) {
-    Head h = {.out = out, .x = x, .forward = forward, .targets = targets};
+static void fast_bf16_head_forward(HeadResults out, const bf16 *x, Panels forward, const HeadAdapter *adapter,
+                                   const int32_t *targets, const float *mask, int n_tokens, float logit_scale,
+                                   float *scratch) {
+    HeadAdapter constant = adapter ? *adapter : (HeadAdapter){0};
+    Head h = {.out = out, .x = x, .forward = forward, .targets = targets, .adapter = adapter ? &constant : NULL};
+    constant.du = NULL;
+    constant.db = NULL;
     head_run(&h, mask, n_tokens, logit_scale, scratch);
 }
 
 static void fast_bf16_head_backward(bf16 *dx, bool accumulate, float *dw, const float *dlogprob, const bf16 *x,
-                                    Panels forward, Panels backward, const float *lse, const int32_t *targets,
-                                    int n_tokens, float logit_scale, float *scratch) {
+                                    Panels forward, Panels backward, const HeadAdapter *adapter, const float *lse,
+                                    const int32_t *targets, int n_tokens, float logit_scale, float *scratch) {
     Head h = {.dx = dx, .dw = dw, .accumulate = accumulate, .dlogprob = dlogprob, .x = x, .forward = forward};
     h.backward = backward;
+    h.adapter = adapter;
     h.lse = lse;
     h.targets = targets;
-    if (dx || dw) head_run(&h, dlogprob, n_tokens, logit_scale, scratch);
+    if (head_wants_gradients(&h)) head_run(&h, dlogprob, n_tokens, logit_scale, scratch);
 }
 
 static void fast_bf16_head_forward_backward(HeadResults out, bf16 *dx, float *dw, const float *dlogprob, const bf16 *x,
-                                            Panels forward, Panels backward, const int32_t *targets, int n_tokens,
-                                            float logit_scale, float *scratch) {
+                                            Panels forward, Panels backward, const HeadAdapter *adapter,
+                                            const int32_t *targets, int n_tokens, float logit_scale, float *scratch) {
     Head h = {.out = out, .dx = dx, .dw = dw, .dlogprob = dlogprob, .x = x, .forward = forward, .targets = targets};
     h.backward = backward;
-    h.keep = dx || dw;
+    h.adapter = adapter;
+    h.keep = head_wants_gradients(&h);
     head_run(&h, dlogprob, n_tokens, logit_scale, scratch);
 }
 

@@ -44,8 +44,9 @@ static void pair_cache_store(bf16 *keys, bf16 *values, const bf16 *k, const bf16
         reference_bf16_cache_store(keys, values, k, v, c);
         return;
     }
-    enum { FORK_ROWS = 64 };
-#pragma omp parallel for num_threads(threads_count()) schedule(static) if (c->n_tokens > FORK_ROWS)
+    enum { FORK_ELEMENTS = 4096 };
+    const bool fork = c->n_tokens * c->n_kv_heads * c->head_dim > FORK_ELEMENTS;
+#pragma omp parallel for num_threads(threads_count()) schedule(static) if (fork)
     for (int kv = 0; kv < c->n_kv_heads; kv++) /* a thread has whole pages' heads: two keys share a pair */
         for (int t = 0; t < c->n_tokens; t++) {
             CachedRow row = cached_row(c, t, kv);
@@ -118,8 +119,39 @@ static ALWAYS_INLINE void row_tile(const int vectors, PairRow *r, const bf16 *q,
     row_exponentials(vectors, r, s);
 }
 
+/* The keys that come after a tile, asked for while its values are gathered. */
+typedef struct {
+    const Pair *keys; /* NULL: not known */
+    int vectors;      /* of each pair along the head */
+} KeysAhead;
+
+static KeysAhead keys_ahead(const CachedCall *call, const CachedRow *row, int head, int j) {
+    const CachedAttention *c = call->shape;
+    const int end = row->position + 1, group = c->n_heads / c->n_kv_heads;
+    size_t at;
+    j += TILE_KEYS;
+    if (j < end || head + 1 < group) {
+        if (j >= end) j = 0;
+        at = cached_tile(row, j);
+    } else {
+        j = 0;
+        at = cached_tile(row, j) + (size_t)CACHE_PAGE * (size_t)c->head_dim;
+        if (at >= (size_t)(row->pages[0] + 1) * row->page) return (KeysAhead){0};
+    }
+    const int n = end - j < TILE_KEYS ? end - j : TILE_KEYS;
+    return (KeysAhead){(const Pair *)(const void *)((const bf16 *)call->keys + at), blocks_of(n, PAIR_VF)};
+}
+
+/* The i-th of n parts of them. */
+static ALWAYS_INLINE void keys_prefetch(const KeysAhead *ahead, int pairs, int i, int n) {
+    if (!ahead->keys) return;
+    for (int p = pairs * i / n, end = pairs * (i + 1) / n; p < end; p++)
+        for (int u = 0; u < ahead->vectors; u++) __builtin_prefetch(ahead->keys + p * CACHE_PAGE + u * PAIR_VF);
+}
+
 /* Vectors [first, first + vectors) of o += P·V over pairs of keys */
-static ALWAYS_INLINE void row_gather(const int vectors, PairRow *r, const Pair *v, int first, int pairs) {
+static ALWAYS_INLINE void row_gather(const int vectors, PairRow *r, const Pair *v, int first, int pairs,
+                                     const KeysAhead *ahead) {
     __m512 o[TILE_VECTORS];
     __mmask16 mask[TILE_VECTORS];
     for (int u = 0; u < vectors; u++) {
@@ -129,17 +161,18 @@ static ALWAYS_INLINE void row_gather(const int vectors, PairRow *r, const Pair *
     v += first * PAIR_VF;
     for (int i = 0; i < pairs; i++, v += r->head_dim) {
         __m512i x = _mm512_set1_epi32(pair_read(r->p + 2 * i));
+        if (first == 0) keys_prefetch(ahead, r->head_dim / 2, i, pairs);
         for (int u = 0; u < vectors; u++) o[u] = pair_dot(o[u], _mm512_maskz_loadu_epi32(mask[u], v + u * PAIR_VF), x);
     }
     for (int u = 0; u < vectors; u++) r->o[first + u] = o[u];
 }
 
-static void row_gather_all(PairRow *r, const Pair *v, int n) {
+static void row_gather_all(PairRow *r, const Pair *v, int n, const KeysAhead *ahead) {
     int vectors = blocks_of(r->head_dim, PAIR_VF), pairs = (n + 1) / 2, first = 0;
-    for (; first + 4 <= vectors; first += 4) row_gather(4, r, v, first, pairs);
-    if (vectors - first == 3) row_gather(3, r, v, first, pairs);
-    if (vectors - first == 2) row_gather(2, r, v, first, pairs);
-    if (vectors - first == 1) row_gather(1, r, v, first, pairs);
+    for (; first + 4 <= vectors; first += 4) row_gather(4, r, v, first, pairs, ahead);
+    if (vectors - first == 3) row_gather(3, r, v, first, pairs, ahead);
+    if (vectors - first == 2) row_gather(2, r, v, first, pairs, ahead);
+    if (vectors - first == 1) row_gather(1, r, v, first, pairs, ahead);
 }
 
 static void pair_attend_head(const CachedCall *call, const CachedRow *row, int head) {
@@ -165,7 +198,8 @@ static void pair_attend_head(const CachedCall *call, const CachedRow *row, int h
         default:
             row_tile(1, &r, q, k, v, n);
         }
-        row_gather_all(&r, v, n);
+        const KeysAhead ahead = keys_ahead(call, row, head, j);
+        row_gather_all(&r, v, n, &ahead);
     }
     bf16 *out = (bf16 *)call->out + row->out + at;
     __m512 inverse = _mm512_set1_ps(1) / _mm512_set1_ps(r.sum);

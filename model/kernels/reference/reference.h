@@ -39,14 +39,15 @@ void reference_swiglu_backward(float *dgate_up, bool accumulate, const float *dy
  * out. */
 void reference_token_results(HeadResults out, int t, const float *z, int vocab, int target);
 void reference_token_skipped(HeadResults out, int t);
-void reference_head_forward(HeadResults out, const float *x, const float *w, const int32_t *targets, const float *mask,
-                            int n_tokens, int width, int vocab, float logit_scale, float *scratch);
+void reference_head_forward(HeadResults out, const float *x, const float *w, const HeadAdapter *adapter,
+                            const int32_t *targets, const float *mask, int n_tokens, int width, int vocab,
+                            float logit_scale, float *scratch);
 void reference_head_backward(float *dx, bool accumulate, float *dw, const float *dlogprob, const float *x,
-                             const float *w, const float *lse, const int32_t *targets, int n_tokens, int width,
-                             int vocab, float logit_scale, float *scratch);
+                             const float *w, const HeadAdapter *adapter, const float *lse, const int32_t *targets,
+                             int n_tokens, int width, int vocab, float logit_scale, float *scratch);
 void reference_head_forward_backward(HeadResults out, float *dx, float *dw, const float *dlogprob, const float *x,
-                                     const float *w, const int32_t *targets, int n_tokens, int width, int vocab,
-                                     float logit_scale, float *scratch);
+                                     const float *w, const HeadAdapter *adapter, const int32_t *targets, int n_tokens,
+                                     int width, int vocab, float logit_scale, float *scratch);
 
 double reference_softmax_weights(float *weights, float *top, const float *x, size_t n, float scale);
 
