@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/memory.h"
 #include "model/core/threads.h"
 #include "model/core/text.h"
 #include "model/llama.h"
@@ -209,8 +210,10 @@ int llama_check_file(const Llama *model, const NamedFile *file) {
 }
 
 /* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
- * they are converted into the model's own storage. `wanted` has an array for each view. */
-static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file) {
+ * they are converted into the model's own storage. `wanted` has an array for each view. `ahead`: all of it will be
+ * read, and there is room for it: the file is read from end to end now, faster than page by page when it is first used.
+ */
+static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file, bool ahead) {
     const NamedArray *found[WEIGHT_MAX_VIEWS] = {NULL};
     bool mapped = true;
     for (int v = 0; v < weight->n_views; v++) {
@@ -226,6 +229,7 @@ static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, 
             stored.view[v] = found[v]->data;
             stored.first_row[v] = weight->views[v].first_row;
             stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;
+            if (ahead) named_expect(found[v], SIZE_MAX);
         } else {
             TRY(named_read_bf16(file, found[v], storage + at));
         }
@@ -263,9 +267,9 @@ static int load_quantised(Weight *weight, const NamedArray *wanted, const NamedF
     return OK;
 }
 
-static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file, bool ahead) {
     if (weight->stored.quantised) return load_quantised(weight, wanted, file);
-    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
+    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file, ahead);
     for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
     return OK;
 }
@@ -308,6 +312,7 @@ int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file, LoadWat
     TRY_TO(done, arrays_of_file(model, part, &arena, &arrays, &n));
     TRY_TO(done, check_names(model, part, arrays, n, file));
     TRY_TO(done, wanted_bytes(&total, arrays, n, file));
+    bool fits = total < memory_available();
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
         if (weight->tied) continue;
@@ -315,7 +320,8 @@ int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file, LoadWat
         next += (size_t)weight->n_views;
         if (!wanted->name) continue;
         expect_next(&arrays[next], n - next, file);
-        TRY_TO(done, load_weight(weight, wanted, file));
+        bool looked_up = weight == &model->embedding && !model->head.tied; /* in a few rows only */
+        TRY_TO(done, load_weight(weight, wanted, file, fits && !looked_up));
         if (model->packed_only && weight != &model->embedding) keep_packing(weight);
         TRY_TO(done, wanted_bytes(&bytes, wanted, (size_t)weight->n_views, file));
         done += bytes;
