@@ -89,7 +89,8 @@ static int set_source(ConfigSource *source, const Option *option, const YamlNode
                 for (size_t i = 0; i < source_table_length; i++) names[i] = source_table[i].key;
                 const char *nearest = text_nearest(entry->key, names, source_table_length);
                 FAIL(ERR_USAGE,
-                     "%s: %s: a source has no key '%s'%s%s%s (keys: path, name, field, weight, columns, separator)",
+                     "%s: %s: a source has no key '%s'%s%s%s (keys: path, name, field, weight, columns, objective, "
+                     "separator)",
                      where, option->key, entry->key, nearest ? "; did you mean '" : "", nearest ? nearest : "",
                      nearest ? "'?" : "");
             }

@@ -35,10 +35,10 @@ typedef enum {
 
 /* What is known of a sample besides its tokens. */
 typedef struct {
-    float margin;     /* of a pair, as a number; NaN: not given */
-    uint8_t strength; /* of a pair: a Strength */
-    uint8_t is_good;  /* of a labelled answer: 1 or 0 */
-    uint16_t zero;
+    float margin;       /* of a pair, as a number; NaN: not given */
+    uint8_t strength;   /* of a pair: a Strength */
+    uint8_t is_good;    /* of a labelled answer: 1 or 0 */
+    uint16_t objective; /* of a pair: which of several it is about (data/chat/pairs.h); else 0 */
 } SampleMark;
 
 /* What a record's samples are. */

@@ -17,7 +17,7 @@ struct RewardScorer {
 
 int reward_scorer_new(RewardScorer **out, Llama *model, int tokens, Dtype dtype) {
     *out = NULL;
-    if (!model->shape.score_head) FAIL(ERR_REFUSED, "a language model gives no rewards; a reward model is expected");
+    if (model->shape.n_scores == 0) FAIL(ERR_REFUSED, "a language model gives no rewards; a reward model is expected");
     RewardScorer *scorer = calloc(1, sizeof *scorer);
     if (!scorer) FAIL(ERR_FAILED, "out of memory");
     *scorer = (RewardScorer){.model = model, .dtype = dtype, .wanted = tokens};
@@ -96,7 +96,7 @@ static TapeBatch fill(RewardScorer *scorer, const RewardText *texts, size_t *n) 
 
 int reward_scorer_score(RewardScorer *scorer, const RewardText *texts, size_t n, float *rewards,
                         void (*progress)(void *context, size_t done), void *context) {
-    size_t longest, taken;
+    size_t longest, taken, rows = (size_t)scorer->model->shape.n_scores;
     TRY(check(scorer, texts, n, &longest));
     TRY(prepare(scorer, (int)longest));
     for (size_t i = 0; i < n; i += taken) {
@@ -105,8 +105,14 @@ int reward_scorer_score(RewardScorer *scorer, const RewardText *texts, size_t n,
         TRY(tape_bind(scorer->tape, 0, &batch));
         tape_bind_input(0, scorer->last, scorer->ends);
         TRY(tape_forward(scorer->tape, 0));
-        memcpy(rewards + i, tape_value(scorer->tape, 0, scorer->rewards), taken * sizeof *rewards);
+        memcpy(rewards + i * rows, tape_value(scorer->tape, 0, scorer->rewards), taken * rows * sizeof *rewards);
         if (progress) progress(context, i + taken);
     }
+    return OK;
+}
+
+int reward_scorer_bytes(RewardScorer *scorer, uint64_t *bytes) {
+    TRY(prepare(scorer, scorer->wanted));
+    *bytes = tape_bytes(scorer->tape) + (4 * (size_t)scorer->capacity + 1) * sizeof *scorer->tokens;
     return OK;
 }

@@ -33,6 +33,6 @@ static void init_rows(Weight *weight, int first) {
 void llama_init_new_rows(Llama *model, int first) {
     if (first <= 0 || first >= model->shape.vocab_size) return;
     init_rows(&model->embedding, first);
-    if (!model->head.tied && !model->shape.score_head) init_rows(&model->head, first);
+    if (!model->head.tied && model->shape.n_scores == 0) init_rows(&model->head, first);
     llama_pack(model);
 }

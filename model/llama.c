@@ -1,6 +1,8 @@
 /* The forward pass. Storage is in storage.c, names and files in parameters.c. */
 #include "model/llama.h"
 
+#include "model/autodiff/node.h"
+
 /* The norm of the stream, to which what waits is added first. With its norm recomputed, the sum is taken apart from it,
  * outside the region. */
 static Tensor *normed(Tape *tape, Stream *stream, Weight *gain, float epsilon, Recompute recompute) {
@@ -45,6 +47,7 @@ Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record) {
 }
 
 Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index) {
+    if (model->shape.n_scores == 0) return tape_fail(tape, "score: a language model has no score head");
     Tensor *hidden = llama_hidden(tape, model, record);
     return op_score(tape, index ? op_gather(tape, hidden, index) : hidden, &model->head);
 }

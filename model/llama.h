@@ -19,7 +19,7 @@ typedef struct {
     LlamaShape shape;
     Weight embedding, norm, head;
     LlamaLayer *layers;
-    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head (lm_head, or score: one row) */
+    Weight **weights; /* all, in canonical order: embedding, layers 0…, norm, head (lm_head, or score) */
     int n_weights;
     RotaryTable rotary;
     Arena arena; /* names and structs */
@@ -62,9 +62,9 @@ typedef struct {
 
 /* A model with zeroed parameters. */
 int llama_new(Llama **model, const LlamaShape *shape, LlamaOptions options);
-/* A reward (or value) model on the body of another: every weight but the head is `body`'s, values, packings and tables
- * in its own storage, frozen here whatever they are there; adapters are not shared. The score head is this one's, zero.
- * Of `options` training and names_only count. `body` must outlive it. */
+/* A value model (a score head of one row) on the body of another: every weight but the head is `body`'s, values,
+ * packings and tables in its own storage, frozen here whatever they are there; adapters are not shared. The score head
+ * is this one's, zero. Of `options` training and names_only count. `body` must outlive it. */
 int llama_new_on_body(Llama **model, const Llama *body, LlamaOptions options);
 void llama_free(Llama *model);
 /* What tapes for generation are recorded in: bf16 where the matrices are there for bf16 products (packed, or in fewer
@@ -162,8 +162,8 @@ Stream llama_layer(Tape *tape, Stream stream, Llama *model, int layer, LlamaReco
 /* Embedding, every layer, the last norm: the hidden states [T, D] that the head reads. */
 Tensor *llama_hidden(Tape *tape, Llama *model, LlamaRecord record);
 
-/* llama_hidden, then the score of every row that `index` names (an int32 input, as op_gather's), fp32 [rows', 1]; NULL:
- * of every token. For models with a score head. */
+/* llama_hidden, then the scores of every row that `index` names (an int32 input, as op_gather's), fp32 [rows',
+ * n_scores]; NULL: of every token. For models with a score head. */
 Tensor *llama_score(Tape *tape, Llama *model, LlamaRecord record, Tensor *index);
 
 /* llama_hidden, then the head with these options. */

@@ -183,7 +183,7 @@ static int check_options(const LoraOptions *options, const Llama *model) {
     if (!(options->dropout >= 0 && options->dropout < 1))
         FAIL(ERR_USAGE, "lora.dropout is %g; it must be at least 0 and below 1", options->dropout);
     if (options->targets == 0 || options->targets >> LORA_TARGETS) FAIL(ERR_USAGE, "lora.targets names no matrix");
-    if (options->targets & 1u << LORA_LM_HEAD && model->shape.score_head)
+    if (options->targets & 1u << LORA_LM_HEAD && model->shape.n_scores > 0)
         FAIL(ERR_USAGE, "lora.targets names the head; a reward model's is one row, which is trained whole");
     return OK;
 }
@@ -292,7 +292,7 @@ static int check_names(const Lora *lora, const NamedFile *file) {
         const char *name = named_at(file, f)->name;
         bool known = strncmp(name, "cria.", strlen("cria.")) == 0 || strcmp(name, LORA_EMBEDDING) == 0 ||
                      strcmp(name, LORA_EMBEDDING_BASE) == 0 || strcmp(name, LORA_HEAD_BASE) == 0 ||
-                     strcmp(name, lora->model->shape.score_head ? LORA_SCORE : LORA_HEAD) == 0;
+                     strcmp(name, lora->model->shape.n_scores > 0 ? LORA_SCORE : LORA_HEAD) == 0;
         for (int i = 0; i < lora->n_weights && !known; i++)
             for (int v = 0; v < lora->weights[i]->n_views && !known; v++)
                 known = strcmp(lora->weights[i]->views[v].name, name) == 0;

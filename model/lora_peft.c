@@ -150,10 +150,11 @@ PeftConfig lora_peft_config(const LoraOptions *options, PeftSaved saved, const c
 }
 
 static int write_sources(const LoraOptions *options, PeftSaved saved, const char *directory, const char *base,
-                         const NamedSource *sources, size_t n) {
+                         const NamedSource *sources, size_t n, const char *model_config) {
     const char *targets[LORA_TARGETS];
     PeftConfig config = lora_peft_config(options, saved, base, targets);
-    return peft_write(directory, &config, sources, n);
+    NamedText text = {LORA_MODEL_CONFIG, model_config};
+    return peft_write(directory, &config, sources, n, &text, model_config ? 1 : 0);
 }
 
 int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
@@ -166,7 +167,7 @@ int lora_write_peft(const Lora *lora, const char *directory, const char *base) {
     sources = arena_alloc(&arena, n * sizeof *sources);
     if (!sources) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < n; i++) sources[i] = (NamedSource){.array = arrays[i]};
-    TRY_TO(done, write_sources(&lora->options, (PeftSaved){0}, directory, base, sources, n));
+    TRY_TO(done, write_sources(&lora->options, (PeftSaved){0}, directory, base, sources, n, NULL));
 done:
     arena_free(&arena);
     return rc;
@@ -189,7 +190,8 @@ int lora_copy_peft(const PeftAdapter *adapter, const char *directory) {
     }
     PeftSaved saved = adapter->config.saved;
     saved.tied = vocabulary.tied;
-    int rc = write_sources(&options, saved, directory, adapter->config.base, sources, n);
+    const char *model_config = saved.score ? named_text(adapter->arrays, LORA_MODEL_CONFIG) : NULL;
+    int rc = write_sources(&options, saved, directory, adapter->config.base, sources, n, model_config);
     free(sources);
     return rc;
 }

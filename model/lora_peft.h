@@ -16,6 +16,9 @@
 #define LORA_HEAD_BASE LORA_PREFIX "lm_head.base_layer.weight"
 /* Before A and B of an embedding. */
 #define LORA_OF_EMBEDDING ".lora_embedding_"
+/* The text beside an adapter's arrays, in a checkpoint and in PEFT's form, that is the adapted model's config.json: of
+ * a reward model's scores it knows the names. */
+#define LORA_MODEL_CONFIG "config.json"
 
 #define LORA_TARGET_WORDS "q, k, v, o, gate, up, down, head, embedding"
 /* "all-linear", or names like "q,v,head" or "q_proj, v_proj, lm_head"; the embedding is "embedding" or "embed_tokens".
@@ -45,7 +48,8 @@ PeftConfig lora_peft_config(const LoraOptions *options, PeftSaved saved, const c
 int lora_write_peft(const Lora *lora, const char *directory, const char *base);
 
 /* The same of an opened adapter, of any model: its arrays as they are stored; "cria.…" are left out. A vocabulary that
- * is one matrix is written as embedding and as head, since PEFT asks for both. */
+ * is one matrix is written as embedding and as head, since PEFT asks for both. Of a reward model the text
+ * LORA_MODEL_CONFIG comes along. */
 int lora_copy_peft(const PeftAdapter *adapter, const char *directory);
 
 /* One adapter that adds weights[i] times what each of `n` adds: their ranks one below the other. All must be without

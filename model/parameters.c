@@ -183,7 +183,7 @@ static int arrays_of_file(const Llama *model, LlamaPart part, Arena *arena, Name
     TRY(llama_arrays(model, (WeightStorage){0}, arena, arrays, n));
     NamedArray *embedding = &(*arrays)[0], *head = model->head.tied ? NULL : &(*arrays)[*n - 1];
     if (part.rows > 0) embedding->dims[0] = part.rows;
-    if (part.rows > 0 && head && !model->shape.score_head) head->dims[0] = part.rows;
+    if (part.rows > 0 && head && model->shape.n_scores == 0) head->dims[0] = part.rows;
     if (part.tied && head && !part.no_head) head->name = embedding->name;
     if (part.no_embedding) embedding->name = NULL;
     if (part.no_head && head) head->name = NULL;

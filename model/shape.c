@@ -106,6 +106,8 @@ int llama_shape_check(LlamaShape *shape) {
             FAIL(ERR_REFUSED, "model.%s is %d; it must be between 1 and %d", counts[i].name, counts[i].value, MOST);
     if (shape->n_layers > MOST_LAYERS)
         FAIL(ERR_REFUSED, "model.n_layers is %d; at most %d are possible", shape->n_layers, MOST_LAYERS);
+    if (shape->n_scores < 0 || shape->n_scores > MOST)
+        FAIL(ERR_REFUSED, "a score head of %d rows; between 1 and %d are possible", shape->n_scores, MOST);
     if (shape->n_heads % shape->n_kv_heads != 0)
         FAIL(ERR_REFUSED, "model.n_heads %d is not a multiple of n_kv_heads %d", shape->n_heads, shape->n_kv_heads);
     if (shape->head_dim % 2 != 0)
@@ -132,6 +134,6 @@ uint64_t llama_parameters(const LlamaShape *shape) {
     uint64_t query = (uint64_t)shape->n_heads * width, key = (uint64_t)shape->n_kv_heads * width;
     uint64_t layer = 2 * dim + dim * (query + 2 * key) + query * dim + 3 * dim * ffn;
     uint64_t embedding = (uint64_t)shape->vocab_size * dim;
-    uint64_t head = shape->score_head ? dim : shape->tied ? 0 : embedding;
+    uint64_t head = shape->n_scores > 0 ? (uint64_t)shape->n_scores * dim : shape->tied ? 0 : embedding;
     return (uint64_t)shape->n_layers * layer + dim + embedding + head;
 }

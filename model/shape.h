@@ -14,7 +14,8 @@ typedef struct {
     float norm_eps, rope_theta;
     RotaryScaling rope_scaling; /* factor 0: none */
     bool tied;                  /* the head is the embedding */
-    bool score_head; /* the head gives one number, a reward or a value, and no distribution over tokens; never tied */
+    int n_scores; /* above 0: the head gives so many numbers, rewards or a value, and no distribution over tokens; then
+                     it is never tied */
 } LlamaShape;
 
 /* A published shape by name, e.g. "llama2-7b", "llama3.2-1b", "15m" (shape.c lists them with their sources); ERR_USAGE

@@ -14,8 +14,8 @@ LlamaShape llama_shape_from_hf(const HfConfig *config) {
                         .max_context = config->max_position_embeddings,
                         .norm_eps = (float)config->rms_norm_eps,
                         .rope_theta = (float)config->rope_theta,
-                        .tied = config->tie_word_embeddings && !config->score_head,
-                        .score_head = config->score_head};
+                        .tied = config->tie_word_embeddings && config->labels.n == 0,
+                        .n_scores = config->labels.n};
     if (config->rope_scaling.llama3)
         shape.rope_scaling = (RotaryScaling){.factor = (float)config->rope_scaling.factor,
                                              .low_freq_factor = (float)config->rope_scaling.low_freq_factor,
@@ -37,7 +37,7 @@ HfConfig llama_shape_to_hf(const LlamaShape *shape) {
     config.rms_norm_eps = text_float(shape->norm_eps);
     config.rope_theta = text_float(shape->rope_theta);
     config.tie_word_embeddings = shape->tied;
-    config.score_head = shape->score_head;
+    config.labels = hf_labels_unnamed(shape->n_scores);
     config.rope_scaling.llama3 = shape->rope_scaling.factor > 0;
     if (config.rope_scaling.llama3) {
         config.rope_scaling.factor = text_float(shape->rope_scaling.factor);

@@ -53,15 +53,15 @@ static int describe_layer(Llama *model, int index) {
     return OK;
 }
 
-/* Hugging Face's LlamaForSequenceClassification with one label has a matrix of one row, `score`. */
+/* Hugging Face's LlamaForSequenceClassification has a matrix with a row for each label, `score`. */
 static int describe_head(Llama *model) {
     const LlamaShape *shape = &model->shape;
-    if (!shape->score_head) {
+    if (shape->n_scores == 0) {
         TRY(describe_one(model, &model->head, shape->vocab_size, shape->dim, "lm_head", -1));
         if (shape->tied) model->head.tied = &model->embedding;
         return OK;
     }
-    TRY(describe_one(model, &model->head, 1, shape->dim, "score", -1));
+    TRY(describe_one(model, &model->head, shape->n_scores, shape->dim, "score", -1));
     model->head.n_dims = 2;
     model->head.decay = true;
     return OK;
@@ -87,7 +87,7 @@ const char *frozen_name(Frozen frozen) {
 }
 
 static bool is_score_head(const Llama *model, const Weight *weight) {
-    return model->shape.score_head && weight == &model->head;
+    return model->shape.n_scores > 0 && weight == &model->head;
 }
 
 static bool is_vocabulary(const Llama *model, const Weight *weight) {
@@ -336,7 +336,7 @@ int llama_new_on_body(Llama **out, const Llama *body, LlamaOptions options) {
     *out = NULL;
     if (!model) FAIL(ERR_FAILED, "out of memory");
     model->shape = body->shape;
-    model->shape.score_head = true;
+    model->shape.n_scores = 1;
     model->shape.tied = false;
     model->rotary = body->rotary;
     TRY_TO(failed, describe_all(model));

@@ -116,6 +116,21 @@ STAGE=ppo agrees ppo "${rewarded[@]}" ppo.algorithm=ppo ppo.reference=base
 tell "PPO with its value model and another reference takes what was planned, or less" $?
 STAGE=ppo agrees ppo-lora "${rewarded[@]}" ppo.algorithm=ppo lora.rank=8
 tell "PPO with adapters for policy and value model takes what was planned, or less" $?
+awk 'BEGIN { for (i = 0; i < 16; i++) printf "{\"prompt\": \"say %d\", \"chosen\": \"%d\", \"rejected\": \"no\"}\n", i, i }' >pairs.jsonl
+judging=(model.base=base precision=fp32 data.train=pairs.jsonl data.validation=0 template.name=plain preferences.per_batch=8 train.steps=1 train.context=96
+    train.tokens_per_microbatch=512)
+run 0 reward "${judging[@]}" output=judge && run 0 reward "${judging[@]}" output=judge-lora lora.rank=16
+STAGE=ppo agrees ppo-adapter "${rewarded[@]}" ppo.algorithm=rloo ppo.samples=4 ppo.reward=model ppo.model=judge-lora ppo.safety_model=judge template.name=plain lora.rank=8
+tell "RLOO by two reward models, one of them an adapter with its base, their tapes included" $?
+STAGE=ppo agrees ppo-body "${rewarded[@]}" ppo.algorithm=ppo ppo.reward=model ppo.model=judge template.name=plain lora.rank=8
+tell "PPO with an adapter on a body of its own for a value model" $?
+counted() { # the reward model's values, and no less
+    run 0 plan "${rewarded[@]}" ppo.algorithm=rloo --json && local without=$(number parameters "$scratch/out") &&
+        run 0 plan "${rewarded[@]}" ppo.algorithm=rloo ppo.reward=model ppo.model=$1 --json && [ $(($(number parameters "$scratch/out") - without)) -gt $((4 * $2)) ]
+}
+parameters=$(run 0 inspect judge && sed -nE 's/.*arrays, ([0-9,]+) numbers.*/\1/p' "$scratch/out" | head -n 1 | tr -d ,)
+counted judge "$parameters" && counted judge-lora "$parameters"
+tell "a reward model is counted, whole or as an adapter" $?
 unset ABOVE
 
 two_ranks() { # the plan of each rank under mpirun, MPI's own memory measured

@@ -292,11 +292,25 @@ run 0 ppo ppo.yaml output=from_judge data.train=asked.jsonl template.name=plain 
     train.steps=8 && ! says 'begins as the policy' && ! holds "$(metric from_judge 1 val/var_explained) == 0"
 tell "the value model begins as the reward model" $?
 judged_adapter() { # RUN MODEL
-    run 0 ppo ppo.yaml output=$1 data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=$2 lora.rank=4 train.steps=4
+    run 0 ppo ppo.yaml output=$1 data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=model ppo.model=$2 lora.rank=4 train.steps=4 "${@:3}"
 }
-judged_adapter from_whole judge && says 'begins as the policy, for it cannot begin as the reward model' &&
-    holds "$(metric from_whole 1 val/var_explained) == 0"
-tell "under adapters, where the reward model is a whole one, it begins as the policy, which is said" $?
+on_judge() { # STEPS
+    judged_adapter from_whole judge train.steps=$1
+}
+all_sums() { grep '"name": ".*.h5"' "$1/checkpoints/step-$2/manifest.json"; }
+on_judge 8 && ! says 'begins as the policy' && ! holds "$(metric from_whole 1 val/var_explained) == 0" &&
+    grep -aq '"base_model_name_or_path": "judge"' from_whole/checkpoints/step-8/value.h5 && all_sums from_whole 8 >whole.sums && [ "$(wc -l <whole.sums)" -eq 4 ]
+tell "under adapters, where the reward model is a whole one, it begins as that, on a body of its own" $?
+mv from_whole uninterrupted
+on_judge 4 && on_judge 8 && says 'resuming at step 4' && all_sums from_whole 8 | cmp - whole.sums
+tell "stopped and resumed, the same bits, the value model's too" $?
+run 0 ppo ppo.yaml output=from_value data.train=asked.jsonl template.name=plain ppo.algorithm=ppo ppo.reward=contains ppo.word=a ppo.value_model=from_judge lora.rank=4 train.steps=4 &&
+    ! holds "$(metric from_value 1 val/var_explained) == 0" && grep -aq '"base_model_name_or_path": "from_judge/.*value.h5"' from_value/checkpoints/step-4/value.h5
+tell "under adapters it begins as another run's whole value model too" $?
+run 0 pretrain base.yaml output=smaller model.dim=16 train.steps=2 &&
+    run 0 ppo ppo.yaml output=other_size ppo.algorithm=ppo ppo.value_model=smaller lora.rank=4 train.steps=2 &&
+    holds "$(metric other_size 1 val/var_explained) == 0"
+tell "a body of its own may be of another shape, and a language model's head is zero" $?
 run 0 reward ppo.yaml output=judge_adapter data.train=pairs.jsonl template.name=plain preferences.per_batch=8 train.steps=30 optim.lr=1e-2 lora.rank=4
 judged_adapter from_adapter judge_adapter && ! says 'begins as the policy' && ! holds "$(metric from_adapter 1 val/var_explained) == 0"
 tell "under adapters, where the reward model is one on the same base, it begins as that" $?
@@ -325,11 +339,12 @@ wrong "leaves no room for an answer" train.context=8 train.tokens_per_microbatch
 tell "prompts that fill the context" $?
 wrong "merge .* into its base" lora.rank=4 lora.init=adapted
 tell "an adapter to begin from" $?
+run 0 pretrain base.yaml output=short train.context=16 train.steps=2 model.max_context=16 train.tokens_per_microbatch=64
 run 0 pretrain base.yaml output=wider model.dim=48 train.steps=2
 wrong "another shape than the policy" ppo.algorithm=ppo ppo.value_model=wider
 tell "a value model of another shape" $?
-wrong "is a whole model" ppo.algorithm=ppo ppo.value_model=base lora.rank=4
-tell "a whole value model under adapters" $?
+wrong "made for at most" ppo.algorithm=ppo ppo.value_model=short lora.rank=4
+tell "a whole value model under adapters whose context is too short" $?
 wrong "its weight must be 1" 'data.train=[{path: prompts.txt, weight: 2}]'
 tell "weights of sources" $?
 refused() { # MESSAGE FILE

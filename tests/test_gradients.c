@@ -152,9 +152,9 @@ static Tensor *record_gather(Problem *p, Tape *tape, Tensor *const *in, Weight *
 #define LINEAR(kind, k, n)                                                                                    \
     .op = "linear", .what = #kind " " #k "x" #n, .n_inputs = 1, .inputs = INPUT(kind, k), .weight_rows = (n), \
     .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = (n), FUNCTIONS(linear)
-#define SCORE(kind, k)                                                                              \
-    .op = "score", .what = #kind " " #k, .n_inputs = 1, .inputs = INPUT(kind, k), .weight_rows = 1, \
-    .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = 1, .record = record_score, .formula = formula_linear
+#define SCORE(kind, k, n)                                                                                    \
+    .op = "score", .what = #kind " " #k "x" #n, .n_inputs = 1, .inputs = INPUT(kind, k), .weight_rows = (n), \
+    .weight_cols = (k), .out_rows = ROWS_##kind, .out_width = (n), .record = record_score, .formula = formula_linear
 #define RMSNORM(kind, width) \
     SAME(rmsnorm, #kind " " #width, kind, width), .weight_rows = 1, .weight_cols = (width), .number = {1e-5}
 #define ADD_RMSNORM(kind, width, factor)                                                                            \
@@ -203,9 +203,11 @@ static const Case cases[] = {
      .out_width = 7,
      .record = record_logits,
      .formula = formula_linear},
-    {SCORE(TOKENS, 19)},
-    {SCORE(SEGMENTS, 70)},
-    {SCORE(SAMPLES, 1)},
+    {SCORE(TOKENS, 19, 1)},
+    {SCORE(TOKENS, 21, 2)},
+    {SCORE(SEGMENTS, 70, 1)},
+    {SCORE(SEGMENTS, 70, 3)},
+    {SCORE(SAMPLES, 1, 1)},
     {RMSNORM(TOKENS, 37)},
     {RMSNORM(SEGMENTS, 3)},
     {RMSNORM(TOKENS, 16)},

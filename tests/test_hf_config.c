@@ -87,10 +87,14 @@ START_TEST(what_would_change_the_mathematics_is_refused_by_name) {
         {"{\"eos_token_id\": -2}", "eos_token_id"},
         {"{\"torch_dtype\": \"int8\"}", "torch_dtype"},
         {"{\"tie_word_embeddings\": 1}", "tie_word_embeddings"},
-        {"{\"architectures\": [\"LlamaForSequenceClassification\"]}", "2 labels"},
-        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"a\", \"1\": \"b\", \"2\": "
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"num_labels\": 9}", "9 labels; 1 to 8"},
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"a\", \"1\": \"a\", \"2\": "
          "\"c\"}}",
-         "3 labels"},
+         "'a' is given twice"},
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"a\", \"2\": \"c\"}}",
+         "names no label 1 of 2"},
+        {"{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"a\\nb\"}}",
+         "control characters"},
         {"{\"pad_token_id\": \"none\"}", "pad_token_id"},
         {"[1]", "object"},
         {"{\"hidden_size\": 64", "config.json:1"},
@@ -108,13 +112,32 @@ START_TEST(a_score_head_survives_writing) {
     char *json;
     CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"0\": \"LABEL_0\"}, "
                        "\"pad_token_id\": 7, \"tie_word_embeddings\": true}"));
-    ck_assert(c.score_head && c.pad_token_id == 7);
+    ck_assert(c.labels.n == 1 && c.pad_token_id == 7);
     CHECK_OK(hf_config_format(&c, &json));
     CHECK_OK(parse(&again, json));
-    ck_assert(again.score_head && again.pad_token_id == 7);
+    ck_assert(again.labels.n == 1 && again.pad_token_id == 7);
     free(json);
     CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForCausalLM\"], \"pad_token_id\": -1}"));
-    ck_assert(!c.score_head && c.pad_token_id == -1);
+    ck_assert(c.labels.n == 0 && c.pad_token_id == -1);
+}
+END_TEST
+
+START_TEST(the_names_of_several_scores_survive_writing) {
+    HfConfig c, again;
+    HfLabels labels = {.n = 0};
+    char *json, text[HF_LABELS_TEXT];
+    CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForSequenceClassification\"], \"id2label\": {\"1\": \"safety\", "
+                       "\"0\": \"helpfulness\"}}"));
+    ck_assert(c.labels.n == 2 && hf_label_find(&c.labels, "safety") == 1 && !hf_labels_are_unnamed(&c.labels));
+    ck_assert_str_eq(hf_labels_text(&c.labels, text), "helpfulness, safety");
+    CHECK_OK(hf_config_format(&c, &json));
+    CHECK_OK(parse(&again, json));
+    ck_assert(hf_labels_equal(&c.labels, &again.labels) && strstr(json, "\"label2id\""));
+    free(json);
+    CHECK_OK(parse(&c, "{\"architectures\": [\"LlamaForSequenceClassification\"]}")); /* transformers' default */
+    ck_assert(c.labels.n == 2 && hf_labels_are_unnamed(&c.labels) && hf_label_find(&c.labels, "LABEL_1") == 1);
+    for (int i = 0; i < HF_MAX_LABELS; i++) CHECK_OK(hf_labels_add(&labels, (char[]){(char)('a' + i), '\0'}));
+    CHECK_ERROR(hf_labels_add(&labels, "ninth"), ERR_USAGE, "at most 8");
 }
 END_TEST
 
@@ -138,4 +161,4 @@ END_TEST
 CHECK_MAIN("hf_config", an_empty_config_is_the_default_llama,
            a_config_by_transformers_is_understood_and_survives_writing, the_form_of_transformers_5_is_understood,
            what_would_change_the_mathematics_is_refused_by_name, a_score_head_survives_writing,
-           generation_settings_survive_writing)
+           the_names_of_several_scores_survive_writing, generation_settings_survive_writing)

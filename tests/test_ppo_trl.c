@@ -103,7 +103,7 @@ static Llama *load(const NamedFile *base, bool scores, bool training) {
     Llama *model;
     CHECK_OK(hf_config_read(&config, POLICY));
     LlamaShape shape = llama_shape_from_hf(&config);
-    shape.score_head = scores;
+    shape.n_scores = scores;
     CHECK_OK(llama_new(&model, &shape, (LlamaOptions){.training = training}));
     CHECK_OK(llama_load(model, base));
     return model;

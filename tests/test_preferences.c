@@ -49,6 +49,7 @@ static char *meaning(const char *json, const char *columns) {
         }
         if (p.mark.strength) text_printf(&out, " %s", strength_name((Strength)p.mark.strength));
         if (!isnan(p.mark.margin)) text_printf(&out, " %g", (double)p.mark.margin);
+        if (p.objective) text_printf(&out, " about %s", p.objective->bytes);
         if (p.kind == PREFERENCE_LABEL) text_puts(&out, p.mark.is_good ? " good" : " bad");
         if (p.kind == PREFERENCE_NONE) text_puts(&out, "none");
     }
@@ -63,6 +64,35 @@ static void expect(const char *json, const char *columns, const char *expected) 
     free(found);
 }
 
+/* What the pair is about, or what is wrong with that. */
+static void expect_objective(const char *more, PairObjectives objectives, int expected, const char *error) {
+    char json[256];
+    int found;
+    Preference p = {0};
+    snprintf(json, sizeof json, "{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\"%s}", more);
+    CHECK_OK(preference_parse(&p, json, strlen(json), NULL));
+    if (error)
+        CHECK_ERROR(pair_objective(&found, &objectives, &p), ERR_REFUSED, error);
+    else
+        CHECK_OK(pair_objective(&found, &objectives, &p));
+    if (!error) ck_assert_int_eq(found, expected);
+    preference_free(&p);
+}
+
+START_TEST(a_pair_is_about_what_its_record_says_else_about_what_is_usual) {
+    static const char *const names[] = {"helpfulness", "safety"};
+    PairObjectives two = {names, 2, -1}, usual = {names, 2, 1}, one = {.n = 0};
+    expect_objective(", \"objective\": \"safety\"", two, 1, NULL);
+    expect_objective(", \"objective\": \"helpfulness\"", usual, 0, NULL);
+    expect_objective("", usual, 1, NULL);
+    expect_objective(", \"objective\": null", usual, 1, NULL);
+    expect_objective(", \"objective\": \"honesty\"", one, 0, NULL); /* means something else */
+    expect_objective("", two, 0, "no \"objective\", and its source none; expected one of helpfulness, safety");
+    expect_objective(", \"objective\": \"Safety\"", usual, 0, "'Safety'; expected one of helpfulness, safety");
+    expect_objective(", \"objective\": 1", two, 0, "expected one of helpfulness, safety");
+}
+END_TEST
+
 START_TEST(every_form_of_a_preference_is_read_by_its_keys) {
     expect("{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}", NULL,
            "user:Hi | assistant:yes | assistant:no");
@@ -72,6 +102,10 @@ START_TEST(every_form_of_a_preference_is_read_by_its_keys) {
            "\"chosen\": [{\"role\": \"assistant\", \"content\": \"yes\"}], \"rejected\": [{\"role\": \"assistant\", "
            "\"content\": \"no\"}], \"strength\": \"slightly better\", \"margin\": 0.5}",
            NULL, "system:s;user:Hi | assistant:yes | assistant:no slightly 0.5");
+    expect("{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\", \"objective\": \"safety\"}", NULL,
+           "user:Hi | assistant:yes | assistant:no about safety");
+    expect("{\"prompt\": \"Hi\", \"chosen\": \"yes\", \"rejected\": \"no\", \"aspect\": \"safety\"}",
+           "objective=aspect", "user:Hi | assistant:yes | assistant:no about safety");
     /* an implicit prompt: what the lists have in common, but for the last message */
     expect("{\"chosen\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"a\"}], "
            "\"rejected\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}",
@@ -390,9 +424,9 @@ START_TEST(a_prompt_cut_from_the_left_is_cut_alike_for_both_answers) {
 }
 END_TEST
 
-CHECK_MAIN("preferences", every_form_of_a_preference_is_read_by_its_keys,
-           what_is_no_preference_is_refused_with_its_reason, damaged_records_are_read_or_refused,
-           both_answers_of_a_pair_share_a_micro_batch_whatever_the_ranks,
+CHECK_MAIN("preferences", a_pair_is_about_what_its_record_says_else_about_what_is_usual,
+           every_form_of_a_preference_is_read_by_its_keys, what_is_no_preference_is_refused_with_its_reason,
+           damaged_records_are_read_or_refused, both_answers_of_a_pair_share_a_micro_batch_whatever_the_ranks,
            pairs_are_what_the_records_say_and_ranked_answers_are_three,
            equal_answers_and_answers_that_do_not_fit_are_left_out_and_counted,
            a_prompt_cut_from_the_left_is_cut_alike_for_both_answers)

@@ -1,12 +1,14 @@
 /* cria reward against TRL: the same base with a score head, the same pairs, 20 AdamW steps of every form of the loss
- * (tests/golden/reward_trl.py). The program itself runs, from records to checkpoint. Bounds: every metric at step 0 and
- * its gradient within 1e-5 of their size; losses of 20 steps within 1e-6 of theirs, or of 1; the parameters' change
- * within 1e-3 of its norm, and every metric with it. */
+ * (tests/golden/reward_trl.py), and of a head with two rows, each pair about one (tests/golden/reward_heads_trl.py).
+ * The program itself runs, from records to checkpoint. Bounds: every metric at step 0 and its gradient within 1e-5 of
+ * their size; losses of 20 steps within 1e-6 of theirs, or of 1; the parameters' change within 1e-3 of its norm, and
+ * every metric with it. */
 #include "tests/trl_golden.h"
 #include "train/objectives/reward_loss.h"
 
 #define GOLDEN "tests/golden/reward_trl"
-enum { STEPS = 20, PARAMETERS = 21, METRICS = 8 };
+#define HEADS "tests/golden/reward_heads_trl"
+enum { STEPS = 20, PARAMETERS = 21, METRICS = 8, OBJECTIVE_METRICS = 6 };
 
 static const char recipe[] = "precision: fp32\nmodel: {base: " GOLDEN "}\n"
                              "tokenizer: {path: tests/golden/tokenizer_chat.json}\ntemplate: {name: llama3}\n"
@@ -16,14 +18,20 @@ static const char recipe[] = "precision: fp32\nmodel: {base: " GOLDEN "}\n"
                              "train: {steps: 20, context: 128, tokens_per_microbatch: 1024}\n";
 
 /* The records' margins are those of the small table, so the two ways to give them must agree. */
-static const struct {
+typedef struct {
     const char *name, *golden, *options;
-} runs[] = {{"plain", "plain", "reward.margin=none"},
-            {"margin", "margin", ""},
-            {"strength", "margin", "reward.margin=llama2-small"},
-            {"centred", "centred", "reward.margin=none reward.center_coefficient=0.05"},
-            {"both", "both", "reward.center_coefficient=0.05"}};
+} Trial;
+static const Trial runs[] = {{"plain", "plain", "reward.margin=none"},
+                             {"margin", "margin", ""},
+                             {"strength", "margin", "reward.margin=llama2-small"},
+                             {"centred", "centred", "reward.margin=none reward.center_coefficient=0.05"},
+                             {"both", "both", "reward.center_coefficient=0.05"}};
 enum { N_RUNS = sizeof runs / sizeof *runs };
+
+/* The base's head has two rows with names, and records say which they are about. */
+#define HEADS_DATA " model.base=" HEADS " data.train=" HEADS "/records.jsonl"
+static const Trial heads[] = {{"two-plain", "plain", "reward.margin=none" HEADS_DATA},
+                              {"two-both", "both", "reward.center_coefficient=0.05" HEADS_DATA}};
 
 static const char *config;
 
@@ -40,7 +48,7 @@ static const char *run(const char *name, const char *options, const char *more) 
     return output;
 }
 
-static void check_metrics(const char *name, const char *output, const json_t *rows) {
+static void check_metrics(const char *name, const char *output, const json_t *rows, size_t n_metrics) {
     const char *metric;
     json_t *value;
     size_t checked = 0;
@@ -53,17 +61,17 @@ static void check_metrics(const char *name, const char *output, const json_t *ro
         ck_assert_msg(all <= bound, "%s: %s differs by %g", name, metric, all);
         checked++;
     }
-    ck_assert_uint_eq(checked, METRICS);
+    ck_assert_uint_eq(checked, n_metrics);
 }
 
 /* The largest difference of a held-out reward from TRL's. */
-static double reward_distance(const char *output, const json_t *expected) {
+static double reward_distance(const char *output, const char *golden, const json_t *expected) {
     char *line, *text, *rest;
     size_t size, n = 0;
     double worst = 0;
     const char *cria = getenv("CRIA");
-    int written = asprintf(&line, "%s eval reward %s " GOLDEN "/held_out.jsonl -n 0 -o %s.scores >/dev/null 2>%s.log",
-                           cria ? cria : "build/cria", output, output, output);
+    int written = asprintf(&line, "%s eval reward %s %s/held_out.jsonl -n 0 -o %s.scores >/dev/null 2>%s.log",
+                           cria ? cria : "build/cria", output, golden, output, output);
     ck_assert(written > 0);
     ck_assert_msg(system(line) == 0, "%s", line);
     free(line);
@@ -85,29 +93,63 @@ static double reward_distance(const char *output, const json_t *expected) {
     return worst;
 }
 
+/* Runs it, and once more for the gradient of its first step. */
+static void check_trial(const Trial *trial, const char *folder, const json_t *golden, size_t n_metrics) {
+    char base[128], expected[256], name[64];
+    const json_t *rows = json_object_get(json_object_get(golden, "runs"), trial->golden);
+    const json_t *held_out = json_object_get(json_object_get(golden, "held_out"), trial->golden);
+    snprintf(base, sizeof base, "%s/model.safetensors", folder);
+    snprintf(expected, sizeof expected, "%s/%s.safetensors", folder, trial->golden);
+    const char *output = run(trial->name, trial->options, "");
+    double change = trl_compare(output, base, expected, 0, PARAMETERS);
+    double loss = trl_metric_distance(output, rows, "loss", STEPS, STEPS);
+    double rewards = reward_distance(output, folder, held_out);
+    check_metrics(trial->name, output, rows, n_metrics);
+    snprintf(name, sizeof name, "%s-gradient", trial->name);
+    output = run(name, trial->options, TRL_GRADIENT_STEP);
+    double gradient = trl_compare(output, base, expected, TRL_GRADIENT_SCALE, PARAMETERS);
+    printf("%-9s gradient %.1e; 20 steps: losses %.1e, change %.1e, held-out rewards %.1e\n", trial->name, gradient,
+           loss, change, rewards);
+    ck_assert_msg(rewards <= 1e-4, "%s: held-out rewards differ by %g", trial->name, rewards);
+    ck_assert_msg(gradient <= 1e-5, "%s: gradient %g", trial->name, gradient);
+    ck_assert_msg(change <= 1e-3, "%s: change %g", trial->name, change);
+}
+
 START_TEST(every_form_of_the_loss_gives_what_trl_gives) {
     setup();
     json_t *golden = json_load_file(GOLDEN "/expected.json", 0, NULL);
     ck_assert_ptr_nonnull(golden);
-    for (int i = 0; i < N_RUNS; i++) {
-        char expected[256], name[64];
-        const json_t *rows = json_object_get(json_object_get(golden, "runs"), runs[i].golden);
-        snprintf(expected, sizeof expected, GOLDEN "/%s.safetensors", runs[i].golden);
-        const char *output = run(runs[i].name, runs[i].options, "");
-        double change = trl_compare(output, GOLDEN "/model.safetensors", expected, 0, PARAMETERS);
-        double loss = trl_metric_distance(output, rows, "loss", STEPS, STEPS);
-        double rewards = reward_distance(output, json_object_get(json_object_get(golden, "held_out"), runs[i].golden));
-        check_metrics(runs[i].name, output, rows);
-        snprintf(name, sizeof name, "%s-gradient", runs[i].name);
-        output = run(name, runs[i].options, TRL_GRADIENT_STEP);
-        double gradient = trl_compare(output, GOLDEN "/model.safetensors", expected, TRL_GRADIENT_SCALE, PARAMETERS);
-        printf("%-9s gradient %.1e; 20 steps: losses %.1e, change %.1e, held-out rewards %.1e\n", runs[i].name,
-               gradient, loss, change, rewards);
-        ck_assert_msg(rewards <= 1e-4, "%s: held-out rewards differ by %g", runs[i].name, rewards);
-        ck_assert_msg(gradient <= 1e-5, "%s: gradient %g", runs[i].name, gradient);
-        ck_assert_msg(change <= 1e-3, "%s: change %g", runs[i].name, change);
-    }
+    for (int i = 0; i < N_RUNS; i++) check_trial(&runs[i], GOLDEN, golden, METRICS);
     json_decref(golden);
+    fixture_teardown();
+}
+END_TEST
+
+START_TEST(each_pair_trains_its_own_row_as_trl_trains_its_only_one) {
+    setup();
+    json_t *golden = json_load_file(HEADS "/expected.json", 0, NULL);
+    ck_assert_ptr_nonnull(golden);
+    for (int i = 0; i < 2; i++) check_trial(&heads[i], HEADS, golden, METRICS + 2 * OBJECTIVE_METRICS);
+    json_decref(golden);
+    fixture_teardown();
+}
+END_TEST
+
+/* Pairs that are about the other row are noticed. */
+START_TEST(another_objective_is_noticed) {
+    setup();
+    const char *swapped = fixture_text("swapped.jsonl", "");
+    char *line, *options;
+    ck_assert(asprintf(&line,
+                       "sed 's/\"objective\": \"safety\"/\"objective\": \"helpfulness\"/' " HEADS "/records.jsonl >%s",
+                       swapped) > 0);
+    ck_assert_int_eq(system(line), 0);
+    free(line);
+    ck_assert(asprintf(&options, "data.train=%s", swapped) > 0);
+    const char *output = run("other", heads[1].options, options);
+    free(options);
+    double change = trl_compare(output, HEADS "/model.safetensors", HEADS "/both.safetensors", 0, PARAMETERS);
+    ck_assert_msg(change > 3e-3, "it passes: %g", change);
     fixture_teardown();
 }
 END_TEST
@@ -183,6 +225,7 @@ START_TEST(margins_are_those_of_the_paper) {
 }
 END_TEST
 
-CHECK_MAIN("reward and TRL", every_form_of_the_loss_gives_what_trl_gives, the_result_does_not_depend_on_micro_batches,
-           another_margin_coefficient_or_decay_is_noticed, derivatives_are_those_of_the_loss,
-           margins_are_those_of_the_paper)
+CHECK_MAIN("reward and TRL", every_form_of_the_loss_gives_what_trl_gives,
+           each_pair_trains_its_own_row_as_trl_trains_its_only_one, another_objective_is_noticed,
+           the_result_does_not_depend_on_micro_batches, another_margin_coefficient_or_decay_is_noticed,
+           derivatives_are_those_of_the_loss, margins_are_those_of_the_paper)

@@ -17,7 +17,7 @@ static const LlamaShape shape = {.dim = 48,
                                  .max_context = 64,
                                  .norm_eps = 1e-5f,
                                  .rope_theta = 1e4f,
-                                 .score_head = true};
+                                 .n_scores = 1};
 static const LlamaInit init = {.seed = 3, .std = 0.2f};
 
 static Llama *make(LlamaOptions options) {
@@ -35,14 +35,14 @@ static const int32_t starts[S + 1] = {0, 5, 6, 13}, last[S] = {4, 5, 12};
 static const TapeBatch batch = {
     .n_tokens = T, .n_segments = S, .tokens = tokens, .positions = positions, .segment_start = starts};
 
-/* Scores of the last tokens, or of all; with `gradient` (of either) backward too. */
+/* Scores of the last tokens, or of all, by every row of the head; with `gradient` (of either) backward too. */
 static void run(Llama *model, Dtype dtype, bool all, const float *gradient, float *scores) {
     Tape *tape = tape_new(&(TapeOptions){.capacity = 20, .dtype = dtype, .training = gradient != NULL});
     Tensor *index = all ? NULL : tape_input(tape, ROWS_SEGMENTS, 1, DTYPE_I32, false), *seed = NULL;
     Tensor *out = llama_score(tape, model, (LlamaRecord){0}, index);
     tape_keep(out);
     if (gradient) {
-        seed = tape_input(tape, all ? ROWS_TOKENS : ROWS_SEGMENTS, 1, DTYPE_F32, false);
+        seed = tape_input(tape, all ? ROWS_TOKENS : ROWS_SEGMENTS, model->shape.n_scores, DTYPE_F32, false);
         tape_seed(tape, out, seed);
     }
     CHECK_OK(tape_plan(tape));
@@ -50,7 +50,7 @@ static void run(Llama *model, Dtype dtype, bool all, const float *gradient, floa
     if (index) tape_bind_input(0, index, last);
     if (seed) tape_bind_input(0, seed, gradient);
     CHECK_OK(tape_forward(tape, 0));
-    memcpy(scores, tape_value(tape, 0, out), (size_t)(all ? T : S) * sizeof *scores);
+    memcpy(scores, tape_value(tape, 0, out), (size_t)(all ? T : S) * (size_t)model->shape.n_scores * sizeof *scores);
     if (gradient) CHECK_OK(tape_backward(tape, 0));
     tape_free(tape);
 }
@@ -217,16 +217,79 @@ START_TEST(a_reward_does_not_depend_on_the_others_of_its_batch) {
 }
 END_TEST
 
+/* ---- several rows ---- */
+
+enum { ROWS = 3 };
+
+/* The body of `one` under a head of ROWS rows, the middle one that of `one`. */
+static Llama *make_rows(const Llama *one, LlamaOptions options) {
+    Llama *model;
+    LlamaShape rows = shape;
+    rows.n_scores = ROWS;
+    CHECK_OK(llama_new(&model, &rows, options));
+    CHECK_OK(llama_init(model, init));
+    llama_copy_body(model, one);
+    memcpy(model->head.value + shape.dim, one->head.value, (size_t)shape.dim * sizeof(float));
+    for (int i = 0; i < shape.dim; i++) model->head.value[i] *= -2; /* it was drawn like that one */
+    return model;
+}
+
+START_TEST(a_row_scores_as_a_head_of_its_own_does) {
+    float scores[S * ROWS], alone[S];
+    RewardScorer *scorer;
+    RewardText texts[S];
+    Llama *one = make((LlamaOptions){0}), *model = make_rows(one, (LlamaOptions){0});
+    LlamaShape rows = shape;
+    rows.n_scores = ROWS;
+    ck_assert_uint_eq(llama_parameters(&rows), llama_parameters(&shape) + 2 * (uint64_t)shape.dim);
+    run(one, DTYPE_F32, false, NULL, alone);
+    run(model, DTYPE_F32, false, NULL, scores);
+    for (int s = 0; s < S; s++) {
+        ck_assert(scores[s * ROWS + 1] == alone[s]);
+        ck_assert(scores[s * ROWS] != alone[s] && scores[s * ROWS + 2] != alone[s]);
+        texts[s] = (RewardText){tokens + starts[s], (size_t)(starts[s + 1] - starts[s])};
+    }
+    float found[S * ROWS];
+    CHECK_OK(reward_scorer_new(&scorer, model, 7, DTYPE_F32)); /* so that there are several batches */
+    CHECK_OK(reward_scorer_score(scorer, texts, S, found, NULL, NULL));
+    for (int e = 0; e < S * ROWS; e++) ck_assert_double_eq_tol((double)found[e], (double)scores[e], 1e-5);
+    reward_scorer_free(scorer);
+    llama_free(model);
+    llama_free(one);
+}
+END_TEST
+
+START_TEST(a_gradient_by_one_row_is_that_of_a_head_of_its_own) {
+    static const float gradient[S] = {0.7f, -1.3f, 0.4f};
+    float by_rows[S * ROWS] = {0}, scores[S * ROWS];
+    Llama *one = make((LlamaOptions){.training = true}), *model = make_rows(one, (LlamaOptions){.training = true});
+    for (int s = 0; s < S; s++) by_rows[s * ROWS + 1] = gradient[s];
+    run(one, DTYPE_F32, false, gradient, scores);
+    run(model, DTYPE_F32, false, by_rows, scores);
+    for (int w = 0; w < one->n_weights - 1; w++)
+        for (size_t i = 0; i < weight_elements(one->weights[w]); i++)
+            ck_assert_msg(one->weights[w]->grad[i] == model->weights[w]->grad[i], "%s[%zu]: %g, %g",
+                          one->weights[w]->views[0].name, i, (double)one->weights[w]->grad[i],
+                          (double)model->weights[w]->grad[i]);
+    for (int i = 0; i < shape.dim; i++) {
+        const float *row = model->head.grad + i;
+        ck_assert(row[shape.dim] == one->head.grad[i] && row[0] == 0 && row[2 * shape.dim] == 0);
+    }
+    llama_free(model);
+    llama_free(one);
+}
+END_TEST
+
 START_TEST(a_language_model_scores_nothing) {
     RewardScorer *scorer;
     Llama *model;
     LlamaShape language = shape;
-    language.score_head = false;
+    language.n_scores = 0;
     CHECK_OK(llama_new(&model, &language, (LlamaOptions){0}));
     CHECK_ERROR(reward_scorer_new(&scorer, model, 8, DTYPE_F32), ERR_REFUSED, "language model");
     Tape *tape = tape_new(&(TapeOptions){.capacity = 4});
     ck_assert_ptr_null(llama_score(tape, model, (LlamaRecord){0}, NULL));
-    CHECK_ERROR(tape_plan(tape), ERR_FAILED, "a score head has one");
+    CHECK_ERROR(tape_plan(tape), ERR_FAILED, "no score head");
     tape_free(tape);
     llama_free(model);
 }
@@ -235,4 +298,5 @@ END_TEST
 CHECK_MAIN("score head", the_head_is_one_row_named_score, a_new_head_is_drawn_from_its_name_alone,
            the_last_tokens_scores_are_rows_of_all, gradients_are_those_of_the_scores, every_token_may_have_a_gradient,
            bf16_scores_have_more_digits_than_bf16, a_head_is_trained_on_a_frozen_body,
-           a_reward_does_not_depend_on_the_others_of_its_batch, a_language_model_scores_nothing)
+           a_reward_does_not_depend_on_the_others_of_its_batch, a_row_scores_as_a_head_of_its_own_does,
+           a_gradient_by_one_row_is_that_of_a_head_of_its_own, a_language_model_scores_nothing)

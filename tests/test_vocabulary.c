@@ -130,7 +130,7 @@ static int open_with(const char *directory, const Damage *damage, ModelFile *fil
         }
         n += rows > 0 || !(is_embedding || is_head);
     }
-    CHECK_OK(peft_write(directory, &adapter.config, sources, n));
+    CHECK_OK(peft_write(directory, &adapter.config, sources, n, NULL, 0));
     peft_close(&adapter);
     free(zeros);
     return model_file_open(file, directory, (ModelFileOptions){0});

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/chat/pairs.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "train/chat_sample.h"
@@ -81,7 +80,7 @@ static int add_encoders(Run *run, SourceOptions **sources, const SourceOptions *
         ChatColumns *columns = &stage->columns[stage->n_columns++];
         TRY(chat_columns_parse(columns, *own ? own : run->config->data_columns));
         (*sources)[i] = from[i];
-        TRY(make(&(*sources)[i].encoder, run, columns));
+        TRY(make(&(*sources)[i].encoder, run, &list->items[i], columns));
     }
     return OK;
 }
@@ -100,7 +99,8 @@ int chat_stage_data(Run *run, LoaderOptions *options, MakeEncoder make) {
     return OK;
 }
 
-int chat_stage_pair_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns, SampleKind samples) {
+int chat_stage_pair_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns,
+                            PairObjectives objectives, SampleKind samples) {
     const ChatStage *stage = run->own;
     const Config *config = run->config;
     PairEncoder *pairs;
@@ -110,7 +110,8 @@ int chat_stage_pair_encoder(const RecordEncoder **encoder, Run *run, const ChatC
                                             .samples = samples,
                                             .context = (size_t)config->train_context,
                                             .overlong = (Overlong)config->preferences_overlong,
-                                            .mask_stop = config->preferences_mask_stop});
+                                            .mask_stop = config->preferences_mask_stop,
+                                            .objectives = objectives});
     *encoder = &pairs->base;
     return OK;
 }

@@ -3,6 +3,7 @@
 #ifndef CRIA_TRAIN_CHAT_STAGE_H
 #define CRIA_TRAIN_CHAT_STAGE_H
 
+#include "data/chat/pairs.h"
 #include "train/files/model_template.h"
 #include "train/run.h"
 
@@ -23,12 +24,14 @@ int chat_stage_prepare(Run *run);
 void chat_stage_new_rows(Run *run);
 
 /* The encoder of one source, in the run's arena. */
-typedef int (*MakeEncoder)(const RecordEncoder **encoder, Run *run, const ChatColumns *columns);
+typedef int (*MakeEncoder)(const RecordEncoder **encoder, Run *run, const ConfigSource *source,
+                           const ChatColumns *columns);
 /* Stage's data: every source gets an encoder. */
 int chat_stage_data(Run *run, LoaderOptions *options, MakeEncoder make);
 
 /* An encoder of preferences by preferences.*: of SAMPLE_PAIR or SAMPLE_LABELLED. */
-int chat_stage_pair_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns, SampleKind samples);
+int chat_stage_pair_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns,
+                            PairObjectives objectives, SampleKind samples);
 
 /* Stage's data_opened: tells what was left out, at every start and not only when the cache is made. */
 void chat_stage_data_opened(const Run *run);

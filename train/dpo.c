@@ -71,9 +71,12 @@ static int prepare(Run *run) {
     return chat_stage_prepare(run);
 }
 
-static int make_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns) {
+static int make_encoder(const RecordEncoder **encoder, Run *run, const ConfigSource *source,
+                        const ChatColumns *columns) {
+    (void)source;
     const Dpo *dpo = run->own;
-    return chat_stage_pair_encoder(encoder, run, columns, dpo->loss.loss == DPO_KTO ? SAMPLE_LABELLED : SAMPLE_PAIR);
+    return chat_stage_pair_encoder(encoder, run, columns, (PairObjectives){.n = 0},
+                                   dpo->loss.loss == DPO_KTO ? SAMPLE_LABELLED : SAMPLE_PAIR);
 }
 
 static int data(Run *run, LoaderOptions *options) {

@@ -7,7 +7,7 @@ ForwardFlops forward_flops(const LlamaShape *shape, int context) {
     double weights = dim * (query + 2 * key) + query * dim + 3 * dim * ffn;
     return (ForwardFlops){.matrices = 2 * layers * weights,
                           .attention = 4 * layers * query * (context + 1) / 2, /* scores, and values weighed by them */
-                          .head = 2 * dim * (shape->score_head ? 1 : shape->vocab_size)};
+                          .head = 2 * dim * (shape->n_scores > 0 ? shape->n_scores : shape->vocab_size)};
 }
 
 double recomputed_norm_bytes(const LlamaShape *shape, size_t activation_bytes) {

@@ -3,7 +3,6 @@
 
 #include "model/core/error.h"
 #include "model/storage.h"
-#include "train/files/adapter_file.h"
 
 int other_model_check(const Run *run, OptionId option, const ModelFile *file) {
     const Config *config = run->config;
@@ -21,23 +20,21 @@ int other_model_check(const Run *run, OptionId option, const ModelFile *file) {
 }
 
 /* Of a model that keeps nothing but packings, the embedding's values too. */
-static uint64_t resident_bytes(const Llama *model) {
+static uint64_t resident_bytes(const ModelFile *file, Frozen frozen) {
+    const Llama *model = file->model;
+    bool mapped = frozen == FROZEN_16BIT && model_file_is_mapped(file->arrays);
     uint64_t values = model->value_bytes;
     if (model->packed_only && model->packing_bytes > 0)
         values = weight_value_bytes(&model->embedding) + weight_value_bytes(&model->norm);
-    return values + model->packing_bytes + model->frozen_bytes +
-           llama_table_bytes(&model->shape, model->rotary.n_positions);
+    return values + model->packing_bytes + (mapped ? 0 : model->frozen_bytes) +
+           llama_table_bytes(&model->shape, model->rotary.n_positions) + (file->lora ? lora_bytes(file->lora) : 0);
 }
 
 int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options,
-                      int (*pass)(uint64_t *bytes, Llama *model, const MemoryPlan *plan)) {
+                      int (*pass)(uint64_t *bytes, Llama *model, void *context), void *context) {
     ModelFile file;
     uint64_t more = 0;
     *bytes = 0;
-    if (adapter_recognises(path)) {
-        text_printf(&plan->notes, "%s is an adapter: the model that it is read with is not counted\n", path);
-        return OK;
-    }
     options.keep_open = true;
     options.need_tokenizer = false;
     if (model_file_open(&file, path, options) != OK) {
@@ -45,8 +42,8 @@ int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, Model
         error_clear();
         return OK;
     }
-    int rc = pass ? pass(&more, file.model, plan) : OK;
-    *bytes = resident_bytes(file.model) + more;
+    int rc = pass ? pass(&more, file.model, context) : OK;
+    *bytes = resident_bytes(&file, options.frozen) + more;
     model_file_close(&file);
     return rc;
 }

@@ -9,9 +9,10 @@
  * path. */
 int other_model_check(const Run *run, OptionId option, const ModelFile *file);
 
-/* What it holds in memory once it is opened so, the mapped file left out; with a `pass` also what that says of the
- * model, which has names only. Where PATH is an adapter or is not there yet, *bytes is 0 and a note says so. */
+/* What it holds in memory once it is opened so, of an adapter its base too, the mapped file left out; with a `pass`
+ * also what that says of the model, which has names only. Where PATH is not there yet, *bytes is 0, there is no pass,
+ * and a note says so. */
 int other_model_bytes(uint64_t *bytes, MemoryPlan *plan, const char *path, ModelFileOptions options,
-                      int (*pass)(uint64_t *bytes, Llama *model, const MemoryPlan *plan));
+                      int (*pass)(uint64_t *bytes, Llama *model, void *context), void *context);
 
 #endif

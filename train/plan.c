@@ -84,29 +84,22 @@ static int plan_chat(MemoryPlan *plan, const Config *config, const ModelFile *fi
     return rc;
 }
 
-/* Whether a frozen model is used where the file is mapped: every matrix is there in 16 bits. */
-static bool is_mapped(const NamedFile *file) {
-    for (size_t i = 0; i < named_count(file); i++) {
-        const NamedArray *array = named_at(file, i);
-        bool narrow = array->dtype == DTYPE_BF16 || array->dtype == DTYPE_F16;
-        if (array->n_dims == 2 && !(narrow && array->data)) return false;
-    }
-    return true;
-}
-
 /* The shape of model.base, without its parameters. */
 static int shape_of_base(MemoryPlan *plan, Tokenizer **tokenizer, const Config *config, ModelHead head) {
     bool own = !*config->tokenizer_path || strcmp(config->tokenizer_path, "from-model") == 0;
     bool adapted = config->lora_rank > 0;
+    HfLabels labels;
     ModelFile file;
+    TRY(setup_labels(&labels, config));
     TRY(model_file_open(&file, config->model_base,
                         (ModelFileOptions){.head = head,
+                                           .labels = labels.n > 0 ? &labels : NULL,
                                            .shape_only = !adapted,
                                            .keep_open = adapted,
                                            .whole = adapted,
                                            .tokenizer = own ? NULL : config->tokenizer_path}));
     plan->shape = llama_shape_from_hf(&file.config);
-    plan->mapped = setup_frozen(config) == FROZEN_16BIT && is_mapped(file.arrays);
+    plan->mapped = setup_frozen(config) == FROZEN_16BIT && model_file_is_mapped(file.arrays);
     *tokenizer = file.tokenizer;
     file.tokenizer = NULL;
     int rc = plan_chat(plan, config, &file, *tokenizer);
@@ -158,8 +151,9 @@ static int activation_bytes(uint64_t *bytes, Llama *model, int64_t microbatch, R
     Objective *objective;
     Loop *loop = NULL;
     Dtype precision = setup_precision(config);
-    if (model->shape.score_head)
-        TRY(reward_objective_new(&objective, (int)microbatch, (RewardOptions){MARGIN_NONE, 0}));
+    if (model->shape.n_scores > 0)
+        TRY(reward_objective_new(&objective, (int)microbatch,
+                                 (RewardOptions){.labels = hf_labels_unnamed(model->shape.n_scores)}));
     else if (config->preferences_per_batch > 0)
         TRY(dpo_objective_new(&objective, (int)microbatch, &(DpoOptions){.nll = config->dpo_nll}));
     else if (*config->template_name)
@@ -333,14 +327,15 @@ uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute) {
 }
 
 /* Another model beside the policy, before anything of training is touched. */
-static int referring_pass(uint64_t *bytes, Llama *model, const MemoryPlan *plan) {
+static int referring_pass(uint64_t *bytes, Llama *model, void *context) {
+    const MemoryPlan *plan = context;
     return reference_pass_bytes(bytes, model, (int)plan->microbatch, plan->precision);
 }
 
 static int reference_part(MemoryPlan *plan, const Config *config) {
     if (!*config->dpo_reference) return OK;
     return other_model_bytes(&plan->referring, plan, config->dpo_reference,
-                             (ModelFileOptions){.precision = setup_precision(config)}, referring_pass);
+                             (ModelFileOptions){.precision = setup_precision(config)}, referring_pass, plan);
 }
 
 /* What is there before gradients, moments and activations are touched. */

@@ -125,15 +125,14 @@ static void find_stops(Run *run) {
 }
 
 int ppo_scorer(Scorer **scorer, const Config *config) {
-    if (config->ppo_reward == REWARD_MODEL && *config->ppo_safety_model) {
-        TRY(config_require(config, OPTION_ppo_model));
-        return scorer_llama2_new(scorer, config->ppo_model, config->ppo_safety_model);
-    }
     return scorer_new(scorer, &(ScorerOptions){.kind = (RewardKind)config->ppo_reward,
                                                .word = config->ppo_word,
                                                .pattern = config->ppo_pattern,
                                                .program = config->ppo_program,
                                                .model = config->ppo_model,
+                                               .head = config->ppo_head,
+                                               .safety_model = config->ppo_safety_model,
+                                               .safety_head = config->ppo_safety_head,
                                                .length = (double)config->ppo_length,
                                                .timeout = config->ppo_timeout,
                                                .section = "ppo"});

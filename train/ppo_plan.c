@@ -1,11 +1,16 @@
 /* See ppo_plan.h. */
 #include "train/ppo_plan.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "eval/generator.h"
+#include "eval/reward_scorer.h"
 #include "model/core/error.h"
-#include "train/answers/scorer.h"
+#include "train/answers/reward_model.h"
 #include "train/objectives/value.h"
 #include "train/other_model.h"
+#include "train/ppo_value.h"
 #include "train/setup.h"
 
 enum { USUAL_SAMPLES = 8 /* of a group */ };
@@ -43,14 +48,40 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, int64_t answers, const 
 
 /* ---- other models ---- */
 
-/* A model that answers are scored by. */
-static int scorer_bytes(MemoryPlan *plan, const char *path) {
+typedef struct {
+    int tokens; /* that a rollout has at most */
     uint64_t bytes;
-    if (!*path) return OK;
-    TRY(other_model_bytes(&bytes, plan, path, (ModelFileOptions){.head = HEAD_SCORE, .inference = INFERENCE_AUTO},
-                          NULL));
+} ScorerPass;
+
+/* What scoring takes beside the model: its tape is as full as a rollout makes it. */
+static int scorer_pass(uint64_t *bytes, Llama *model, void *context) {
+    RewardScorer *scorer;
+    ScorerPass *pass = context;
+    int tokens = pass->tokens < REWARD_MODEL_BATCH ? pass->tokens : REWARD_MODEL_BATCH;
+    *bytes = 0; /* told apart from the model's */
+    TRY(reward_scorer_new(&scorer, model, tokens, llama_inference_dtype(model)));
+    int rc = reward_scorer_bytes(scorer, &pass->bytes);
+    reward_scorer_free(scorer);
+    return rc;
+}
+
+/* A model that answers are scored by. One that is to be trained stands in for itself as what it begins from. */
+static int scorer_bytes(MemoryPlan *plan, const char *path, uint64_t tokens) {
+    uint64_t bytes;
+    ScorerPass pass = {.tokens = tokens < REWARD_MODEL_BATCH ? (int)tokens : REWARD_MODEL_BATCH};
+    ModelFileOptions options = reward_model_options();
+    options.head = HEAD_TO_SCORE;
+    TRY(other_model_bytes(&bytes, plan, path, options, scorer_pass, &pass));
     plan->bytes[PLAN_PARAMETERS] += bytes;
+    plan->bytes[PLAN_BATCH] += pass.bytes;
     return OK;
+}
+
+static int scorers_bytes(MemoryPlan *plan, const Config *config, uint64_t tokens) {
+    const char *model = config->ppo_model, *safety = config->ppo_safety_model;
+    if (config->ppo_reward != REWARD_MODEL) return OK;
+    if (*model) TRY(scorer_bytes(plan, model, tokens));
+    return *safety && strcmp(safety, model) != 0 ? scorer_bytes(plan, safety, tokens) : OK;
 }
 
 static int reference_bytes(MemoryPlan *plan, const Llama *model, const Config *config) {
@@ -60,7 +91,7 @@ static int reference_bytes(MemoryPlan *plan, const Llama *model, const Config *c
                               (ModelFileOptions){.precision = setup_precision(config),
                                                  .frozen = setup_frozen(config),
                                                  .unpacked = !config->train_packed_weights},
-                              NULL));
+                              NULL, NULL));
     plan->bytes[PLAN_PARAMETERS] += bytes;
     return OK;
 }
@@ -80,7 +111,7 @@ static int value_names(Llama **value, Lora **lora, const Llama *model, const Con
         TRY(llama_new_on_body(value, model, how));
         return lora_new(lora, *value, options, how);
     }
-    shape.score_head = true;
+    shape.n_scores = 1;
     shape.tied = false;
     return llama_new(value, &shape, how);
 }
@@ -100,15 +131,42 @@ static int value_activations(MemoryPlan *plan, Llama *value, const Config *confi
     return OK;
 }
 
-static int value_bytes(MemoryPlan *plan, const Llama *model, const Config *config) {
+/* On such a body under adapters. */
+static int value_on(MemoryPlan *plan, const Llama *body, const Config *config) {
     Llama *value = NULL;
     Lora *lora = NULL;
-    int rc = value_names(&value, &lora, model, config);
+    int rc = value_names(&value, &lora, body, config);
     if (rc == OK) rc = value_activations(plan, value, config);
     if (rc == OK) rc = plan_add_trained(plan, NULL, value, lora, config);
     lora_free(lora);
     llama_free(value);
     return rc;
+}
+
+typedef struct {
+    MemoryPlan *plan;
+    const Config *config;
+    bool found;
+} ValueBody;
+
+static int value_on_other(uint64_t *bytes, Llama *model, void *context) {
+    ValueBody *body = context;
+    *bytes = 0;
+    body->found = true;
+    return value_on(body->plan, model, body->config);
+}
+
+/* With a body of its own where it begins as a whole model under adapters; else on the policy's. */
+static int value_bytes(MemoryPlan *plan, const Llama *model, const Config *config) {
+    char *path;
+    uint64_t bytes = 0;
+    ValueBody body = {.plan = plan, .config = config};
+    TRY(value_model_body(&path, config));
+    int rc = path ? other_model_bytes(&bytes, plan, path, value_body_options(config), value_on_other, &body) : OK;
+    plan->bytes[PLAN_PARAMETERS] += bytes;
+    free(path);
+    TRY(rc);
+    return body.found ? OK : value_on(plan, model, config);
 }
 
 /* ---- all of it ---- */
@@ -124,10 +182,7 @@ int ppo_plan(MemoryPlan *plan, Llama *model, const Config *config, const Tokeniz
     TRY(pass_bytes(&passes, model, (int)plan->microbatch, config)); /* that for values takes less */
     TRY(sampling_bytes(&sampling, model, answers, config, tokenizer));
     TRY(reference_bytes(plan, model, config));
-    if (config->ppo_reward == REWARD_MODEL) {
-        TRY(scorer_bytes(plan, config->ppo_model));
-        TRY(scorer_bytes(plan, config->ppo_safety_model));
-    }
+    TRY(scorers_bytes(plan, config, tokens));
     if (valued) TRY(value_bytes(plan, model, config));
     plan->bytes[PLAN_BATCH] += passes + tokens * (valued ? BYTES_A_TOKEN + BYTES_A_STATE : BYTES_A_TOKEN);
     if (plan->bytes[PLAN_SAVING] < sampling) plan->bytes[PLAN_SAVING] = sampling;

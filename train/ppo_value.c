@@ -9,7 +9,7 @@
 #include "model/core/file.h"
 #include "model/core/log.h"
 #include "model/formats/checkpoint.h"
-#include "train/answers/scorer.h"
+#include "train/answers/reward_model.h"
 #include "train/files/adapter_file.h"
 #include "train/other_model.h"
 #include "train/run_adapter.h"
@@ -22,41 +22,9 @@ void value_model_free(ValueModel *value) {
     optimizer_free(value->companion.optimizer);
     lora_free(value->lora);
     llama_free(value->model);
+    model_file_close(&value->body); /* what the model borrows from */
     arena_free(&value->arena);
     *value = (ValueModel){.model = NULL};
-}
-
-/* ---- what it is ---- */
-
-static int make_model(ValueModel *value, const Run *run) {
-    LlamaOptions how = setup_llama(run->config, run->model->rotary.n_positions);
-    LlamaShape shape = run->model->shape;
-    LoraOptions options;
-    bool adapted;
-    TRY(setup_value_lora(&options, &adapted, run->config));
-    how.training = true;
-    if (adapted) {
-        TRY(llama_new_on_body(&value->model, run->model, how));
-        return lora_new(&value->lora, value->model, options,
-                        (LlamaOptions){.training = true, .precision = setup_precision(run->config)});
-    }
-    shape.score_head = true;
-    shape.tied = false;
-    return llama_new(&value->model, &shape, how);
-}
-
-static int make_companion(ValueModel *value, const Run *run) {
-    Companion *companion = &value->companion;
-    double rate = run->config->ppo_value_lr;
-    *companion = (Companion){.name = VALUE_NAME, .rate = rate > 0 ? rate / run->config->optim_lr : 1};
-    TRY(trained_list(&companion->trained, value->model, value->lora, &value->arena));
-    return setup_optimizer(&companion->optimizer, &companion->trained, run->config, &value->arena);
-}
-
-int value_model_new(ValueModel *value, const Run *run) {
-    TRY(make_model(value, run));
-    TRY(make_companion(value, run));
-    return value_model_start(value, run);
 }
 
 /* ---- what it begins as ---- */
@@ -74,6 +42,97 @@ static Source source_of(const Config *config) {
         return (Source){config->ppo_model, OPTION_ppo_model, false};
     return (Source){.path = NULL};
 }
+
+/* Of a run of PPO its value model is meant. malloc'd. */
+static int resolve(char **path, const char *given) {
+    char *folder = NULL, *own = NULL;
+    if (checkpoint_resolve(&folder, given) == OK) own = path_join(folder, VALUE_FILE);
+    error_clear();
+    free(folder);
+    bool found = own && file_exists(own);
+    *path = found ? own : strdup(given);
+    if (!found) free(own);
+    if (!*path) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+/* ---- what it is ---- */
+
+int value_model_body(char **path, const Config *config) {
+    Source source = source_of(config);
+    *path = NULL;
+    if (config->lora_rank == 0 || !source.path) return OK;
+    TRY(resolve(path, source.path));
+    if (!adapter_recognises(*path)) return OK;
+    free(*path);
+    *path = NULL;
+    return OK;
+}
+
+ModelFileOptions value_body_options(const Config *config) {
+    return (ModelFileOptions){.head = HEAD_TO_SCORE,
+                              .precision = setup_precision(config),
+                              .frozen = setup_frozen(config),
+                              .unpacked = !config->train_packed_weights,
+                              .need_tokenizer = true,
+                              .fingerprint = true,
+                              .whole = true};
+}
+
+/* It must read the policy's tokens. */
+static int open_body(ModelFile *body, const Run *run, const char *path, OptionId option) {
+    TRY(model_file_open(body, path, value_body_options(run->config)));
+    int rc = other_model_check(run, option, body);
+    if (rc != OK) model_file_close(body);
+    return rc;
+}
+
+/* What cannot be opened is the start's to tell. */
+static int take_body(ValueModel *value, const Run *run) {
+    char *path;
+    Source source = source_of(run->config);
+    TRY(value_model_body(&path, run->config));
+    if (path && open_body(&value->body, run, path, source.option) != OK) error_clear();
+    free(path);
+    return OK;
+}
+
+static int make_model(ValueModel *value, const Run *run) {
+    LlamaOptions how = setup_llama(run->config, run->model->rotary.n_positions);
+    LlamaShape shape = run->model->shape;
+    LoraOptions options;
+    bool adapted;
+    TRY(setup_value_lora(&options, &adapted, run->config));
+    how.training = true;
+    if (adapted) {
+        TRY(take_body(value, run));
+        TRY(llama_new_on_body(&value->model, value->body.model ? value->body.model : run->model, how));
+        return lora_new(&value->lora, value->model, options,
+                        (LlamaOptions){.training = true, .precision = setup_precision(run->config)});
+    }
+    shape.n_scores = 1;
+    shape.tied = false;
+    return llama_new(&value->model, &shape, how);
+}
+
+static int make_companion(ValueModel *value, const Run *run) {
+    Companion *companion = &value->companion;
+    double rate = run->config->ppo_value_lr;
+    *companion = (Companion){.name = VALUE_NAME,
+                             .rate = rate > 0 ? rate / run->config->optim_lr : 1,
+                             .base_path = value->body.path,
+                             .base_fingerprint = value->body.fingerprint};
+    TRY(trained_list(&companion->trained, value->model, value->lora, &value->arena));
+    return setup_optimizer(&companion->optimizer, &companion->trained, run->config, &value->arena);
+}
+
+int value_model_new(ValueModel *value, const Run *run) {
+    TRY(make_model(value, run));
+    TRY(make_companion(value, run));
+    return value_model_start(value, run);
+}
+
+/* ---- how it begins ---- */
 
 static void no_head(const ValueModel *value) {
     Weight *head = &value->model->head;
@@ -109,38 +168,47 @@ static int check_kind(const ValueModel *value, const Run *run, const Source *sou
     return other_model_check(run, source->option, file);
 }
 
+/* The row of its head that ppo.head names, where it has several; zeros where it has none. */
+static int start_head(const ValueModel *value, const Run *run, const ModelFile *file) {
+    const Weight *head = &value->model->head, *from = &file->model->head;
+    const HfLabels *labels = &file->config.labels;
+    int row;
+    size_t n = (size_t)head->cols;
+    TRY(reward_row(&row, labels, labels->n > 1 ? run->config->ppo_head : "", option_table[OPTION_ppo_head].key,
+                   file->path));
+    memcpy(head->value, from->value + (size_t)row * n, n * sizeof *head->value);
+    return OK;
+}
+
 static int start_as_model(ValueModel *value, const Run *run, const Source *source) {
     ModelFile file;
     TRY(model_file_open(&file, source->path,
                         (ModelFileOptions){.head = HEAD_TO_SCORE, .training = true, .need_tokenizer = true}));
     int rc = check_kind(value, run, source, &file);
-    if (rc == OK) llama_copy_rows(value->model, file.model);
+    if (rc == OK) rc = start_head(value, run, &file);
+    if (rc == OK) llama_copy_body(value->model, file.model);
     model_file_close(&file);
     return rc;
 }
 
-/* On the base that the policy has; the head stays zero where none was trained beside it. */
-static int start_as_adapter(ValueModel *value, const Run *run, const Source *source) {
-    if (!adapter_recognises(source->path))
-        return config_fail(run->config, source->option,
-                           "%s is a whole model; under lora.rank the value model is an adapter on model.base, and "
-                           "begins as one of that or as the policy (from-policy)",
-                           source->path);
-    no_head(value);
-    return run_load_adapter(run, value->lora, source->option, source->path);
+/* A fresh adapter on a whole model's body. */
+static int start_on_body(ValueModel *value, const Run *run, const Source *source) {
+    ModelFile body;
+    if (!value->body.model) { /* for the reason that it cannot be opened */
+        TRY(open_body(&body, run, source->path, source->option));
+        model_file_close(&body);
+        FAIL(ERR_FAILED, "%s could not be opened when the run began, and now it can: start the run again",
+             source->path);
+    }
+    TRY(start_head(value, run, &value->body));
+    return lora_init(value->lora, (uint64_t)run->config->seed);
 }
 
-/* Of a run of PPO its value model is meant. malloc'd. */
-static int resolve(char **path, const char *given) {
-    char *folder = NULL, *own = NULL;
-    if (checkpoint_resolve(&folder, given) == OK) own = path_join(folder, VALUE_FILE);
-    error_clear();
-    free(folder);
-    bool found = own && file_exists(own);
-    *path = found ? own : strdup(given);
-    if (!found) free(own);
-    if (!*path) FAIL(ERR_FAILED, "out of memory");
-    return OK;
+/* On the base that the policy has; the head stays zero where none was trained beside it. */
+static int start_as_adapter(ValueModel *value, const Run *run, const Source *source) {
+    if (!adapter_recognises(source->path)) return start_on_body(value, run, source);
+    no_head(value);
+    return run_load_adapter(run, value->lora, source->option, source->path);
 }
 
 static int start_as_other(ValueModel *value, const Run *run, const Source *source) {

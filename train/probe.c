@@ -89,7 +89,7 @@ uint64_t probe_baseline(const LlamaShape *shape, int n_tokens, Dtype precision, 
     products_of(n_tokens, shape->dim, query, precision);
     products_of(n_tokens, 2 * shape->ffn_dim, shape->dim, precision);
     products_of(n_tokens, shape->dim, shape->ffn_dim, precision);
-    if (!shape->score_head) products_of(head_tokens > 0 ? head_tokens : 1, shape->vocab_size, shape->dim, precision);
+    if (shape->n_scores == 0) products_of(head_tokens > 0 ? head_tokens : 1, shape->vocab_size, shape->dim, precision);
     if (frozen) workspace_touch();
     MemoryUse use = memory_use();
     return use.anonymous + use.shared;

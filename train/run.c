@@ -105,7 +105,10 @@ static int initialise_head(Run *run) {
 static int open_model_base(Run *run) {
     const Config *config = run->config;
     bool adapted = config->lora_rank > 0;
+    HfLabels labels;
+    TRY(setup_labels(&labels, config));
     ModelFileOptions options = {.head = run->stage->head,
+                                .labels = labels.n > 0 ? &labels : NULL,
                                 .training = !adapted,
                                 .train_head = adapted,
                                 .train_vocabulary = setup_trains_vocabulary(config),
@@ -221,7 +224,8 @@ static int load_newest(Run *run, LoopState *state, bool *found) {
 
 static int reload_model_base(Run *run) {
     ModelFile again;
-    TRY(model_file_open(&again, run->config->model_base, (ModelFileOptions){.head = run->stage->head}));
+    TRY(model_file_open(&again, run->config->model_base,
+                        (ModelFileOptions){.head = run->stage->head, .labels = &run->base.config.labels}));
     llama_copy_rows(run->model, again.model);
     model_file_close(&again);
     TRY(initialise_head(run));
@@ -311,6 +315,7 @@ static int prepare(Run *run, bool *resumed) {
                             .companion = run->companion,
                             .tokenizer = run->tokenizer,
                             .base = run->base.model && has_own_tokenizer(run->config) ? &run->base : NULL,
+                            .labels = run->base.model ? &run->base.config.labels : NULL,
                             .base_path = run->config->model_base,
                             .base_fingerprint = run->base.fingerprint,
                             .chat_template = run->chat_template,
@@ -428,7 +433,19 @@ static int train(Run *run) {
     return rc;
 }
 
+static int refuse_objectives(const Config *config, OptionId id, const ConfigSources *sources) {
+    for (size_t i = 0; i < sources->n; i++)
+        if (*sources->items[i].objective)
+            return config_fail(config, id, "%s: objective '%s': only a reward model ('cria reward') has several scores",
+                               sources->items[i].path, sources->items[i].objective);
+    return OK;
+}
+
 int run_check_config(const Stage *stage, Config *config) {
+    if (stage->head != HEAD_TO_SCORE) {
+        TRY(refuse_objectives(config, OPTION_data_train, &config->data_train));
+        TRY(refuse_objectives(config, OPTION_data_validation, &config->data_validation));
+    }
     if (stage->defaults) TRY(stage->defaults(config));
     TRY(config_check(config));
     TRY(run_check_adapter_options(config));

@@ -42,7 +42,7 @@ static int compare_options(const Config *config, OptionId option, const LoraOpti
 /* What it has of a vocabulary must be what this run trains. */
 static int compare_vocabulary(const Run *run, const Llama *model, OptionId option, const LoraVocabulary *found) {
     bool trained = setup_trains_vocabulary(run->config), tied = model->head.tied;
-    bool whole = found->embedding && (found->head || model->shape.score_head || (tied && found->tied));
+    bool whole = found->embedding && (found->head || model->shape.n_scores > 0 || (tied && found->tied));
     if (!trained && found->rows > 0)
         return config_fail(run->config, option, "its vocabulary was trained beside it; see lora.vocabulary");
     if (found->rows > 0 && (!whole || (tied && !found->tied)))
@@ -91,7 +91,7 @@ int run_start_adapter(Run *run) {
 
 int run_remember_head(Run *run) {
     const Weight *head = &run->model->head;
-    if (!run->model->shape.score_head) return OK;
+    if (run->model->shape.n_scores == 0) return OK;
     ARENA_TRY(run->first_head, &run->arena, weight_elements(head));
     memcpy(run->first_head, head->value, weight_elements(head) * sizeof *head->value);
     return OK;
@@ -116,7 +116,7 @@ static int restore_vocabulary(Run *run) {
     TRY(model_file_open(&base, run->config->model_base,
                         (ModelFileOptions){.head = run->stage->head, .keep_open = true}));
     int rc = read_again(&run->model->embedding, base.arrays);
-    if (rc == OK && !run->model->shape.score_head) rc = read_again(&run->model->head, base.arrays);
+    if (rc == OK && run->model->shape.n_scores == 0) rc = read_again(&run->model->head, base.arrays);
     model_file_close(&base);
     TRY(rc);
     llama_pack(run->model);
@@ -159,7 +159,7 @@ static int count_like(const Llama *model, int32_t id, float *row, float *other) 
 static int check_stops(const Run *run, const LoraOptions *adapter) {
     int rc = OK;
     bool learns = setup_trains_vocabulary(run->config) || (adapter->targets & 1u << LORA_LM_HEAD);
-    if (run->model->shape.score_head || run->stops_masked || learns) return OK;
+    if (run->model->shape.n_scores > 0 || run->stops_masked || learns) return OK;
     size_t dim = (size_t)run->model->shape.dim;
     float *rows = malloc(2 * dim * sizeof *rows);
     if (!rows) FAIL(ERR_FAILED, "out of memory");
@@ -216,7 +216,7 @@ enum { CHECKED_TOKENS = 64 };
 
 typedef struct {
     int32_t segment_start[CHECKED_TOKENS + 1];
-    float outputs[2][CHECKED_TOKENS]; /* with the adapter, without it */
+    float *outputs[2]; /* with the adapter, without it: of each token its scores, or its log-probability */
 } FreshCheck;
 
 /* The first tokens of a micro-batch, each its own target: what is learned of them does not matter here. */
@@ -233,14 +233,19 @@ static MicroBatch first_tokens(FreshCheck *check, const MicroBatch *micro) {
     return few;
 }
 
+static size_t n_outputs(const Llama *model, const MicroBatch *few) {
+    int each = model->shape.n_scores > 0 ? model->shape.n_scores : 1;
+    return (size_t)few->n_tokens * (size_t)each;
+}
+
 static int replay(float *outputs, Tape *tape, Llama *model, const MicroBatch *few, const MicroBuffers *buffers) {
-    Tensor *out = model->shape.score_head ? llama_score(tape, model, (LlamaRecord){0}, NULL)
-                                          : llama_record(tape, model, (LlamaRecord){0}, (HeadOptions){0}).logprob;
+    Tensor *out = model->shape.n_scores > 0 ? llama_score(tape, model, (LlamaRecord){0}, NULL)
+                                            : llama_record(tape, model, (LlamaRecord){0}, (HeadOptions){0}).logprob;
     tape_keep(out);
     TRY(tape_plan(tape));
     TRY(micro_batch_bind(tape, 0, few, buffers));
     TRY(tape_forward(tape, 0));
-    memcpy(outputs, tape_value(tape, 0, out), (size_t)few->n_tokens * sizeof *outputs);
+    memcpy(outputs, tape_value(tape, 0, out), n_outputs(model, few) * sizeof *outputs);
     return OK;
 }
 
@@ -256,24 +261,34 @@ static int outputs_of(float *outputs, const Run *run, const MicroBatch *few, Dty
     return rc;
 }
 
+static int compare_outputs(const FreshCheck *check, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(&check->outputs[0][i], &check->outputs[1][i], sizeof check->outputs[0][i]) != 0)
+            FAIL(ERR_FAILED,
+                 "the fresh adapter changes the model: output %zu of the first micro-batch is %.9g with it and %.9g "
+                 "without it",
+                 i, (double)check->outputs[0][i], (double)check->outputs[1][i]);
+    return OK;
+}
+
 int run_check_adapter(Run *run, const LoopOptions *options) {
+    int rc = OK;
     StepBatch batch;
     FreshCheck check;
     if (*run->config->lora_init) return OK; /* it is not fresh */
     TRY(loader_step(run->loader, 0, &batch));
     if (batch.n_micro == 0) return OK;
     MicroBatch few = first_tokens(&check, &batch.micro[0]);
-    TRY(outputs_of(check.outputs[0], run, &few, options->precision));
+    size_t n = n_outputs(run->model, &few);
+    check.outputs[0] = calloc(2 * n + 1, sizeof *check.outputs[0]);
+    if (!check.outputs[0]) FAIL(ERR_FAILED, "out of memory");
+    check.outputs[1] = check.outputs[0] + n;
+    TRY_TO(done, outputs_of(check.outputs[0], run, &few, options->precision));
     lora_attach(run->lora, false);
-    int rc = outputs_of(check.outputs[1], run, &few, options->precision);
+    rc = outputs_of(check.outputs[1], run, &few, options->precision);
     lora_attach(run->lora, true);
-    TRY(rc);
-    for (int t = 0; t < few.n_tokens; t++)
-        if (memcmp(&check.outputs[0][t], &check.outputs[1][t], sizeof check.outputs[0][t]) != 0)
-            FAIL(ERR_FAILED,
-                 "the fresh adapter changes the model: the %s of token %d of the first micro-batch is %.9g "
-                 "with it and %.9g without it",
-                 run->model->shape.score_head ? "score" : "log-probability", t, (double)check.outputs[0][t],
-                 (double)check.outputs[1][t]);
-    return OK;
+    if (rc == OK) rc = compare_outputs(&check, n);
+done:
+    free(check.outputs[0]);
+    return rc;
 }

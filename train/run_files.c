@@ -188,13 +188,23 @@ static void describe_tokens(const RunFiles *files, HfConfig *config, HfGeneratio
     for (size_t i = files->n_stop_tokens; i-- > 0;) add_stop(generation, files->stop_tokens[i]);
 }
 
+/* What an adapter is on. */
+static const char *base_of(const RunFiles *files, const Trained *trained, uint64_t *fingerprint) {
+    const Companion *companion = files->companion;
+    bool other = companion && trained == &companion->trained && companion->base_path;
+    *fingerprint = other ? companion->base_fingerprint : files->base_fingerprint;
+    return other ? companion->base_path : files->base_path;
+}
+
 static int add_adapter_texts(const RunFiles *files, const Trained *trained, Arena *arena, NamedText **texts,
                              size_t *n) {
     NamedText *all;
+    uint64_t fingerprint;
+    const char *base = base_of(files, trained, &fingerprint);
     ARENA_TRY(all, arena, *n + ADAPTER_TEXTS);
     memcpy(all, *texts, *n * sizeof *all);
-    TRY(adapter_describe(all + *n, &trained->lora->options, trained_saved(trained), files->base_path, files->output,
-                         files->base_fingerprint, arena));
+    TRY(adapter_describe(all + *n, &trained->lora->options, trained_saved(trained), base, files->output, fingerprint,
+                         arena));
     *texts = all;
     *n += ADAPTER_TEXTS;
     return OK;
@@ -211,6 +221,7 @@ static int add_model(CheckpointWriter *writer, const RunFiles *files, const Trai
     HfConfig config = model_file_config(&trained->model->shape, files->tokenizer);
     HfGeneration generation;
     describe_tokens(files, &config, &generation);
+    if (files->labels && trained == files->trained) config.labels = *files->labels;
     const char *chat_template = files->chat_template ? files->chat_template
                                 : files->base        ? files->base->chat_template
                                                      : NULL;
@@ -306,7 +317,9 @@ static int load_moments(const Trained *trained, Optimizer *optimizer, const char
 
 static int load_adapter(const RunFiles *files, const Trained *trained, NamedFile *file) {
     if (!adapter_in_checkpoint(file)) FAIL(ERR_REFUSED, "it is a whole model; this run trains an adapter");
-    TRY(adapter_check_base(file, files->base_path, files->base_fingerprint));
+    uint64_t fingerprint;
+    const char *base = base_of(files, trained, &fingerprint);
+    TRY(adapter_check_base(file, base, fingerprint));
     return trained_load(trained, (WeightStorage){0}, file);
 }
 

@@ -16,8 +16,9 @@ typedef struct {
     Optimizer *optimizer;
     const Companion *companion; /* kept beside it; NULL: none */
     const Tokenizer *tokenizer;
-    const ModelFile *base; /* what training began from: its stop tokens and chat template stay; NULL: nothing */
-    const char *base_path; /* with an adapter: of the model it belongs to, and its fingerprint */
+    const ModelFile *base;  /* what training began from: its stop tokens and chat template stay; NULL: nothing */
+    const HfLabels *labels; /* of the model's score head, where it has one; may be NULL */
+    const char *base_path;  /* with an adapter: of the model it belongs to, and its fingerprint */
     uint64_t base_fingerprint;
     const char *chat_template;  /* Jinja, instead of the base's; NULL: the base's */
     const int32_t *stop_tokens; /* that end an answer, besides EOS */

@@ -135,6 +135,16 @@ int setup_loader(LoaderOptions *options, const Config *config, Arena *arena, con
     return OK;
 }
 
+/* ---- the score head ---- */
+
+int setup_labels(HfLabels *labels, const Config *config) {
+    *labels = (HfLabels){.n = 0};
+    for (size_t i = 0; i < config->reward_objectives.n; i++)
+        if (hf_labels_add(labels, config->reward_objectives.items[i]) != OK)
+            return config_fail(config, OPTION_reward_objectives, "%s", error_text());
+    return OK;
+}
+
 /* ---- adapters ---- */
 
 int setup_lora(LoraOptions *options, bool *wanted, const Config *config) {

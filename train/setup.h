@@ -45,6 +45,9 @@ Dtype setup_moments(const Config *config); /* AdamW's */
 
 LlamaInit setup_init(const Config *config);
 
+/* reward.objectives; n is 0 where there are none. ERR_USAGE for names that cannot be. */
+int setup_labels(HfLabels *labels, const Config *config);
+
 /* Whether the vocabulary is trained beside an adapter. */
 bool setup_trains_vocabulary(const Config *config);
 

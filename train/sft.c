@@ -25,7 +25,9 @@ static int prepare(Run *run) {
     return chat_stage_prepare(run);
 }
 
-static int make_encoder(const RecordEncoder **encoder, Run *run, const ChatColumns *columns) {
+static int make_encoder(const RecordEncoder **encoder, Run *run, const ConfigSource *source,
+                        const ChatColumns *columns) {
+    (void)source;
     const ChatStage *stage = run->own;
     const Config *config = run->config;
     ChatEncoder *chat;

@@ -71,7 +71,7 @@ int trained_load(const Trained *trained, WeightStorage storage, const NamedFile 
 
 PeftSaved trained_saved(const Trained *trained) {
     const Llama *model = trained->model;
-    PeftSaved saved = {.score = model->shape.score_head, .embedding = model->embedding.trainable};
+    PeftSaved saved = {.score = model->shape.n_scores > 0, .embedding = model->embedding.trainable};
     saved.head = saved.embedding && !saved.score;
     saved.tied = saved.head && model->head.tied;
     return saved;

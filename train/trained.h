@@ -18,7 +18,9 @@ typedef struct {
     const char *name; /* of its files in a checkpoint: NAME.h5 and NAME_optimizer.h5 */
     Trained trained;
     Optimizer *optimizer;
-    double rate; /* its learning rate over the schedule's */
+    double rate;               /* its learning rate over the schedule's */
+    const char *base_path;     /* of an adapter: what it is on; NULL: the run's base */
+    uint64_t base_fingerprint; /* of that */
 } Companion;
 
 /* The list is allocated in the arena. */

@@ -7,11 +7,40 @@
 #include "data/chat/encode.h"
 #include "model/core/error.h"
 #include "model/core/philox.h"
+#include "model/core/text.h"
 
 void pair_tokens_free(PairTokens *pair) {
     preference_free(&pair->preference);
     for (int i = 0; i < PREFERENCE_ANSWERS; i++) chat_tokens_free(&pair->tokens[i]);
     *pair = (PairTokens){0};
+}
+
+/* ---- objectives ---------------------------------------------------------------------------------------------------
+ */
+
+static int unknown_objective(const PairObjectives *objectives, const JsonNode *found) {
+    int rc = OK;
+    Text names = {0};
+    for (int i = 0; i < objectives->n; i++) text_printf(&names, "%s%s", i > 0 ? ", " : "", objectives->names[i]);
+    if (!found)
+        rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
+                       "it has no \"objective\", and its source none; expected one of %s", names.bytes);
+    else
+        rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "\"objective\" is '%.40s'; expected one of %s",
+                       json_node_is(found, NODE_STRING) ? found->bytes : json_node_type_name(found), names.bytes);
+    text_free(&names);
+    return rc;
+}
+
+int pair_objective(int *objective, const PairObjectives *objectives, const Preference *preference) {
+    const JsonNode *own = preference->objective;
+    *objective = objectives->n > 0 && !own ? objectives->usual : 0;
+    if (objectives->n == 0 || (!own && objectives->usual >= 0)) return OK;
+    for (int i = 0; own && i < objectives->n; i++) {
+        *objective = i;
+        if (json_node_is(own, NODE_STRING) && strcmp(own->bytes, objectives->names[i]) == 0) return OK;
+    }
+    return unknown_objective(objectives, own);
 }
 
 /* ---- answers as tokens --------------------------------------------------------------------------------------------
@@ -73,7 +102,7 @@ static int append(EncodedRecord *out, const ChatTokens *tokens) {
 }
 
 /* Every better answer with every worse one, where both are learned. */
-static int keep_pairs(const PairTokens *pair, EncodedRecord *out) {
+static int keep_pairs(const PairTokens *pair, int objective, EncodedRecord *out) {
     const Preference *p = &pair->preference;
     for (size_t a = 0; a < p->n_answers; a++)
         for (size_t b = a + 1; b < p->n_answers; b++) {
@@ -81,8 +110,10 @@ static int keep_pairs(const PairTokens *pair, EncodedRecord *out) {
             if (better->n_live == 0 || worse->n_live == 0 || chat_tokens_equal(better, worse)) continue;
             TRY(append(out, better));
             TRY(append(out, worse));
+            SampleMark mark = preference_mark(p, a, b);
+            mark.objective = (uint16_t)objective;
             out->samples[out->n_samples++] =
-                (EncodedSample){.n = better->n + worse->n, .second = better->n, .mark = preference_mark(p, a, b)};
+                (EncodedSample){.n = better->n + worse->n, .second = better->n, .mark = mark};
         }
     if (out->n_samples > 0) return OK;
     bool equal = chat_tokens_equal(&pair->tokens[0], &pair->tokens[p->n_answers - 1]);
@@ -109,9 +140,10 @@ static int check_kind(const Preference *preference, SampleKind wanted) {
                                : "prompt, completion and label (the other losses take pairs)");
 }
 
-static int read_record(const PairOptions *options, PairTokens *pair, const char *bytes, size_t size) {
+static int read_record(const PairOptions *options, PairTokens *pair, int *objective, const char *bytes, size_t size) {
     TRY(preference_parse(&pair->preference, bytes, size, options->columns));
     TRY(check_kind(&pair->preference, options->samples));
+    TRY(pair_objective(objective, &options->objectives, &pair->preference));
     return pair_render(pair, options->chat, options->mask_stop);
 }
 
@@ -121,7 +153,7 @@ static int encode(const RecordEncoder *base, void **memory, const char *bytes, s
     PairTokens *pair = *memory;
     if (!pair) FAIL(ERR_FAILED, "out of memory");
     *out = (EncodedRecord){0};
-    int rc = read_record(options, pair, bytes, size);
+    int objective, rc = read_record(options, pair, &objective, bytes, size);
     if (rc == ERR_REFUSED) {
         rc = encoded_record_tell(out, RECORD_BAD, error_text());
         error_clear();
@@ -132,7 +164,7 @@ static int encode(const RecordEncoder *base, void **memory, const char *bytes, s
     bool kept = pair_fit(pair, options->context, options->overlong);
     if (longest > options->context) TRY(chat_tell_overlong(out, longest, options->context, options->overlong, kept));
     if (!kept) return OK;
-    return options->samples == SAMPLE_PAIR ? keep_pairs(pair, out) : keep_labelled(pair, out);
+    return options->samples == SAMPLE_PAIR ? keep_pairs(pair, objective, out) : keep_labelled(pair, out);
 }
 
 void pair_encoder_init(PairEncoder *encoder, const PairOptions *options) {
@@ -140,6 +172,10 @@ void pair_encoder_init(PairEncoder *encoder, const PairOptions *options) {
     uint64_t numbers[] = {VERSION,          (uint64_t)options->samples,  chat_template_hash(options->chat),
                           options->context, (uint64_t)options->overlong, options->mask_stop};
     uint64_t key = chat_columns_hash(options->columns, hash_bytes(numbers, sizeof numbers, HASH_START));
+    const PairObjectives *objectives = &options->objectives;
+    if (objectives->n > 0) key = hash_bytes(&objectives->usual, sizeof objectives->usual, key);
+    for (int i = 0; i < objectives->n; i++)
+        key = hash_bytes(objectives->names[i], strlen(objectives->names[i]) + 1, key);
     *encoder =
         (PairEncoder){.base = {.samples = options->samples, .key = key, .encode = encode, .free_scratch = free_scratch},
                       .options = *options};

@@ -6,6 +6,15 @@
 #include "data/chat/template.h"
 #include "data/encoder.h"
 
+/* What a reward model with several scores learns from pairs: each is about one of these. */
+typedef struct {
+    const char *const *names;
+    int n;     /* 0: there is but one, whatever records say */
+    int usual; /* of pairs whose record has no "objective"; -1: it must have one */
+} PairObjectives;
+/* The number of the preference's own, or the usual one. ERR_REFUSED for another name, or none. */
+int pair_objective(int *objective, const PairObjectives *objectives, const Preference *preference);
+
 typedef struct {
     const ChatTemplate *chat;
     const ChatColumns *columns; /* NULL: none */
@@ -15,6 +24,7 @@ typedef struct {
                                    record is dropped */
     bool mask_stop;             /* the stop is not learned (Grattafiori et al. 2024, section 4.1.4); what stands before
                                    an answer never is */
+    PairObjectives objectives;  /* the marks' */
 } PairOptions;
 
 /* Learned: the assistant's messages of the answers. Of three ranked answers each better one is paired with each worse

@@ -207,6 +207,7 @@ static int read_pair(Preference *p, RecordParser *parser) {
     bool implicit = p->n_prompt == 0 || p->all.messages[p->first[0]].role != CHAT_ASSISTANT;
     if (implicit) find_prompt(p);
     TRY(check_answers(p, implicit));
+    p->objective = record_field(parser, root, "objective");
     return read_mark(parser, root, &p->mark);
 }
 
@@ -233,6 +234,7 @@ static void begin(Preference *p) {
     p->n_prompt = p->first_prompt = p->n_answers = 0;
     p->has_edited = p->different_prompts = false;
     p->mark = (SampleMark){.margin = NAN};
+    p->objective = NULL;
 }
 
 int preference_parse(Preference *p, const char *json, size_t size, const ChatColumns *columns) {

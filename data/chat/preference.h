@@ -9,6 +9,7 @@
  *       (none of these)            what the lists of messages have in common at their beginning
  *   [strength] of chosen against rejected: significantly, better, slightly, negligibly (Touvron et al. 2023b, 3.2.1)
  *   [margin]   the same as a number
+ *   [objective] what the better one is better by, where a reward model has several scores: its name
  *
  *   label, with any record of record.h but text: whether its completion is good (Ethayarajh et al. 2024)
  *
@@ -30,7 +31,8 @@ typedef struct {
     size_t first_prompt, n_prompt;                                        /* the prompt's */
     size_t n_answers, first[PREFERENCE_ANSWERS], end[PREFERENCE_ANSWERS]; /* the answers', the best first */
     bool has_edited, different_prompts;                                   /* the latter: why it was refused */
-    SampleMark mark; /* of the pair chosen > rejected, or of the labelled answer */
+    SampleMark mark;           /* of the pair chosen > rejected, or of the labelled answer */
+    const JsonNode *objective; /* the record's "objective", of any type; NULL: it has none */
     Conversation view;
 } Preference; /* {0} is empty; may be parsed into again; preference_free */
 

@@ -20,10 +20,10 @@ const char *chat_role_name(ChatRole role) {
  */
 
 int chat_columns_parse(ChatColumns *columns, const char *text) {
-    static const char *const known[] = {"messages",    "role",     "content", "conversations", "from",    "value",
-                                        "prompt",      "text",     "input",   "completion",    "output",  "system",
-                                        "instruction", "history",  "weight",  "train",         "tools",   "edited",
-                                        "chosen",      "rejected", "label",   "margin",        "strength"};
+    static const char *const known[] = {"messages",    "role",     "content", "conversations", "from",     "value",
+                                        "prompt",      "text",     "input",   "completion",    "output",   "system",
+                                        "instruction", "history",  "weight",  "train",         "tools",    "edited",
+                                        "chosen",      "rejected", "label",   "margin",        "strength", "objective"};
     *columns = (ChatColumns){.text = strdup(text)};
     if (!columns->text) FAIL(ERR_FAILED, "out of memory");
     char *rest = columns->text, *pair;
@@ -39,7 +39,7 @@ int chat_columns_parse(ChatColumns *columns, const char *text) {
             FAIL(ERR_USAGE,
                  "columns: there is no column '%s' to rename; the names are messages, role, content, conversations, "
                  "from, value, prompt, completion, text, instruction, input, output, system, history, weight, train, "
-                 "chosen, rejected, edited, margin, strength, label",
+                 "chosen, rejected, edited, margin, strength, objective, label",
                  pair);
         if (columns->n == sizeof columns->names / sizeof *columns->names) FAIL(ERR_USAGE, "columns: too many");
         columns->names[columns->n][0] = pair;

@@ -3,6 +3,7 @@
 
 #include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,18 +103,33 @@ static int refuse_other_models(const json_t *root, const char *name) {
     return OK;
 }
 
+/* The name of label `i`; transformers writes the ids as keys, which are texts in JSON. */
+static const char *label_name(const json_t *id2label, int i) {
+    char id[16];
+    snprintf(id, sizeof id, "%d", i);
+    return json_string_value(json_object_get(id2label, id));
+}
+
 /* What the model is for: its head. A config without architectures is a language model's. */
-static int read_head(bool *score_head, const json_t *root, const char *name) {
+static int read_labels(HfLabels *labels, const json_t *root, const char *name) {
     static const char scores[] = "LlamaForSequenceClassification";
     const json_t *first = json_array_get(json_object_get(root, "architectures"), 0);
     const char *architecture = json_string_value(first);
-    *score_head = architecture && strcmp(architecture, scores) == 0;
-    if (!*score_head) return OK;
-    const json_t *labels = json_object_get(root, "id2label"); /* absent: transformers takes two */
-    int n_labels = json_is_object(labels) ? (int)json_object_size(labels) : 2;
-    TRY(json_read_int32(&n_labels, root, "num_labels", 1, INT_MAX, name));
-    if (n_labels != 1)
-        FAIL(ERR_REFUSED, "%s: a %s with %d labels; a reward model has one ('id2label')", name, scores, n_labels);
+    if (!architecture || strcmp(architecture, scores) != 0) return OK;
+    const json_t *id2label = json_object_get(root, "id2label"); /* absent: transformers takes two */
+    int n = json_is_object(id2label) ? (int)json_object_size(id2label) : 2;
+    TRY(json_read_int32(&n, root, "num_labels", 1, INT_MAX, name));
+    if (n < 1 || n > HF_MAX_LABELS)
+        FAIL(ERR_REFUSED, "%s: a %s with %d labels; 1 to %d are possible ('id2label')", name, scores, n, HF_MAX_LABELS);
+    if (!json_is_object(id2label)) {
+        *labels = hf_labels_unnamed(n);
+        return OK;
+    }
+    for (int i = 0; i < n; i++) {
+        const char *label = label_name(id2label, i);
+        if (!label) FAIL(ERR_REFUSED, "%s: 'id2label' names no label %d of %d", name, i, n);
+        if (hf_labels_add(labels, label) != OK) return error_context(ERR_REFUSED, "%s: 'id2label'", name);
+    }
     return OK;
 }
 
@@ -216,7 +232,7 @@ static int read_fields(HfConfig *config, const json_t *root, const char *name) {
     TRY(json_read_number(&config->rms_norm_eps, root, "rms_norm_eps", name));
     TRY(json_read_number(&config->initializer_range, root, "initializer_range", name));
     TRY(json_read_bool(&config->tie_word_embeddings, root, "tie_word_embeddings", name));
-    TRY(read_head(&config->score_head, root, name));
+    TRY(read_labels(&config->labels, root, name));
     TRY(read_token(&config->bos_token_id, root, "bos_token_id", 0, name));
     TRY(read_token(&config->pad_token_id, root, "pad_token_id", -1, name)); /* older directories have -1 for none */
     TRY(read_eos(config->eos_token_ids, &config->n_eos, root, name));
@@ -273,9 +289,17 @@ static json_t *token_json(int32_t id) {
 
 /* What only a model with a score head has; false when memory is out. */
 static bool add_score_head(json_t *root, const HfConfig *c) {
-    return json_object_set_new(root, "id2label", json_pack("{s:s}", "0", "LABEL_0")) == 0 &&
-           json_object_set_new(root, "label2id", json_pack("{s:i}", "LABEL_0", 0)) == 0 &&
-           json_object_set_new(root, "pad_token_id", token_json(c->pad_token_id)) == 0;
+    json_t *names = json_object(), *ids = json_object();
+    bool whole = true;
+    for (int i = 0; i < c->labels.n; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "%d", i);
+        whole = whole && json_object_set_new(names, id, json_string(c->labels.names[i])) == 0 &&
+                json_object_set_new(ids, c->labels.names[i], json_integer(i)) == 0;
+    }
+    whole = json_object_set_new(root, "id2label", names) == 0 && whole;
+    whole = json_object_set_new(root, "label2id", ids) == 0 && whole;
+    return whole && json_object_set_new(root, "pad_token_id", token_json(c->pad_token_id)) == 0;
 }
 
 static json_t *rope_json(const HfConfig *c) {
@@ -294,7 +318,7 @@ int hf_config_format(const HfConfig *c, char **json) {
         if (torch_dtypes[i].dtype == c->dtype) dtype = torch_dtypes[i].name;
     json_t *root = json_pack(
         "{s:[s], s:s, s:s, s:b, s:f, s:b, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:b, s:i, s:s}",
-        "architectures", c->score_head ? "LlamaForSequenceClassification" : "LlamaForCausalLM", "model_type", "llama",
+        "architectures", c->labels.n > 0 ? "LlamaForSequenceClassification" : "LlamaForCausalLM", "model_type", "llama",
         "hidden_act", "silu", "attention_bias", 0, "attention_dropout", 0.0, "mlp_bias", 0, "use_cache", 1,
         "hidden_size", c->dim, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
         "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "intermediate_size", c->ffn_dim, "vocab_size",
@@ -305,7 +329,7 @@ int hf_config_format(const HfConfig *c, char **json) {
     if (!root || json_object_set_new(root, "rope_scaling", rope_json(c)) != 0 ||
         json_object_set_new(root, "bos_token_id", token_json(c->bos_token_id)) != 0 ||
         json_object_set_new(root, "eos_token_id", eos_json(c->eos_token_ids, c->n_eos)) != 0 ||
-        (c->score_head && !add_score_head(root, c)))
+        (c->labels.n > 0 && !add_score_head(root, c)))
         FAIL_TO(done, ERR_FAILED, "out of memory");
     TRY_TO(done, json_write_text(json, root));
 done:

@@ -10,7 +10,26 @@
 
 #include "model/core/dtype.h"
 
-enum { HF_MAX_EOS = 8 };
+enum { HF_MAX_EOS = 8, HF_MAX_LABELS = 8, HF_LABEL_SIZE = 64 };
+
+/* What the rows of a LlamaForSequenceClassification's head are called (id2label), in their order. */
+typedef struct {
+    int n; /* 0: there is no such head: the model is a LlamaForCausalLM */
+    char names[HF_MAX_LABELS][HF_LABEL_SIZE];
+} HfLabels;
+
+/* As transformers has them where nobody gave names: LABEL_0, LABEL_1, … */
+HfLabels hf_labels_unnamed(int n);
+bool hf_labels_are_unnamed(const HfLabels *labels);
+bool hf_labels_equal(const HfLabels *a, const HfLabels *b);
+/* The row of that name; -1: there is none. */
+int hf_label_find(const HfLabels *labels, const char *name);
+/* "helpfulness, safety", for messages, in `out`. */
+enum { HF_LABELS_TEXT = HF_MAX_LABELS * (HF_LABEL_SIZE + 2) };
+const char *hf_labels_text(const HfLabels *labels, char out[HF_LABELS_TEXT]);
+/* One name more. ERR_USAGE for one that is empty, too long, no UTF-8, with control characters or given twice, and for
+ * one too many. */
+int hf_labels_add(HfLabels *labels, const char *name);
 
 typedef struct {
     int dim;        /* hidden_size */
@@ -34,7 +53,7 @@ typedef struct {
     int n_eos;
     Dtype dtype; /* torch_dtype; fp32 where absent */
     double initializer_range;
-    bool score_head;      /* LlamaForSequenceClassification with one label, not LlamaForCausalLM */
+    HfLabels labels;      /* of a LlamaForSequenceClassification; none: LlamaForCausalLM */
     int32_t pad_token_id; /* -1: none. What transformers looks for to find a padded text's last token */
 } HfConfig;
 

@@ -212,12 +212,13 @@ done:
     return rc;
 }
 
-int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n) {
+int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n,
+               const NamedText *texts, size_t n_texts) {
     int rc = OK;
     char *json = NULL, *config_path = path_join(directory, PEFT_CONFIG), *path = path_join(directory, PEFT_ARRAYS);
     if (!config_path || !path) FAIL_TO(done, ERR_FAILED, "out of memory");
     TRY_TO(done, peft_config_format(config, &json));
-    TRY_TO(done, safetensors_write(path, sources, n, NULL, 0));
+    TRY_TO(done, safetensors_write(path, sources, n, texts, n_texts));
     TRY_TO(done, file_write_atomic(config_path, json, strlen(json)));
 done:
     free(json);

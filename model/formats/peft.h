@@ -52,7 +52,9 @@ bool peft_is_adapter(const char *directory);
 int peft_open(PeftAdapter *adapter, const char *directory);
 void peft_close(PeftAdapter *adapter);
 
-/* Writes both files into an existing folder. */
-int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n);
+/* Writes both files into an existing folder; the texts (NULL: none) into the arrays' file, where PEFT passes over them.
+ */
+int peft_write(const char *directory, const PeftConfig *config, const NamedSource *sources, size_t n,
+               const NamedText *texts, size_t n_texts);
 
 #endif

@@ -98,8 +98,11 @@ static int add_record(RewardPairs *pairs, PairTokens *record, const Record *from
     Preference *p = &record->preference;
     TRY(preference_parse(p, from->text, from->size, options->columns));
     if (p->kind != PREFERENCE_PAIR) FAIL(ERR_REFUSED, "it is no pair: expected 'chosen' and 'rejected'");
+    int objective;
+    TRY(pair_objective(&objective, &options->objectives, p));
     TRY(pair_render(record, options->chat, false));
-    size_t longest = pair_longest(record), before = pairs->n;
+    RewardPairs *own = &pairs[objective];
+    size_t longest = pair_longest(record), before = own->n;
     if (!pair_fit(record, options->context, options->overlong)) {
         if (options->overlong == OVERLONG_FAIL)
             FAIL(ERR_REFUSED, "%zu tokens, and the model takes %zu (--overlong drop, or truncate-left)", longest,
@@ -110,8 +113,8 @@ static int add_record(RewardPairs *pairs, PairTokens *record, const Record *from
     for (size_t a = 0; a < p->n_answers; a++)
         for (size_t b = a + 1; b < p->n_answers; b++)
             if (!chat_tokens_equal(&record->tokens[a], &record->tokens[b]))
-                TRY(add_pair(pairs, record, a, b, path, from->line));
-    pairs->dropped += pairs->n == before;
+                TRY(add_pair(own, record, a, b, path, from->line));
+    pairs->dropped += own->n == before;
     return OK;
 }
 

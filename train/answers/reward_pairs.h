@@ -2,6 +2,7 @@
 #ifndef CRIA_TRAIN_REWARD_PAIRS_H
 #define CRIA_TRAIN_REWARD_PAIRS_H
 
+#include "data/chat/pairs.h"
 #include "data/chat/template.h"
 #include "eval/reward_card.h"
 #include "eval/reward_scorer.h"
@@ -28,12 +29,14 @@ typedef struct {
     const ChatColumns *columns; /* NULL: none */
     size_t context;             /* of each answer with its prompt */
     Overlong overlong;
-    bool skip_errors; /* records that are no pairs are counted in `malformed`, and left out */
+    PairObjectives objectives; /* what pairs may be about */
+    bool skip_errors;          /* records that are no pairs are counted in `malformed`, and left out */
 } RewardPairsOptions;
 
-/* Appends every pair of the records in the files behind `path` (of three ranked answers all pairs). Pairs whose answers
- * are equal say nothing and are left out, and so are those that the policy drops: counted in `dropped`. ERR_REFUSED
- * with file and line for a record that is no pair, or is too long where the policy is to fail. */
+/* Appends every pair of the records in the files behind `path` (of three ranked answers all pairs) to pairs[0], or
+ * where there are several objectives to those of its own: [objectives.n]; to be freed together. Pairs whose answers are
+ * equal say nothing and are left out, and so are those that the policy drops: counted in the first's `dropped`.
+ * ERR_REFUSED with file and line for a record that is no pair, or is too long where the policy is to fail. */
 int reward_pairs_read(RewardPairs *pairs, const char *path, const RewardPairsOptions *options);
 
 #endif

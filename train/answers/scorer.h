@@ -25,7 +25,8 @@ typedef enum { REWARD_CONTAINS, REWARD_LENGTH, REWARD_REGEX, REWARD_NUMBER, REWA
 
 typedef struct {
     RewardKind kind;
-    const char *word, *pattern, *program, *model; /* the caller's, who keeps them */
+    const char *word, *pattern, *program, *model;  /* the caller's, who keeps them */
+    const char *head, *safety_model, *safety_head; /* likewise, of kind model; "" where they are not given */
     double length, timeout;
     const char *section; /* of the config, that these are options of: for messages */
 } ScorerOptions;
@@ -42,12 +43,10 @@ json_t *answer_text(const char *bytes, size_t size);
  * takes no line and gives no score for `timeout` seconds. */
 int scorer_program_new(Scorer **scorer, const ScorerOptions *options);
 
-/* A MODEL with a score head (`cria reward` trains one): the reward of the prompt, a user's message or messages, and the
- * answer, rendered with the model's own chat template and tokenizer. */
-int scorer_model_new(Scorer **scorer, const char *path);
-/* Two of them, put together as Llama 2 does (reward_llama2); a prompt is one of safety where its record has "safety":
- * true. */
-int scorer_llama2_new(Scorer **scorer, const char *helpfulness, const char *safety);
+/* A reward model (reward_model.h): the score that `head` names, or its only one. With `safety_model` or `safety_head`
+ * two scores, of two models or of one, put together as Llama 2 does (reward_llama2); a prompt is one of safety where
+ * its record has "safety": true. */
+int scorer_model_new(Scorer **scorer, const ScorerOptions *options);
 
 /* The last number of a text as GSM8K writes it (Cobbe et al. 2021): after "####" where that is, digits with commas,
  * a sign, a point. False where there is none. */

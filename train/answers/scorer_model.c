@@ -1,107 +1,78 @@
-/* Rewards by a reward model: the prompt and the answer, rendered with the model's own template, scored at the last
- * token. */
-#include <math.h>
+/* Rewards by a reward model, or by two scores in one reward as Llama 2 has them (Touvron et al. 2023b, section 3.4.3):
+ * of two models, or of two rows of one model's head. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "eval/reward_scorer.h"
 #include "model/core/error.h"
-#include "train/files/model_file.h"
-#include "train/files/model_template.h"
-#include "train/answers/scorer.h"
-
-enum { BATCH = 4096 };
+#include "train/answers/reward_model.h"
+#include "train/objectives/advantages.h"
 
 typedef struct {
     Scorer base;
-    Config *config; /* of the template alone */
-    ModelFile file;
-    ModelTemplate model_template;
-    RewardScorer *scorer;
+    RewardModel *model, *safety_model; /* the second: NULL where there is none, or where it is the first */
+    int n_scores, rows[2];             /* helpfulness, or the only score; safety */
 } ModelScorer;
 
 static void free_scorer(Scorer *base) {
     ModelScorer *self = (ModelScorer *)base;
-    reward_scorer_free(self->scorer);
-    model_template_free(&self->model_template);
-    config_free(self->config);
-    model_file_close(&self->file);
+    reward_model_free(self->model);
+    reward_model_free(self->safety_model);
     free(self);
 }
 
-/* A string is a user's message. */
-static int read_prompt(Conversation *conversation, const Prompt *prompt) {
-    json_t *root = json_is_array(prompt->prompt)
-                       ? json_pack("{s:O}", "messages", prompt->prompt)
-                       : json_pack("{s:[{s:s, s:O}]}", "messages", "role", "user", "content", prompt->prompt);
-    char *json = root ? json_dumps(root, 0) : NULL;
-    json_decref(root);
-    if (!json) FAIL(ERR_REFUSED, "the prompt is not UTF-8, and a reward model's template cannot show it");
-    int rc = conversation_parse(conversation, json, strlen(json), NULL);
-    free(json);
-    return rc;
-}
+/* ---- scoring ---- */
 
-static int render(const ModelScorer *self, const ScoredAnswer *answer, ChatTokens *tokens) {
-    Conversation conversation = {0};
-    int rc = read_prompt(&conversation, answer->prompt);
-    if (rc == OK) rc = conversation_add(&conversation, CHAT_ASSISTANT, answer->text);
-    if (rc == OK) rc = chat_render(self->model_template.chat, &conversation, TRAIN_ON_LAST, tokens);
-    conversation_free(&conversation);
-    return rc == OK ? OK : error_context(rc, "prompt %lld", (long long)answer->index);
-}
-
-/* `tokens` [n], zeroed. */
-static int score_with(const ModelScorer *self, const ScoredAnswer *answers, size_t n, double *scores,
-                      ChatTokens *tokens, RewardText *texts, float *rewards) {
-    for (size_t i = 0; i < n; i++) {
-        TRY(render(self, &answers[i], &tokens[i]));
-        texts[i] = (RewardText){tokens[i].ids, tokens[i].n};
-        if ((int64_t)tokens[i].n > self->file.model->rotary.n_positions)
-            FAIL(ERR_REFUSED, "prompt %lld and its answer have %zu tokens; the reward model %s takes %d",
-                 (long long)answers[i].index, tokens[i].n, self->file.path, self->file.model->rotary.n_positions);
-    }
-    TRY(reward_scorer_score(self->scorer, texts, n, rewards, NULL, NULL));
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(rewards[i]))
-            FAIL(ERR_REFUSED, "prompt %lld: the reward model %s gives an answer %g: its numbers are broken",
-                 (long long)answers[i].index, self->file.path, (double)rewards[i]);
-        scores[i] = (double)rewards[i];
-    }
-    return OK;
+static int score_both(const ModelScorer *self, const ScoredAnswer *answers, size_t n, double *const *scores) {
+    if (!self->safety_model) return reward_model_score(self->model, answers, n, self->rows, 2, scores);
+    TRY(reward_model_score(self->model, answers, n, &self->rows[0], 1, &scores[0]));
+    return reward_model_score(self->safety_model, answers, n, &self->rows[1], 1, &scores[1]);
 }
 
 static int score(Scorer *base, const ScoredAnswer *answers, size_t n, double *scores) {
-    ChatTokens *tokens = calloc(n + 1, sizeof *tokens);
-    RewardText *texts = calloc(n + 1, sizeof *texts);
-    float *rewards = calloc(n + 1, sizeof *rewards);
-    int rc = tokens && texts && rewards
-                 ? score_with((ModelScorer *)base, answers, n, scores, tokens, texts, rewards)
-                 : error_set(ERR_FAILED, __FILE__, __LINE__, "out of memory: %zu answers to be scored", n);
-    for (size_t i = 0; tokens && i < n; i++) chat_tokens_free(&tokens[i]);
-    free(tokens);
-    free(texts);
-    free(rewards);
+    const ModelScorer *self = (const ModelScorer *)base;
+    if (self->n_scores == 1) return reward_model_score(self->model, answers, n, self->rows, 1, &scores);
+    double *safety = malloc((n + 1) * sizeof *safety);
+    if (!safety) FAIL(ERR_FAILED, "out of memory");
+    int rc = score_both(self, answers, n, (double *const[]){scores, safety});
+    for (size_t i = 0; i < n && rc == OK; i++) {
+        bool tagged = json_is_true(json_object_get(answers[i].prompt->record, "safety"));
+        scores[i] = reward_llama2(scores[i], safety[i], tagged);
+    }
+    free(safety);
     return rc;
 }
 
-static int open_model(ModelScorer *self, const char *path) {
-    ModelFileOptions options = {.head = HEAD_SCORE, .inference = INFERENCE_AUTO, .need_tokenizer = true};
-    ModelTemplate *m = &self->model_template;
-    TRY(model_file_open(&self->file, path, options));
-    TRY(config_new(&self->config));
-    TRY(config_set_text(self->config, OPTION_template_name, "from-model"));
-    TRY(model_template_choose(m, self->config, self->file.chat_template, path, self->file.tokenizer));
-    TRY(model_template_open(m, self->file.tokenizer));
-    return reward_scorer_new(&self->scorer, self->file.model, BATCH, llama_inference_dtype(self->file.model));
+/* ---- opening ---- */
+
+static int find_row(int *row, const RewardModel *model, const ScorerOptions *options, const char *path,
+                    const char *name, const char *option) {
+    char key[64];
+    snprintf(key, sizeof key, "%s.%s", options->section, option);
+    return reward_row(row, reward_model_labels(model), name, key, path);
 }
 
-int scorer_model_new(Scorer **scorer, const char *path) {
+static int open_models(ModelScorer *self, const ScorerOptions *options) {
+    bool other = *options->safety_model && strcmp(options->safety_model, options->model) != 0;
+    self->n_scores = *options->safety_model || *options->safety_head ? 2 : 1;
+    TRY(reward_model_open(&self->model, options->model));
+    TRY(find_row(&self->rows[0], self->model, options, options->model, options->head, "head"));
+    if (self->n_scores == 1) return OK;
+    if (other) TRY(reward_model_open(&self->safety_model, options->safety_model));
+    TRY(find_row(&self->rows[1], other ? self->safety_model : self->model, options,
+                 other ? options->safety_model : options->model, options->safety_head, "safety_head"));
+    if (!*options->safety_model && self->rows[0] == self->rows[1])
+        FAIL(ERR_USAGE, "%s.safety_head: it is the score that %s.head is; helpfulness and safety are two",
+             options->section, options->section);
+    return OK;
+}
+
+int scorer_model_new(Scorer **scorer, const ScorerOptions *options) {
     ModelScorer *self = calloc(1, sizeof *self);
     *scorer = NULL;
     if (!self) FAIL(ERR_FAILED, "out of memory");
     self->base = (Scorer){score, free_scorer};
-    int rc = open_model(self, path);
+    int rc = open_models(self, options);
     if (rc == OK)
         *scorer = &self->base;
     else

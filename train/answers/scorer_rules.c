@@ -135,7 +135,7 @@ int scorer_new(Scorer **scorer, const ScorerOptions *options) {
     }
     if (options->kind == REWARD_MODEL) {
         TRY(require(options, "model", options->model));
-        return scorer_model_new(scorer, options->model);
+        return scorer_model_new(scorer, options);
     }
     Rule *rule = calloc(1, sizeof *rule);
     if (!rule) FAIL(ERR_FAILED, "out of memory");

@@ -89,6 +89,8 @@ static void add_answers(json_t *root, const PairTokens *record) {
     if (p->kind == PREFERENCE_LABEL) json_object_set_new(root, "label", json_boolean(p->mark.is_good));
     if (p->mark.strength) json_object_set_new(root, "strength", json_string(strength_name((Strength)p->mark.strength)));
     if (!isnan(p->mark.margin)) json_object_set_new(root, "margin", json_real((double)p->mark.margin));
+    if (p->objective && json_node_is(p->objective, NODE_STRING))
+        json_object_set_new(root, "objective", json_string(p->objective->bytes));
 }
 
 /* One object a line, for other programs. */

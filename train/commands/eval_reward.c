@@ -1,4 +1,4 @@
-/* cria eval reward: a reward model's report card on pairs it has not seen. */
+/* cria eval reward: a reward model's report card on pairs it has not seen; one for each score of its head. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,16 +24,24 @@ typedef struct {
     bool json, skip_errors;
 } Arguments;
 
+/* What is said of one score. */
+typedef struct {
+    RewardPairs *pairs;
+    RewardCard card;
+    Text remarks;
+    size_t *worst_first;
+} Part;
+
 typedef struct {
     const Arguments *arguments;
     Config *config; /* of the template alone */
     ModelFile file;
     ModelTemplate model_template;
     ChatColumns columns;
-    RewardPairs pairs;
-    RewardCard card;
-    Text remarks;
-    size_t *worst_first;
+    const char *names[HF_MAX_LABELS];
+    RewardPairs pairs[HF_MAX_LABELS]; /* about each score */
+    Part parts[HF_MAX_LABELS];
+    int n; /* scores */
 } Report;
 
 /* ---- printing ---- */
@@ -42,12 +50,11 @@ static void print_share(const char *name, Proportion p) {
     printf("  %-22s %6.2f %%  [%.2f, %.2f]  of %lld\n", name, 100 * p.share, 100 * p.low, 100 * p.high, (long long)p.n);
 }
 
-static void print_worst(const Report *report) {
-    size_t n = report->pairs.n, wanted = (size_t)report->arguments->worst;
-    for (size_t i = 0; i < n && i < wanted; i++) {
-        size_t at = report->worst_first[i];
-        const RewardPair *pair = &report->pairs.pairs[at];
-        const RewardPlace *place = &report->pairs.places[at];
+static void print_worst(const Part *part, size_t wanted) {
+    for (size_t i = 0; i < part->pairs->n && i < wanted; i++) {
+        size_t at = part->worst_first[i];
+        const RewardPair *pair = &part->pairs->pairs[at];
+        const RewardPlace *place = &part->pairs->places[at];
         if (pair->reward[0] > pair->reward[1]) break;
         if (i == 0) printf("worst pairs\n");
         printf("  %s:%lld\n    prompt            %s\n    chosen   %8.3f %s\n    rejected %8.3f %s\n", place->path,
@@ -56,8 +63,8 @@ static void print_worst(const Report *report) {
     }
 }
 
-static void print_card(const Report *report) {
-    const RewardCard *card = &report->card;
+static void print_card(const Part *part, size_t worst) {
+    const RewardCard *card = &part->card;
     printf("accuracy, with its 95 %% interval\n");
     print_share("all pairs", card->accuracy);
     for (int s = N_STRENGTHS - 1; s >= 0; s--)
@@ -77,8 +84,18 @@ static void print_card(const Report *report) {
            card->length_pearson, card->length_spearman, card->difference_pearson);
     print_share("longer is chosen", card->longer_chosen);
     print_share("longer is ranked first", card->longer_preferred);
-    fputs(report->remarks.bytes ? report->remarks.bytes : "", stdout);
-    print_worst(report);
+    fputs(part->remarks.bytes ? part->remarks.bytes : "", stdout);
+    print_worst(part, worst);
+}
+
+static void print_cards(const Report *report) {
+    for (int i = 0; i < report->n; i++) {
+        if (report->n > 1) printf("%s%s\n", i > 0 ? "\n" : "", report->names[i]);
+        if (report->pairs[i].n > 0)
+            print_card(&report->parts[i], (size_t)report->arguments->worst);
+        else
+            printf("  no pair is about it\n");
+    }
 }
 
 static json_t *share_json(Proportion p) {
@@ -113,13 +130,13 @@ static json_t *calibration_json(const RewardCard *card) {
     return list;
 }
 
-static json_t *worst_json(const Report *report) {
+static json_t *worst_json(const Part *part, size_t wanted) {
     json_t *list = json_array();
-    for (size_t i = 0; i < report->pairs.n && i < (size_t)report->arguments->worst; i++) {
-        size_t at = report->worst_first[i];
-        const RewardPlace *place = &report->pairs.places[at];
-        if (report->pairs.pairs[at].reward[0] > report->pairs.pairs[at].reward[1]) break;
-        json_t *object = pair_json(&report->pairs.pairs[at], place);
+    for (size_t i = 0; i < part->pairs->n && i < wanted; i++) {
+        size_t at = part->worst_first[i];
+        const RewardPlace *place = &part->pairs->places[at];
+        if (part->pairs->pairs[at].reward[0] > part->pairs->pairs[at].reward[1]) break;
+        json_t *object = pair_json(&part->pairs->pairs[at], place);
         if (!object) continue; /* a path that is not UTF-8 */
         json_object_set_new(object, "prompt", json_string(place->prompt));
         json_object_set_new(object, "chosen_text", json_string(place->answer[0]));
@@ -129,30 +146,62 @@ static json_t *worst_json(const Report *report) {
     return list;
 }
 
-static json_t *remarks_json(const Report *report) {
+static json_t *remarks_json(const Part *part) {
     json_t *list = json_array();
-    for (const char *line = report->remarks.bytes, *end; line && (end = strchr(line, '\n')); line = end + 1)
+    for (const char *line = part->remarks.bytes, *end; line && (end = strchr(line, '\n')); line = end + 1)
         json_array_append_new(list, json_stringn(line, (size_t)(end - line)));
     return list;
 }
 
-static int print_json(const Report *report) {
-    const RewardCard *card = &report->card;
+static json_t *card_json(const Part *part, size_t worst) {
+    const RewardCard *card = &part->card;
     json_t *root =
-        json_pack("{s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:o, s:o}, s:o}",
-                  "pairs", (json_int_t)report->pairs.n, "dropped", (json_int_t)report->pairs.dropped, "malformed",
-                  (json_int_t)report->pairs.malformed, "accuracy", share_json(card->accuracy), "accuracy_by_strength",
+        json_pack("{s:I, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:o, s:o}, s:o}", "pairs",
+                  (json_int_t)part->pairs->n, "accuracy", share_json(card->accuracy), "accuracy_by_strength",
                   strengths_json(card), "loss", card->loss, "margin", card->margin, "mean_reward", card->mean,
                   "std_reward", card->deviation, "min_reward", card->least, "max_reward", card->most,
                   "calibration_error", card->calibration_error, "calibration", calibration_json(card), "length",
                   "pearson", card->length_pearson, "spearman", card->length_spearman, "difference_pearson",
                   card->difference_pearson, "longer_is_chosen", share_json(card->longer_chosen), "longer_is_preferred",
-                  share_json(card->longer_preferred), "worst", worst_json(report));
-    if (!root) FAIL(ERR_FAILED, "out of memory");
-    json_object_set_new(root, "remarks", remarks_json(report));
-    json_dumpf(root, stdout, 0);
-    printf("\n");
+                  share_json(card->longer_preferred), "worst", worst_json(part, worst));
+    if (root) json_object_set_new(root, "remarks", remarks_json(part));
+    return root;
+}
+
+/* Of several scores, a card for each. */
+static int print_json(const Report *report) {
+    json_t *root = json_object(), *cards = json_object();
+    size_t worst = (size_t)report->arguments->worst, n = 0;
+    for (int i = 0; i < report->n; i++) n += report->pairs[i].n;
+    bool whole = root && cards && json_object_set_new(root, "pairs", json_integer((json_int_t)n)) == 0;
+    whole = whole && json_object_set_new(root, "dropped", json_integer((json_int_t)report->pairs->dropped)) == 0 &&
+            json_object_set_new(root, "malformed", json_integer((json_int_t)report->pairs->malformed)) == 0;
+    for (int i = 0; i < report->n && whole; i++)
+        if (report->pairs[i].n > 0)
+            whole = json_object_set_new(cards, report->names[i], card_json(&report->parts[i], worst)) == 0;
+    if (whole && report->n == 1) whole = json_object_update(root, json_object_get(cards, report->names[0])) == 0;
+    if (whole && report->n > 1) whole = json_object_set(root, "objectives", cards) == 0;
+    if (whole) {
+        json_dumpf(root, stdout, 0);
+        printf("\n");
+    }
+    json_decref(cards);
     json_decref(root);
+    if (!whole) FAIL(ERR_FAILED, "out of memory");
+    return OK;
+}
+
+static int add_scores(const Report *report, int part, Text *text) {
+    const RewardPairs *pairs = &report->pairs[part];
+    for (size_t i = 0; i < pairs->n; i++) {
+        json_t *object = pair_json(&pairs->pairs[i], &pairs->places[i]);
+        if (object && report->n > 1) json_object_set_new(object, "objective", json_string(report->names[part]));
+        char *line = object ? json_dumps(object, 0) : NULL;
+        json_decref(object);
+        if (!line) FAIL(ERR_FAILED, "%s: the name is not UTF-8", pairs->places[i].path);
+        text_printf(text, "%s\n", line);
+        free(line);
+    }
     return OK;
 }
 
@@ -162,14 +211,7 @@ static int write_scores(const Report *report) {
     Text text = {0};
     NewFile file = {0};
     if (!report->arguments->scores) return OK;
-    for (size_t i = 0; i < report->pairs.n; i++) {
-        json_t *object = pair_json(&report->pairs.pairs[i], &report->pairs.places[i]);
-        char *line = object ? json_dumps(object, 0) : NULL;
-        json_decref(object);
-        if (!line) FAIL_TO(done, ERR_FAILED, "%s: the name is not UTF-8", report->pairs.places[i].path);
-        text_printf(&text, "%s\n", line);
-        free(line);
-    }
+    for (int i = 0; i < report->n; i++) TRY_TO(done, add_scores(report, i, &text));
     TRY_TO(done, text_check(&text));
     TRY_TO(done, new_file_begin(&file, report->arguments->scores));
     TRY_TO(done, file_write_atomic(file.path, text.bytes, text.length));
@@ -205,22 +247,50 @@ static int open_model(Report *report, const char *path) {
     return model_template_open(&report->model_template, report->file.tokenizer);
 }
 
+/* "safety=FILE": its pairs are about that score, unless their records say. */
+static const char *split_word(const Report *report, const char *word, int *usual) {
+    *usual = report->n == 1 ? 0 : -1;
+    for (int i = 0; i < report->n; i++) {
+        size_t n = strlen(report->names[i]);
+        if (strncmp(word, report->names[i], n) != 0 || word[n] != '=') continue;
+        *usual = i;
+        return word + n + 1;
+    }
+    return word;
+}
+
+/* What pairs may be about; a single score without a name is asked of none. */
+static PairObjectives name_scores(Report *report) {
+    const HfLabels *labels = &report->file.config.labels;
+    report->n = labels->n;
+    for (int i = 0; i < labels->n; i++) report->names[i] = labels->names[i];
+    return (PairObjectives){.names = report->names,
+                            .n = labels->n == 1 && hf_labels_are_unnamed(labels) ? 0 : labels->n};
+}
+
 static int read_pairs(Report *report, char *const *words, int n) {
     const Arguments *arguments = report->arguments;
+    RewardPairs *pairs = report->pairs;
     int limit = report->file.model->rotary.n_positions;
-    RewardPairsOptions options = {
-        .chat = report->model_template.chat, .columns = &report->columns, .skip_errors = arguments->skip_errors};
+    size_t found = 0;
+    RewardPairsOptions options = {.chat = report->model_template.chat,
+                                  .columns = &report->columns,
+                                  .objectives = name_scores(report),
+                                  .skip_errors = arguments->skip_errors};
     if (arguments->context > limit) FAIL(ERR_USAGE, "--context: the model was made for %d tokens at most", limit);
     options.context = arguments->context > 0 ? (size_t)arguments->context : (size_t)limit;
     TRY(overlong_parse(&options.overlong, arguments->overlong));
     if (arguments->columns) TRY(chat_columns_parse(&report->columns, arguments->columns));
-    for (int i = 0; i < n; i++) TRY(reward_pairs_read(&report->pairs, words[i], &options));
-    if (report->pairs.n == 0)
+    for (int i = 0; i < n; i++) {
+        const char *path = split_word(report, words[i], &options.objectives.usual);
+        TRY(reward_pairs_read(pairs, path, &options));
+    }
+    for (int i = 0; i < report->n; i++) found += pairs[i].n;
+    if (found == 0)
         FAIL(ERR_REFUSED, "there is no pair to be scored%s",
-             report->pairs.dropped > 0 ? ": all were too long, or their answers equal" : "");
-    if (report->pairs.malformed > 0) log_warning("%zu malformed records were skipped", report->pairs.malformed);
-    if (report->pairs.dropped > 0)
-        log_warning("%zu records were left out: too long, or their answers equal", report->pairs.dropped);
+             pairs->dropped > 0 ? ": all were too long, or their answers equal" : "");
+    if (pairs->malformed > 0) log_warning("%zu malformed records were skipped", pairs->malformed);
+    if (pairs->dropped > 0) log_warning("%zu records were left out: too long, or their answers equal", pairs->dropped);
     return OK;
 }
 
@@ -228,29 +298,53 @@ static void show_progress(void *context, size_t done) {
     progress_update(context, (int64_t)done, "");
 }
 
-static int score(Report *report) {
-    enum { BATCH = 4096 };
-    int rc = OK;
-    RewardScorer *scorer = NULL;
-    RewardPairs *pairs = &report->pairs;
-    Progress progress;
-    float *rewards = calloc(2 * pairs->n, sizeof *rewards);
-    if (!rewards) FAIL(ERR_FAILED, "out of memory");
-    TRY_TO(done, reward_scorer_new(&scorer, report->file.model, BATCH, llama_inference_dtype(report->file.model)));
-    progress_begin(&progress, "scoring", "answers", 0, (int64_t)(2 * pairs->n));
-    rc = reward_scorer_score(scorer, pairs->texts, 2 * pairs->n, rewards, show_progress, &progress);
-    progress_end(&progress);
-    for (size_t i = 0; rc == OK && i < 2 * pairs->n; i++) {
+/* rewards[2 · n, the head's rows], of which the pairs take row `part`. */
+static int take_rewards(RewardPairs *pairs, const float *rewards, int part, int rows) {
+    for (size_t i = 0; i < 2 * pairs->n; i++) {
         const RewardPlace *place = &pairs->places[i / 2];
-        if (!isfinite(rewards[i]))
-            FAIL_TO(done, ERR_REFUSED, "%s:%lld: the %s answer's reward is %g: the model's numbers are broken",
-                    place->path, (long long)place->line, i % 2 ? "rejected" : "chosen", (double)rewards[i]);
-        pairs->pairs[i / 2].reward[i % 2] = (double)rewards[i];
+        float reward = rewards[i * (size_t)rows + (size_t)part];
+        if (!isfinite(reward))
+            FAIL(ERR_REFUSED, "%s:%lld: the %s answer's reward is %g: the model's numbers are broken", place->path,
+                 (long long)place->line, i % 2 ? "rejected" : "chosen", (double)reward);
+        pairs->pairs[i / 2].reward[i % 2] = (double)reward;
     }
-done:
-    reward_scorer_free(scorer);
+    return OK;
+}
+
+static int score_part(Report *report, RewardScorer *scorer, int part) {
+    RewardPairs *pairs = &report->pairs[part];
+    Progress progress;
+    if (pairs->n == 0) return OK;
+    float *rewards = calloc(2 * pairs->n * (size_t)report->n, sizeof *rewards);
+    if (!rewards) FAIL(ERR_FAILED, "out of memory");
+    progress_begin(&progress, "scoring", "answers", 0, (int64_t)(2 * pairs->n));
+    int rc = reward_scorer_score(scorer, pairs->texts, 2 * pairs->n, rewards, show_progress, &progress);
+    progress_end(&progress);
+    if (rc == OK) rc = take_rewards(pairs, rewards, part, report->n);
     free(rewards);
     return rc;
+}
+
+static int score(Report *report) {
+    enum { BATCH = 4096 };
+    RewardScorer *scorer;
+    TRY(reward_scorer_new(&scorer, report->file.model, BATCH, llama_inference_dtype(report->file.model)));
+    int rc = OK;
+    for (int i = 0; i < report->n && rc == OK; i++) rc = score_part(report, scorer, i);
+    reward_scorer_free(scorer);
+    return rc;
+}
+
+static int make_part(Part *part, RewardPairs *pairs) {
+    part->pairs = pairs;
+    if (pairs->n == 0) return OK;
+    TRY(reward_card(&part->card, pairs->pairs, pairs->n));
+    reward_remarks(&part->remarks, &part->card);
+    TRY(text_check(&part->remarks));
+    part->worst_first = calloc(pairs->n, sizeof *part->worst_first);
+    if (!part->worst_first) FAIL(ERR_FAILED, "out of memory");
+    reward_worst_first(part->worst_first, pairs->pairs, pairs->n);
+    return OK;
 }
 
 static int make_report(Report *report, char *const *words, int n) {
@@ -258,22 +352,19 @@ static int make_report(Report *report, char *const *words, int n) {
     TRY(open_model(report, words[0]));
     TRY(read_pairs(report, words + 1, n - 1));
     TRY(score(report));
-    TRY(reward_card(&report->card, report->pairs.pairs, report->pairs.n));
-    reward_remarks(&report->remarks, &report->card);
-    TRY(text_check(&report->remarks));
-    report->worst_first = calloc(report->pairs.n, sizeof *report->worst_first);
-    if (!report->worst_first) FAIL(ERR_FAILED, "out of memory");
-    reward_worst_first(report->worst_first, report->pairs.pairs, report->pairs.n);
+    for (int i = 0; i < report->n; i++) TRY(make_part(&report->parts[i], &report->pairs[i]));
     TRY(write_scores(report));
     if (report->arguments->json) return print_json(report);
-    print_card(report);
+    print_cards(report);
     return OK;
 }
 
 static void report_free(Report *report) {
-    free(report->worst_first);
-    text_free(&report->remarks);
-    reward_pairs_free(&report->pairs);
+    for (int i = 0; i < report->n; i++) {
+        free(report->parts[i].worst_first);
+        text_free(&report->parts[i].remarks);
+        reward_pairs_free(&report->pairs[i]);
+    }
     chat_columns_free(&report->columns);
     model_template_free(&report->model_template);
     config_free(report->config);
@@ -297,15 +388,17 @@ int eval_reward_command(int argc, char **argv) {
         {"skip-errors", 0, FLAG_SWITCH, &arguments.skip_errors, "", "", "leave malformed records out, counted"},
         {"json", 0, FLAG_SWITCH, &arguments.json, "", "", "print one JSON object"},
     };
-    CliSpec spec = {.usage = "MODEL PAIRS... [flags]",
-                    .about =
-                        "Scores both answers of every pair (JSONL or a JSON array: prompt, chosen, rejected) with a\n"
-                        "reward model: how often the chosen one is ranked first, by strength of preference; how\n"
-                        "well its probabilities are calibrated; whether it rewards length; the worst pairs.",
-                    .flags = flags,
-                    .n_flags = sizeof flags / sizeof *flags,
-                    .min_words = 2,
-                    .max_words = 64};
+    CliSpec spec = {
+        .usage = "MODEL PAIRS... [flags]",
+        .about = "Scores both answers of every pair (JSONL or a JSON array: prompt, chosen, rejected) with a\n"
+                 "reward model: how often the chosen one is ranked first, by strength of preference; how\n"
+                 "well its probabilities are calibrated; whether it rewards length; the worst pairs. Of a model\n"
+                 "with several scores, each for the pairs that are about it: those whose record names it as\n"
+                 "\"objective\", or that are given as NAME=PAIRS (safety=held-out.jsonl).",
+        .flags = flags,
+        .n_flags = sizeof flags / sizeof *flags,
+        .min_words = 2,
+        .max_words = 64};
     CliResult cli;
     TRY(cli_parse(&cli, &spec, argc, argv));
     if (cli.helped) return OK;

@@ -54,6 +54,18 @@ static void print_arrays(const json_t *report, bool brief) {
     }
 }
 
+/* The scores' names, where they have any. */
+static void print_labels(const json_t *config) {
+    const char *id;
+    json_t *label;
+    const char *separator = ": ";
+    json_object_foreach(json_object_get(config, "id2label"), id, label) {
+        if (strncmp(json_string_value(label), "LABEL_", strlen("LABEL_")) == 0) return;
+        printf("%s%s", separator, json_string_value(label));
+        separator = ", ";
+    }
+}
+
 static const char *head_of(const json_t *config) {
     const char *architecture = json_string_value(json_array_get(json_object_get(config, "architectures"), 0));
     if (architecture && strcmp(architecture, "LlamaForSequenceClassification") == 0)
@@ -73,8 +85,9 @@ static void print_config(const json_t *config) {
     printf("        rope theta %g%s", json_number_value(json_object_get(config, "rope_theta")),
            json_is_object(scaling) ? ", scaled by" : "");
     if (json_is_object(scaling)) printf(" %g", json_number_value(json_object_get(scaling, "factor")));
-    printf(", norm epsilon %g, %s, %s\n", json_number_value(json_object_get(config, "rms_norm_eps")), head_of(config),
-           text_of(config, "torch_dtype"));
+    printf(", norm epsilon %g, %s", json_number_value(json_object_get(config, "rms_norm_eps")), head_of(config));
+    print_labels(config);
+    printf(", %s\n", text_of(config, "torch_dtype"));
 }
 
 static void print_adapter(const json_t *adapter) {

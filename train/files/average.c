@@ -2,6 +2,7 @@
 #include "train/files/average.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,6 +46,19 @@ static int change(void *context, const char *name, size_t first, size_t n, float
 
 /* ---- what must be the same ---- */
 
+/* Reward models have the same scores, in the same order. */
+static int check_scores(const ModelFile *one, const ModelFile *other) {
+    const ModelFile *files[] = {one, other};
+    char names[2][HF_LABELS_TEXT];
+    if (hf_labels_equal(&one->config.labels, &other->config.labels)) return OK;
+    for (int i = 0; i < 2; i++) {
+        hf_labels_text(&files[i]->config.labels, names[i]);
+        if (files[i]->config.labels.n == 0) snprintf(names[i], sizeof names[i], "none, a language model");
+    }
+    FAIL(ERR_REFUSED, "%s: its scores are %s, and those of %s %s; only reward models with the same can be averaged",
+         other->path, names[1], one->path, names[0]);
+}
+
 static int check_shape(const ModelFile *one, const ModelFile *other) {
     LlamaShape a = llama_shape_from_hf(&one->config), b = llama_shape_from_hf(&other->config);
     const struct {
@@ -60,7 +74,7 @@ static int check_shape(const ModelFile *one, const ModelFile *other) {
         if (fabs(rows[i].a - rows[i].b) > 0)
             FAIL(ERR_REFUSED, "%s: its %s is %g, and that of %s %g; only models of one shape can be averaged",
                  other->path, rows[i].name, rows[i].b, one->path, rows[i].a);
-    return OK;
+    return check_scores(one, other);
 }
 
 static int check_arrays(const ModelCopy *copy, const ModelFile *other) {
@@ -105,7 +119,7 @@ int average_new(Average **out, ModelCopy *copy, char *const *paths, const double
     if (!average->others) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (; average->n < n - 1; average->n++)
         TRY_TO(done, model_file_open(&average->others[average->n], paths[average->n + 1],
-                                     (ModelFileOptions){.whole = true, .keep_open = true}));
+                                     (ModelFileOptions){.head = HEAD_ANY, .whole = true, .keep_open = true}));
     for (int k = 0; k < average->n; k++) {
         TRY_TO(done, check_shape(&copy->file, &average->others[k]));
         TRY_TO(done, check_arrays(copy, &average->others[k]));

@@ -154,7 +154,7 @@ int export_gguf(const char *model, const char *to, const char *dtype, ModelCopyO
     if (dtype) TRY(find_kind(&type, dtype));
     TRY(new_file_check(to));
     TRY(model_copy_open(&copy, model, options));
-    int rc = copy.file.config.score_head
+    int rc = copy.file.config.labels.n > 0
                  ? error_set(ERR_REFUSED, __FILE__, __LINE__,
                              "%s: a reward model; GGUF files are for language models, use --format hf", model)
                  : write_both(&copy, to, dtype ? type : stored_type(&copy));

@@ -20,8 +20,9 @@ static int logits_of(float **logits, Llama *model, const int32_t *ids, int n) {
     for (int i = 0; i < n; i++) positions[i] = i;
     Tape *tape = tape_new(&(TapeOptions){.capacity = n, .dtype = llama_inference_dtype(model)});
     if (!tape) FAIL(ERR_FAILED, "out of memory");
-    Tensor *out = model->shape.score_head ? llama_score(tape, model, (LlamaRecord){0}, NULL)
-                                          : op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
+    Tensor *out = model->shape.n_scores > 0
+                      ? llama_score(tape, model, (LlamaRecord){0}, NULL)
+                      : op_logits(tape, llama_hidden(tape, model, (LlamaRecord){0}), &model->head);
     TapeBatch batch = {.n_tokens = n, .n_segments = 1, .tokens = ids, .positions = positions, .segment_start = starts};
     tape_keep(out);
     TRY_TO(done, tape_plan(tape));
@@ -110,9 +111,9 @@ int merge_difference(MergeDifference *difference, MergeParts parts, const char *
     rc = logits_of_model(&before, ids, &n, &shape, parts.paths[0], &parts);
     if (rc == OK) rc = logits_of_model(&after, ids, &n, &shape, merged, NULL);
     if (rc == OK) {
-        if (shape.score_head) memset(ids, 0, sizeof ids); /* the only logit */
-        compare(difference, before, after, ids, n, shape.score_head ? 1 : shape.vocab_size);
-        if (shape.score_head) *difference = of_scores(*difference);
+        if (shape.n_scores > 0) memset(ids, 0, sizeof ids); /* any row: what follows from it is left out */
+        compare(difference, before, after, ids, n, shape.n_scores > 0 ? shape.n_scores : shape.vocab_size);
+        if (shape.n_scores > 0) *difference = of_scores(*difference);
     }
     free(before);
     free(after);

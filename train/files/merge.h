@@ -22,7 +22,7 @@ typedef struct {
     double greatest, difference; /* |logit|, and |merged - unmerged|, the greatest over all tokens */
     double loss, merged_loss;    /* mean negative log-likelihood of each next token */
     int same_best;               /* tokens after which both predict the same best next one */
-    bool scores;                 /* of a reward model: what is compared are each token's score; losses and best are 0 */
+    bool scores; /* of a reward model: what is compared are each token's scores; losses and best are 0 */
 } MergeDifference;
 
 /* Runs base with adapters, and the model `merged`, both in fp32, on the same few tokens. Loads one after the other. */

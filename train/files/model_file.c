@@ -105,8 +105,8 @@ static int read_config(ModelFile *file, const NamedFile *named, const char *path
 }
 
 /* One kind of model does not do the other's work; what is kept of the config is what the model will be. */
-static int settle_head(ModelFile *file, ModelHead wanted, const char *path) {
-    bool scores = file->config.score_head;
+static int settle_head(ModelFile *file, ModelHead wanted, const HfLabels *labels, const char *path) {
+    bool scores = file->config.labels.n > 0;
     if (wanted == HEAD_TOKENS && scores)
         FAIL(
             ERR_REFUSED,
@@ -115,8 +115,9 @@ static int settle_head(ModelFile *file, ModelHead wanted, const char *path) {
     if (wanted == HEAD_SCORE && !scores)
         FAIL(ERR_REFUSED,
              "%s: a language model has no score head; a reward model is expected ('cria reward' trains one)", path);
-    file->new_head = wanted == HEAD_TO_SCORE && !scores;
-    file->config.score_head = scores || file->new_head;
+    file->own_scores = file->config.labels.n;
+    file->new_head = wanted == HEAD_NEW || (wanted == HEAD_TO_SCORE && !scores);
+    if (file->new_head) file->config.labels = labels ? *labels : hf_labels_unnamed(1);
     return OK;
 }
 
@@ -193,7 +194,7 @@ static Dtype resolve_precision(const ModelFile *file, const NamedFile *named, co
 /* Of all that the file has, what is left out included. */
 static int take_fingerprint(ModelFile *file, HfConfig stored, const NamedFile *named) {
     Llama *names;
-    if (file->new_head) stored.score_head = false;
+    if (file->new_head) stored.labels = hf_labels_unnamed(file->own_scores);
     LlamaShape shape = llama_shape_from_hf(&stored);
     TRY(llama_new(&names, &shape, (LlamaOptions){.names_only = true}));
     int rc = base_fingerprint(&file->fingerprint, names, named);
@@ -215,18 +216,18 @@ static int settle_vocabulary(ModelFile *file, LlamaPart *part, const NamedFile *
         TRY(lora_vocabulary(own, &file->adapter));
         TRY(lora_options_from_peft(&adapter, &file->adapter));
     }
-    bool whole = own->embedding && (own->head || config->score_head || (own->tied && config->tie_word_embeddings));
+    bool whole = own->embedding && (own->head || config->labels.n > 0 || (own->tied && config->tie_word_embeddings));
     if (own->rows > 0 && own->rows != config->vocab_size && !whole)
         FAIL(ERR_REFUSED, "%s: it has %d tokens in place of the base's %d, and not in both embedding and head",
              named_path(file->adapter.arrays), own->rows, config->vocab_size);
     if (own->rows > 0) {
         part->no_embedding = own->embedding != NULL;
         part->no_head = part->no_head || own->head != NULL;
-        part->tied = config->tie_word_embeddings && !own->tied && !config->score_head;
+        part->tied = config->tie_word_embeddings && !own->tied && config->labels.n == 0;
         config->vocab_size = own->rows;
     }
     bool merged = options->keep_open || options->training;
-    if (merged && lora_unties(&adapter)) part->tied = config->tie_word_embeddings && !config->score_head;
+    if (merged && lora_unties(&adapter)) part->tied = config->tie_word_embeddings && config->labels.n == 0;
     if (part->tied) config->tie_word_embeddings = false;
     if (options->vocabulary > config->vocab_size) {
         part->rows = config->vocab_size;
@@ -294,7 +295,7 @@ static int open_whole(ModelFile *file, NamedFile *named, const char *path, const
     } else {
         TRY_TO(done, read_config(file, named, path));
     }
-    TRY_TO(done, settle_head(file, options->head, path));
+    TRY_TO(done, settle_head(file, options->head, options->labels, path));
     TRY_TO(done, read_tokenizer(file, named, path, options));
     TRY_TO(done, read_template(file, named, path));
     TRY_TO(done, read_parameters(file, named, options));
@@ -369,10 +370,26 @@ static int attach(ModelFile *file, const ModelFileOptions *options) {
     return OK;
 }
 
+/* Of the score head that was trained beside it: what cria writes says what its rows are called. */
+static int adapter_labels(HfLabels *labels, const PeftAdapter *adapter) {
+    const char *json = named_text(adapter->arrays, LORA_MODEL_CONFIG);
+    const NamedArray *score;
+    HfConfig config = {.dim = 0};
+    TRY(named_get(&score, adapter->arrays, LORA_SCORE));
+    int n = score->n_dims == 2 && score->dims[0] <= HF_MAX_LABELS ? (int)score->dims[0] : 0;
+    if (n < 1)
+        FAIL(ERR_REFUSED, "%s: %s is no matrix of 1 to %d rows", named_path(adapter->arrays), LORA_SCORE,
+             HF_MAX_LABELS);
+    if (json) TRY(hf_config_parse(&config, json, strlen(json), named_path(adapter->arrays)));
+    *labels = config.labels.n == n ? config.labels : hf_labels_unnamed(n);
+    return OK;
+}
+
 /* file->adapter is the opened PATH. */
 static int open_with_base(ModelFile *file, const char *path, const ModelFileOptions *options) {
     char *base;
     NamedFile *named;
+    HfLabels labels;
     ModelFileOptions how = *options;
     how.need_tokenizer = false;
     how.fingerprint = true;
@@ -381,7 +398,11 @@ static int open_with_base(ModelFile *file, const char *path, const ModelFileOpti
              path);
     if (file->adapter.config.saved.score && options->head == HEAD_TOKENS)
         FAIL(ERR_REFUSED, "%s: a reward model's adapter gives scores, not texts; a language model is expected", path);
-    if (file->adapter.config.saved.score) how.head = HEAD_TO_SCORE;
+    if (file->adapter.config.saved.score) {
+        TRY(adapter_labels(&labels, &file->adapter));
+        how.head = HEAD_NEW;
+        how.labels = &labels;
+    }
     TRY(adapter_base_path(&base, &file->adapter, options->base));
     int rc = OK;
     if (adapter_recognises(base))
@@ -433,6 +454,15 @@ void model_file_close(ModelFile *file) {
     free(file->chat_template);
     free(file->path);
     *file = (ModelFile){0};
+}
+
+bool model_file_is_mapped(const NamedFile *file) {
+    for (size_t i = 0; i < named_count(file); i++) {
+        const NamedArray *array = named_at(file, i);
+        bool narrow = array->dtype == DTYPE_BF16 || array->dtype == DTYPE_F16;
+        if (array->n_dims == 2 && !(narrow && array->data)) return false;
+    }
+    return true;
 }
 
 /* ---- describing ---- */

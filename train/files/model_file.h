@@ -28,7 +28,8 @@ typedef struct {
     uint64_t fingerprint;      /* of the parameters, where it was asked for (adapter_file.h) */
     PeftAdapter adapter;       /* where an adapter was opened: `arrays` and `path` are its base's */
     Lora *lora;                /* the adapter, attached to the model; NULL: none, or it was merged into the model */
-    bool new_head; /* with HEAD_TO_SCORE: the file has none, and the model's is zero until llama_init_head */
+    int own_scores;            /* rows of the file's own score head; 0: it is a language model's */
+    bool new_head;             /* the model's score head is not the file's: it is zero until llama_init_head */
 } ModelFile;
 
 /* Help of the flag --base. */
@@ -39,6 +40,7 @@ typedef enum {
     HEAD_TOKENS,   /* a language model */
     HEAD_SCORE,    /* a reward model */
     HEAD_TO_SCORE, /* a reward model, or a language model as the body of one: its own head is left out */
+    HEAD_NEW,      /* either as the body of a reward model, whose head is not the file's */
     HEAD_ANY,
 } ModelHead;
 
@@ -49,6 +51,7 @@ typedef enum { INFERENCE_NOT, INFERENCE_AUTO, INFERENCE_F32, INFERENCE_BF16 } In
 
 typedef struct {
     ModelHead head;
+    const HfLabels *labels;       /* of a score head that the file has not; NULL: one, without a name */
     const char *tokenizer;        /* a tokenizer's path, instead of the model's own; NULL: its own */
     bool need_tokenizer;          /* an error where there is none */
     bool training;                /* allocate gradients */
@@ -72,6 +75,9 @@ typedef struct {
 /* An adapter is merged into its base's values where these are to be trained, else attached to it. */
 int model_file_open(ModelFile *file, const char *path, ModelFileOptions options);
 void model_file_close(ModelFile *file);
+
+/* Whether a model that is frozen in 16 bits is used where the file is mapped: it has every matrix in 16 bits. */
+bool model_file_is_mapped(const NamedFile *file);
 
 /* The tokenizer inside a checkpoint's model.h5; *found tells whether there is one. */
 int model_file_tokenizer(Tokenizer **tokenizer, bool *found, const NamedFile *named);

@@ -12,7 +12,7 @@
 
 enum {
     OBJECTIVE_MAX_SOURCES = 64, /* told apart; the last row is for all others */
-    OBJECTIVE_MAX_METRICS = 48,
+    OBJECTIVE_MAX_METRICS = 64,
 };
 
 /* Sums over tokens, added up over micro-batches and ranks: an array of doubles, so that ranks add it in one call. */
@@ -37,7 +37,7 @@ struct Objective {
     const char *const *metrics;
     int n_metrics, headline; /* headline: the one told with the validation loss, a share */
     Text remarks;            /* of `watch`, a line each; who has written them down clears it */
-    uint32_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
+    uint64_t least, most;    /* bits: metrics that are the least, or the most, of what objective_extreme was given */
     int (*record)(Objective *self, Tape *tape, Llama *model, LlamaRecord record, bool training);
     /* May be NULL. Before the first micro-batch of a step, on every rank at once: figures over the whole step that its
      * gradients depend on, from forward passes on the evaluation tape. */

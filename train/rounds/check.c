@@ -5,10 +5,12 @@
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "train/answers/reward_model.h"
 #include "train/ppo_stage.h"
 #include "train/rounds/record.h"
 #include "train/sampling/answering.h"
 #include "train/sampling/policy_card.h"
+#include "train/setup.h"
 
 /* ---- options ---- */
 
@@ -33,6 +35,34 @@ static int check_options(const RoundStage *stage) {
     if (command->makes & MAKES_FIGURES) TRY(policy_card_sampling(config));
     TRY(config_require(config, OPTION_rejection_prompts));
     return check_reward((RewardKind)config->rejection_reward, answering_scorer, config, OPTION_rejection_model);
+}
+
+/* ---- scores ---- */
+
+/* Where a stage makes the reward model, its config says which scores that has. */
+static int check_head(const Rounds *rounds, const RoundStage *stage, const char *path, OptionId id, const char *head) {
+    int row;
+    HfLabels labels;
+    const RoundStage *made = references_stage(rounds, path);
+    if (!made || made->spec->command->makes != MAKES_REWARD) return OK;
+    TRY(setup_labels(&labels, made->config));
+    if (labels.n == 0) return OK; /* one, or what its base has */
+    int rc = reward_row(&row, &labels, head, option_table[id].key, path);
+    return rc == OK ? OK : error_context(rc, "%s", stage->spec->where);
+}
+
+static int check_heads(const Rounds *rounds, const RoundStage *stage) {
+    const Config *c = stage->config;
+    bool ppo = stage->spec->command->training == &stage_ppo;
+    if ((ppo ? c->ppo_reward : c->rejection_reward) != REWARD_MODEL) return OK;
+    const char *model = ppo ? c->ppo_model : c->rejection_model;
+    const char *safety = ppo ? c->ppo_safety_model : c->rejection_safety_model;
+    const char *safety_head = ppo ? c->ppo_safety_head : c->rejection_safety_head;
+    TRY(check_head(rounds, stage, model, ppo ? OPTION_ppo_head : OPTION_rejection_head,
+                   ppo ? c->ppo_head : c->rejection_head));
+    if (!*safety && !*safety_head) return OK;
+    return check_head(rounds, stage, *safety ? safety : model,
+                      ppo ? OPTION_ppo_safety_head : OPTION_rejection_safety_head, safety_head);
 }
 
 /* ---- adapters ---- */
@@ -84,6 +114,7 @@ static int check_file(void *context, OptionId id, const char *path, const char *
 static int check_stage(const Rounds *rounds, const RoundStage *stage) {
     FileCheck check = {rounds, stage};
     TRY(check_options(stage));
+    TRY(check_heads(rounds, stage));
     TRY(check_adapter(rounds, stage));
     return inputs_visit(stage, check_file, &check);
 }

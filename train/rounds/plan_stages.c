@@ -16,12 +16,22 @@ typedef struct {
     uint64_t available;
 } Planner;
 
-/* A model of the same shape that is there already: where a stage has yet to make its base, what that one begins from.
- */
+/* A model of the same shape that is there already: where a stage has yet to make it, what that one begins from. */
 static const char *standing_base(const Rounds *rounds, const RoundState *states, const char *path) {
     const RoundStage *stage = references_stage(rounds, path);
     if (!stage || states[stage->place].finished) return path;
     return standing_base(rounds, states, stage->models.n > 0 ? stage->models.items[0] : stage->config->model_base);
+}
+
+/* Every other model that the stage reads, likewise. */
+static int stand_in(const Planner *planner, Config *config) {
+    static const OptionId models[] = {OPTION_model_base, OPTION_ppo_reference, OPTION_ppo_model,
+                                      OPTION_ppo_safety_model, OPTION_ppo_value_model};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const char *path = *(const char *const *)((const char *)config + option_table[models[i]].offset);
+        if (*path) TRY(config_set_text(config, models[i], standing_base(planner->rounds, planner->states, path)));
+    }
+    return OK;
 }
 
 static int copy_config(Config **out, const RoundStage *stage) {
@@ -38,9 +48,7 @@ static int plan_stage(Planner *planner, const RoundStage *stage) {
     MemoryPlan plan = {.total = 0};
     Config *config = NULL;
     int rc = copy_config(&config, stage);
-    if (rc == OK)
-        rc = config_set_text(config, OPTION_model_base,
-                             standing_base(planner->rounds, planner->states, config->model_base));
+    if (rc == OK) rc = stand_in(planner, config);
     int ranks = rc == OK && config->parallel_data > 1 ? (int)config->parallel_data : 1;
     if (rc == OK) rc = memory_plan(&plan, config, training->head, ranks, ranks);
     if (rc == OK) rc = memory_plan_check(&plan);

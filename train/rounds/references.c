@@ -191,6 +191,7 @@ static int expand(const Asker *a, const char *text, bool list, Paths *paths) {
 static int wanted_by(OptionId id, const RoundStage *stage) {
     switch (id) {
     case OPTION_rejection_model:
+    case OPTION_rejection_safety_model:
     case OPTION_ppo_model:
     case OPTION_ppo_safety_model:
         return MAKES_REWARD;

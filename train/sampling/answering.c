@@ -65,6 +65,9 @@ int answering_scorer(Scorer **scorer, const Config *config) {
                                                .pattern = config->rejection_pattern,
                                                .program = config->rejection_program,
                                                .model = config->rejection_model,
+                                               .head = config->rejection_head,
+                                               .safety_model = config->rejection_safety_model,
+                                               .safety_head = config->rejection_safety_head,
                                                .length = (double)config->rejection_length,
                                                .timeout = config->rejection_timeout,
                                                .section = "rejection"});

@@ -125,6 +125,8 @@ static json_t *make_header(const Rejection *r) {
         OPTION_rejection_samples,    OPTION_rejection_chunk,          OPTION_rejection_reward,
         OPTION_rejection_word,       OPTION_rejection_length,         OPTION_rejection_pattern,
         OPTION_rejection_program,    OPTION_rejection_model};
+    static const OptionId optional[] = {OPTION_rejection_head, OPTION_rejection_safety_model,
+                                        OPTION_rejection_safety_head}; /* named where they are given */
     uint64_t prompts = HASH_START;
     const Prompts *all = &r->answering.prompts;
     for (size_t i = 0; i < all->n; i++)
@@ -135,6 +137,9 @@ static json_t *make_header(const Rejection *r) {
                                "set of prompts", hex(prompts));
     for (size_t i = 0; header && i < sizeof options / sizeof *options; i++)
         json_object_set_new(header, option_table[options[i]].key, option_value(r->config, options[i]));
+    for (size_t i = 0; header && i < sizeof optional / sizeof *optional; i++)
+        if (config_is_set(r->config, optional[i]))
+            json_object_set_new(header, option_table[optional[i]].key, option_value(r->config, optional[i]));
     uint64_t earlier = HASH_START;
     for (size_t i = 0; i < r->n_earlier; i++) {
         char *text = rejection_key(r->earlier[i]);
