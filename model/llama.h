@@ -126,7 +126,13 @@ typedef struct {
     bool tied;                  /* the file's embedding is its head too, and the model's head is a matrix of its own */
     int rows; /* of the file's embedding and head: the first of the model's; 0: as many as the model has */
 } LlamaPart;
-int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file);
+
+/* Is told, between one matrix and the next, how many of the file's bytes were read or found mapped. */
+typedef struct {
+    void (*told)(void *context, uint64_t done, uint64_t total); /* NULL: nobody is told */
+    void *context;
+} LoadWatch;
+int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file, LoadWatch watch);
 int llama_check_part(const Llama *model, LlamaPart part, const NamedFile *file);
 
 /* One of the model's weights, of a single view, from the file's array of that name; where it is kept in fewer bits, in

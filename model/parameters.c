@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "model/core/error.h"
+#include "model/core/memory.h"
+#include "model/core/threads.h"
 #include "model/core/text.h"
 #include "model/llama.h"
 #include "model/quantise.h"
@@ -71,18 +73,53 @@ static int check_dims(const NamedArray *wanted, const NamedArray *found) {
     return rc;
 }
 
+static bool is_floating(Dtype dtype) {
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
+}
+
 static int find_array(const NamedArray **found, const NamedArray *wanted, const NamedFile *file) {
     *found = named_find(file, wanted->name);
     if (!*found) FAIL(ERR_REFUSED, "%s is missing from the file", wanted->name);
     TRY(check_dims(wanted, *found));
+    if (!is_floating((*found)->dtype))
+        FAIL(ERR_REFUSED, "%s holds %s; fp32, bf16, fp16 or fp64 is expected", wanted->name,
+             (*found)->dtype < DTYPE_COUNT ? dtype_name((*found)->dtype) : "an element type that cannot be read here");
     return OK;
+}
+
+enum { SLICE = 4096 }; /* elements */
+
+typedef struct {
+    const NamedArray *from;
+    float *f32;
+    bf16 *bf16; /* one of the two */
+} Conversion;
+
+/* Of an array that is mapped, of a floating dtype. */
+static void convert_range(void *context, size_t begin, size_t end, int thread) {
+    const Conversion *c = context;
+    float slice[SLICE];
+    (void)thread;
+    for (size_t first = begin; first < end; first += SLICE) {
+        size_t n = end - first < SLICE ? end - first : SLICE;
+        const char *from = (const char *)c->from->data + first * dtype_size(c->from->dtype);
+        (void)dtype_read_f32(c->f32 ? c->f32 + first : slice, from, c->from->dtype, n);
+        for (size_t i = 0; c->bf16 && i < n; i++) c->bf16[first + i] = f32_to_bf16(slice[i]);
+    }
+}
+
+static bool is_convertible(const NamedArray *array) {
+    return array->data && is_floating(array->dtype);
 }
 
 /* All of an array's elements, rounded to bf16. */
 static int named_read_bf16(const NamedFile *file, const NamedArray *array, bf16 *out) {
-    enum { SLICE = 4096 };
     float slice[SLICE];
     size_t elements = named_elements(array);
+    if (is_convertible(array)) {
+        parallel_for(elements, SLICE, convert_range, &(Conversion){.from = array, .bf16 = out});
+        return OK;
+    }
     for (size_t first = 0; first < elements; first += SLICE) {
         size_t n = elements - first < SLICE ? elements - first : SLICE;
         TRY(named_read_f32(file, array, first, n, slice));
@@ -95,6 +132,10 @@ static int read_array(const NamedArray *wanted, const NamedFile *file) {
     const NamedArray *found;
     TRY(find_array(&found, wanted, file));
     void *to = (void *)(uintptr_t)wanted->data; /* the arrays of llama_arrays point into storage that is the caller's */
+    if (wanted->dtype == DTYPE_F32 && is_convertible(found)) {
+        parallel_for(named_elements(found), SLICE, convert_range, &(Conversion){.from = found, .f32 = to});
+        return OK;
+    }
     if (wanted->dtype == DTYPE_F32) return named_read_f32(file, found, 0, named_elements(found), to);
     if (found->dtype == wanted->dtype) return named_read(file, found, 0, named_elements(found), to);
     return named_read_bf16(file, found, to);
@@ -169,8 +210,10 @@ int llama_check_file(const Llama *model, const NamedFile *file) {
 }
 
 /* A frozen matrix: its views are read where the file is mapped, if they are there in 16 bits and all of one dtype; else
- * they are converted into the model's own storage. `wanted` has an array for each view. */
-static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file) {
+ * they are converted into the model's own storage. `wanted` has an array for each view. `ahead`: all of it will be
+ * read, and there is room for it: the file is read from end to end now, faster than page by page when it is first used.
+ */
+static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, const NamedFile *file, bool ahead) {
     const NamedArray *found[WEIGHT_MAX_VIEWS] = {NULL};
     bool mapped = true;
     for (int v = 0; v < weight->n_views; v++) {
@@ -186,6 +229,7 @@ static int load_frozen(Weight *weight, bf16 *storage, const NamedArray *wanted, 
             stored.view[v] = found[v]->data;
             stored.first_row[v] = weight->views[v].first_row;
             stored.first_row[v + 1] = weight->views[v].first_row + weight->views[v].rows;
+            if (ahead) named_expect(found[v], SIZE_MAX);
         } else {
             TRY(named_read_bf16(file, found[v], storage + at));
         }
@@ -208,17 +252,13 @@ static int read_source(void *context, size_t first, size_t n, float *out) {
     return named_read_f32(source->file, source->array, first, n, out);
 }
 
-static bool is_floating(Dtype dtype) {
-    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
-}
-
 /* View by view, so that no more than one of them is in memory before it is quantised. */
 static int load_quantised(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
     for (int v = 0; v < weight->n_views; v++) {
         Quantised *q = &weight->stored.quantised[v];
         Source source = {.file = file};
         TRY(find_array(&source.array, &wanted[v], file));
-        if (source.array->data && is_floating(source.array->dtype))
+        if (is_convertible(source.array))
             TRY(quantise_memory(q, wanted[v].name, source.array->data, source.array->dtype));
         else
             TRY(quantise_fill(q, wanted[v].name, read_source, &source));
@@ -227,9 +267,9 @@ static int load_quantised(Weight *weight, const NamedArray *wanted, const NamedF
     return OK;
 }
 
-static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file) {
+static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile *file, bool ahead) {
     if (weight->stored.quantised) return load_quantised(weight, wanted, file);
-    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file);
+    if (!weight->value) return load_frozen(weight, (bf16 *)(uintptr_t)weight->stored.view[0], wanted, file, ahead);
     for (int v = 0; v < weight->n_views; v++) TRY(read_array(&wanted[v], file));
     return OK;
 }
@@ -251,21 +291,49 @@ static void keep_packing(Weight *weight) {
     weight->stored = (RowMajor){0};
 }
 
-int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file) {
+/* The file's bytes of the arrays that are wanted of it. */
+static int wanted_bytes(uint64_t *bytes, const NamedArray *arrays, size_t n, const NamedFile *file) {
+    const NamedArray *found;
+    *bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!arrays[i].name) continue;
+        TRY(find_array(&found, &arrays[i], file));
+        *bytes += named_bytes(found);
+    }
+    return OK;
+}
+
+/* The first of the arrays from here on that is wanted is begun to be read: the file is, while this one is made of. */
+static void expect_next(const NamedArray *arrays, size_t n, const NamedFile *file) {
+    size_t i = 0;
+    while (i < n && !arrays[i].name) i++;
+    const NamedArray *found = i < n ? named_find(file, arrays[i].name) : NULL;
+    if (found) named_expect(found, NAMED_AHEAD);
+}
+
+int llama_load_part(Llama *model, LlamaPart part, const NamedFile *file, LoadWatch watch) {
     int rc = OK;
     Arena arena = {0};
     NamedArray *arrays;
     size_t n, next = 0;
+    uint64_t total, done = 0, bytes;
     TRY_TO(done, arrays_of_file(model, part, &arena, &arrays, &n));
     TRY_TO(done, check_names(model, part, arrays, n, file));
+    TRY_TO(done, wanted_bytes(&total, arrays, n, file));
+    bool fits = total < memory_available();
     for (int i = 0; i < model->n_weights; i++) {
         Weight *weight = model->weights[i];
         if (weight->tied) continue;
         const NamedArray *wanted = &arrays[next];
         next += (size_t)weight->n_views;
         if (!wanted->name) continue;
-        TRY_TO(done, load_weight(weight, wanted, file));
+        expect_next(&arrays[next], n - next, file);
+        bool looked_up = weight == &model->embedding && !model->head.tied; /* in a few rows only */
+        TRY_TO(done, load_weight(weight, wanted, file, fits && !looked_up));
         if (model->packed_only && weight != &model->embedding) keep_packing(weight);
+        TRY_TO(done, wanted_bytes(&bytes, wanted, (size_t)weight->n_views, file));
+        done += bytes;
+        if (watch.told) watch.told(watch.context, done, total);
     }
     if (model->head.tied) model->head.stored = model->head.tied->stored;
     if (!model->packed_only)
@@ -278,5 +346,5 @@ done:
 }
 
 int llama_load(Llama *model, const NamedFile *file) {
-    return llama_load_part(model, (LlamaPart){0}, file);
+    return llama_load_part(model, (LlamaPart){0}, file, (LoadWatch){NULL, NULL});
 }

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 
 #include "model/core/error.h"
+#include "model/core/file.h"
 #include "model/core/threads.h"
+#include "model/kernels/kernels.h"
 
 enum { SLICE = 1 << 20, PIECE = 1024 }; /* elements, whole blocks */
 
@@ -29,7 +31,8 @@ static void quantise_range(void *context, size_t begin, size_t end, int thread) 
         n = stop - at < PIECE ? stop - at : PIECE;
         /* a floating dtype */
         (void)dtype_read_f32(piece, work->data + at * dtype_size(work->dtype), work->dtype, n);
-        if (!quantised_encode(work->q, work->first + at, n, piece, work->absmax + (work->first + at) / QUANTISED_BLOCK))
+        if (!kernels()->quantise(work->q, work->first + at, n, piece,
+                                 work->absmax + (work->first + at) / QUANTISED_BLOCK))
             work->infinite = true;
     }
 }
@@ -39,11 +42,18 @@ static void quantise_slice(Quantising *work) {
     parallel_for(quantised_blocks(work->n), GRAIN, quantise_range, work);
 }
 
+static void scale_range(void *context, size_t begin, size_t end, int thread) {
+    const Quantising *work = context;
+    (void)thread;
+    quantised_encode_scales(work->q, begin, end, work->absmax, work->q->offset);
+}
+
 /* Scales, where all elements were finite. */
-static int finish(Quantised *q, const char *name, const Quantising *work) {
+static int finish(Quantised *q, const char *name, Quantising *work) {
     if (work->infinite) FAIL(ERR_REFUSED, "%s has an infinite number or a NaN: it cannot be quantised", name);
-    if (q->kind == QUANTISED_NF4)
-        quantised_encode_scales(q, work->absmax, quantised_mean(work->absmax, quantised_blocks(q->elements)));
+    if (q->kind != QUANTISED_NF4) return OK;
+    q->offset = quantised_mean(work->absmax, quantised_blocks(q->elements));
+    parallel_for(quantised_groups(q->elements), 1, scale_range, work);
     return OK;
 }
 
@@ -54,9 +64,17 @@ static int absmax_new(float **absmax, const Quantised *q) {
 }
 
 int quantise_memory(Quantised *q, const char *name, const void *data, Dtype dtype) {
-    Quantising work = {.q = q, .data = data, .dtype = dtype, .n = q->elements};
+    enum { MEMORY_SLICE = 8 << 20 };
+    Quantising work = {.q = q, .dtype = dtype};
     TRY(absmax_new(&work.absmax, q));
-    quantise_slice(&work);
+    for (; work.first < q->elements; work.first += work.n) {
+        size_t left = q->elements - work.first, size = dtype_size(dtype);
+        work.data = (const char *)data + work.first * size;
+        work.n = left < MEMORY_SLICE ? left : MEMORY_SLICE;
+        left -= work.n;
+        file_expect(work.data + work.n * size, (left < MEMORY_SLICE ? left : MEMORY_SLICE) * size);
+        quantise_slice(&work);
+    }
     int rc = finish(q, name, &work);
     free(work.absmax);
     return rc;

@@ -6,7 +6,7 @@
 #include "model/kernels/quantised.h"
 
 /* ERR_REFUSED, naming it, where the matrix has an infinite number or NaN. Elements come from `fill` in ascending
- * slices, or from memory of a floating dtype. */
+ * slices, or from memory of a floating dtype: of a mapped file what comes next is read meanwhile. */
 int quantise_fill(Quantised *q, const char *name, NamedFill fill, void *context);
 int quantise_memory(Quantised *q, const char *name, const void *data, Dtype dtype);
 

@@ -133,6 +133,8 @@ stories=$root/../shared/data/stories260K
 if [ -e "$stories/stories260K.bin" ]; then # half the rows of its tied head are of tokens that no story has, </s> among them
     run 3 sft lora.yaml output=no model.base="$stories/stories260K.bin" tokenizer.path="$stories/tok512.model" && one_error && says 'never learned the stop token </s>: [1-9][0-9]* other rows'
     tell "a stop that the frozen head cannot tell from other tokens is refused" $?
+    run 0 sft lora.yaml output=masked model.base="$stories/stories260K.bin" tokenizer.path="$stories/tok512.model" sft.mask_stop=true train.steps=1
+    tell "but not where stops are masked, so that none is learned" $?
 else
     skip "$stories is absent"
 fi

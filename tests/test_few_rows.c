@@ -24,7 +24,8 @@ static void quantise_view(Quantised *q, Arena *arena, QuantisedKind kind, const 
     float *absmax = bytes_of(arena, blocks * sizeof *absmax);
     *q = quantised_place(kind, n, bytes_of(arena, quantised_bytes(kind, n)));
     ck_assert(quantised_encode(q, 0, n, values, absmax));
-    if (kind == QUANTISED_NF4) quantised_encode_scales(q, absmax, quantised_mean(absmax, blocks));
+    q->offset = quantised_mean(absmax, blocks);
+    if (kind == QUANTISED_NF4) quantised_encode_scales(q, 0, quantised_groups(n), absmax, q->offset);
 }
 
 /* One view of values, kept so; numbers beyond their end are no part of it. */

@@ -86,6 +86,87 @@ START_TEST(a_truncated_or_missing_shard_is_refused_by_its_file) {
 }
 END_TEST
 
+/* A base is refused by its headers alone (keep_open reads nothing else), and so by who would quantise it. */
+static void check_base(const char *path, int status, const char *part) {
+    const ModelFileOptions ways[] = {
+        {.head = HEAD_ANY, .tokenizer = "bytes", .keep_open = true},
+        {.head = HEAD_ANY, .tokenizer = "bytes", .frozen = FROZEN_NF4, .precision = DTYPE_BF16}};
+    for (int w = 0; w < 2; w++) {
+        ModelFile file;
+        CHECK_ERROR(model_file_open(&file, path, ways[w]), status, part);
+    }
+}
+
+/* Adds a line to the index: an array that is in no shard. */
+static void add_to_index(const char *shards, const char *shard) {
+    static const char map[] = "\"weight_map\": {";
+    char *index = in(shards, "model.safetensors.index.json"), *bytes, *at;
+    size_t size;
+    Text text = {0};
+    CHECK_OK(file_read(&bytes, &size, index, 0));
+    at = strstr(bytes, map);
+    ck_assert_ptr_nonnull(at);
+    at += strlen(map);
+    text_append(&text, bytes, (size_t)(at - bytes));
+    text_printf(&text, "\"gone.weight\": \"%s\", %s", shard, at);
+    overwrite(index, text.bytes, text.length);
+    text_free(&text);
+    free(bytes), free(index);
+}
+
+START_TEST(a_base_in_shards_is_refused_before_one_matrix_is_read) {
+    char root[SCRATCH_NAME], last[64], expected[128];
+    scratch(root);
+    char *hf = make_hf(root, "hf", DTYPE_BF16, false), *shards = in(root, "shards");
+    size_t n = export_shards(hf, shards, "20kB", 20000);
+    snprintf(last, sizeof last, "model-%05zu-of-%05zu.safetensors", n, n);
+    char *path = in(shards, last), *aside = in(root, "aside");
+    ck_assert_int_eq(rename(path, aside), 0);
+    check_base(shards, ERR_FAILED, last);
+    ck_assert_int_eq(rename(aside, path), 0);
+    add_to_index(shards, last);
+    snprintf(expected, sizeof expected, "weight_map has 'gone.weight' in %s", last);
+    check_base(shards, ERR_REFUSED, expected);
+    uint64_t size;
+    CHECK_OK(file_size(&size, path));
+    ck_assert_int_eq(truncate(path, (off_t)size / 2), 0);
+    check_base(shards, ERR_REFUSED, "truncated");
+    check_base(shards, ERR_REFUSED, last);
+    CHECK_OK(directory_remove(root));
+    free(hf), free(shards), free(path), free(aside);
+}
+END_TEST
+
+START_TEST(a_base_of_another_shape_or_element_type_is_refused_before_one_matrix_is_read) {
+    static const char down[] = "model.layers.1.mlp.down_proj.weight";
+    char root[SCRATCH_NAME];
+    size_t n, d = 0;
+    static int32_t integers[40 * 56];
+    Arena arena = {0};
+    scratch(root);
+    Llama *model = odd_model(false);
+    NamedSource *sources = sources_of(model, DTYPE_BF16, &arena, &n);
+    while (strcmp(sources[d].array.name, down) != 0) d++;
+    NamedSource kept = sources[d];
+    sources[d] = (NamedSource){.array = kept.array};
+    sources[d].array.dtype = DTYPE_I32;
+    sources[d].array.data = integers;
+    char *hf = write_hf(root, "integers", sources, n, odd_config(false));
+    check_base(hf, ERR_REFUSED,
+               "model.layers.1.mlp.down_proj.weight holds int32; fp32, bf16, fp16 or fp64 is expected");
+    free(hf);
+    sources[d] = kept;
+    sources[d].array.dims[1] -= 1;
+    hf = write_hf(root, "narrow", sources, n, odd_config(false));
+    check_base(hf, ERR_REFUSED,
+               "model.layers.1.mlp.down_proj.weight is 40×55 in the file; this model's shape wants 40×56");
+    CHECK_OK(directory_remove(root));
+    free(sources), free(hf);
+    arena_free(&arena);
+    llama_free(model);
+}
+END_TEST
+
 START_TEST(what_is_there_is_never_overwritten) {
     char root[SCRATCH_NAME];
     scratch(root);
@@ -209,6 +290,8 @@ END_TEST
 
 CHECK_MAIN("import refusals", tensors_that_are_not_this_models_are_refused_by_name,
            an_element_type_that_is_no_float_is_refused_by_name, a_truncated_or_missing_shard_is_refused_by_its_file,
+           a_base_in_shards_is_refused_before_one_matrix_is_read,
+           a_base_of_another_shape_or_element_type_is_refused_before_one_matrix_is_read,
            what_is_there_is_never_overwritten, what_was_made_may_be_read_by_others,
            a_signal_stops_the_work_and_nothing_is_left, a_file_that_appears_meanwhile_is_kept,
            wrong_words_and_flags_are_usage_errors, another_models_tokenizer_is_refused)

@@ -5,7 +5,8 @@
 
 #include "model/core/philox.h"
 #include "model/formats/named.h"
-#include "model/kernels/bf16.h"
+#include "model/core/error.h"
+#include "model/kernels/kernels.h"
 #include "model/kernels/quantised.h"
 #include "tests/check_main.h"
 
@@ -85,7 +86,8 @@ START_TEST(nf4_has_the_codes_scales_and_values_of_bitsandbytes) {
         same_bits(q.codes, codes, n_codes, name, "codes");
         same_bits(absmax, most, blocks * sizeof *absmax, name, "absmax");
         ck_assert(fabsf(quantised_mean(absmax, blocks) - mean) <= 4e-7f * mean);
-        quantised_encode_scales(&q, absmax, mean);
+        q.offset = mean;
+        quantised_encode_scales(&q, 0, quantised_groups(n), absmax, mean);
         same_bits(q.scale_codes, read_u8(&golden, name, "scale_codes", &blocks), blocks, name, "scale codes");
         same_bits(q.scales, scales, groups * sizeof *scales, name, "scales");
         quantised_read(&q, 0, n, got);
@@ -143,7 +145,8 @@ START_TEST(any_range_reads_as_the_whole_does) {
         for (size_t first = 0; first < N; first += 128) /* in pieces, as threads write it */
             ck_assert(
                 quantised_encode(&q, first, N - first < 128 ? N - first : 128, values + first, absmax + first / 64));
-        if (kind == QUANTISED_NF4) quantised_encode_scales(&q, absmax, quantised_mean(absmax, 4));
+        q.offset = quantised_mean(absmax, 4);
+        if (kind == QUANTISED_NF4) quantised_encode_scales(&q, 0, quantised_groups(N), absmax, q.offset);
         quantised_read(&q, 0, N, all);
         for (size_t first = 0; first < N; first += 7)
             for (size_t n = 0; first + n <= N; n += 5) {
@@ -171,6 +174,42 @@ START_TEST(numbers_that_are_not_finite_are_noticed) {
 }
 END_TEST
 
+static const char *const sets[] = {"avx2", "avx512"};
+
+/* From the smallest to beyond what a scale of fp32 holds, zeros of both signs, and levels' middles. */
+START_TEST(every_set_of_kernels_quantises_to_the_same_bits) {
+    enum { N = 40 * 64 + 29, BLOCKS = 41 };
+    Arena arena = {0};
+    float values[N], absmax[2][BLOCKS];
+    philox_fill_normal(values, 0, N, philox_key(5, PHILOX_TEST, 0, 0), 0, 1);
+    for (int i = 0; i < N; i++) values[i] *= powf(10, (float)(i / 64 * 2 - 44));
+    for (int l = 0; l + 1 < NF4_LEVELS; l++) values[64 * 22 + l] = (nf4_levels[l] + nf4_levels[l + 1]) / 2;
+    for (int i = 0; i < 64; i++) values[64 * 23 + i] = (float)(i - 32) * 0.5f;
+    values[64 * 22 + 20] = 1;
+    memset(values + 64, 0, 64 * sizeof *values);
+    values[70] = -0.0f;
+    for (int s = 0; s < 2; s++)
+        for (int kind = 0; kind < 2; kind++) {
+            size_t bytes = quantised_bytes((QuantisedKind)kind, N);
+            Quantised q[2] = {quantised_new(&arena, (QuantisedKind)kind, N),
+                              quantised_new(&arena, (QuantisedKind)kind, N)};
+            if (kernels_select(sets[s]) != OK) {
+                error_clear();
+                continue;
+            }
+            ck_assert(quantised_encode(&q[0], 0, N, values, absmax[0]));
+            ck_assert(kernels()->quantise(&q[1], 0, N, values, absmax[1]));
+            same_bits(absmax[1], absmax[0], sizeof absmax[0], sets[s], "absmax");
+            same_bits(q[1].codes, q[0].codes, bytes, sets[s], "codes and scales");
+            values[N - 1] = INFINITY;
+            ck_assert(!kernels()->quantise(&q[1], 0, N, values, absmax[1]));
+            values[N - 1] = 0.25f;
+        }
+    ck_assert_int_eq(kernels_select("reference"), OK);
+    arena_free(&arena);
+}
+END_TEST
+
 START_TEST(storage_is_as_small_as_it_is_said_to_be) {
     size_t n = (size_t)4096 * 14336;
     double nf4 = 8 * (double)quantised_bytes(QUANTISED_NF4, n) / (double)n;
@@ -182,4 +221,5 @@ END_TEST
 
 CHECK_MAIN("quantised", nf4_has_the_codes_scales_and_values_of_bitsandbytes, scale_levels_follow_their_formula,
            int8_is_within_half_a_step_of_every_element, any_range_reads_as_the_whole_does,
-           numbers_that_are_not_finite_are_noticed, storage_is_as_small_as_it_is_said_to_be)
+           numbers_that_are_not_finite_are_noticed, every_set_of_kernels_quantises_to_the_same_bits,
+           storage_is_as_small_as_it_is_said_to_be)

@@ -30,7 +30,8 @@ static void make_weights(Weights *w, Arena *arena, QuantisedKind kind, int rows,
         Quantised *q = &w->parts[v];
         *q = quantised_place(kind, n, storage);
         ck_assert(quantised_encode(q, 0, n, values, absmax));
-        if (kind == QUANTISED_NF4) quantised_encode_scales(q, absmax, quantised_mean(absmax, blocks));
+        q->offset = quantised_mean(absmax, blocks);
+        if (kind == QUANTISED_NF4) quantised_encode_scales(q, 0, quantised_groups(n), absmax, q->offset);
         quantised_read(q, 0, n, values);
         for (size_t i = 0; i < n; i++) *to++ = f32_to_bf16(values[i]);
         w->quantised.first_row[v] = first;

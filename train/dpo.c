@@ -73,6 +73,7 @@ static int prepare(Run *run) {
     if (!dpo) FAIL(ERR_FAILED, "out of memory");
     run->own = dpo;
     dpo->loss = loss_options(run->config);
+    run->stops_masked = run->config->preferences_mask_stop;
     return chat_stage_prepare(run);
 }
 

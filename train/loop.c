@@ -425,6 +425,7 @@ int loop_run(Loop *loop, LoopState *state) {
     bool finished = loop_finished(loop, state);
     loop->last_save = clock_seconds();
     progress_begin(&loop->progress, "training", "steps", state->step, loop->options.steps);
+    progress_show(&loop->progress, state->step);
     while (!finished) {
         state->step = guard_next(&state->guard, state->step);
         if (state->step >= loop->options.steps)

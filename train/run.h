@@ -67,6 +67,7 @@ struct Run {
     const char *chat_template; /* saved with the model, in the base's place; NULL: the base's */
     int32_t stop_tokens[2];    /* that end an answer, besides the base's */
     size_t n_stop_tokens;
+    bool stops_masked; /* none is learned here, so none needs to be learnable */
 };
 
 extern const Stage stage_pretrain, stage_sft, stage_dpo, stage_reward, stage_ppo;

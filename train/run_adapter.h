@@ -19,8 +19,9 @@ int run_restart_adapter(Run *run);
  * must be of that base and have the same options: an error names `option`, which PATH is the value of. */
 int run_load_adapter(const Run *run, Lora *lora, OptionId option, const char *path);
 
-/* ERR_FAILED unless the model with its fresh adapter has on this rank's first micro-batch the loss of the model without
- * it, to the last bit. The loader is left as it was; no memory is kept. */
+/* ERR_FAILED unless the model with its fresh adapter has on the first 64 tokens of this rank's first micro-batch the
+ * log-probabilities (or scores) of the model without it, to the last bit. The loader is left as it was; no memory is
+ * kept. */
 int run_check_adapter(Run *run, const LoopOptions *options);
 
 void run_announce_adapter(const Run *run);

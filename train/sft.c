@@ -21,6 +21,7 @@ static void about(Text *out) {
 static int prepare(Run *run) {
     run->own = calloc(1, sizeof(ChatStage));
     if (!run->own) FAIL(ERR_FAILED, "out of memory");
+    run->stops_masked = run->config->sft_mask_stop;
     return chat_stage_prepare(run);
 }
 

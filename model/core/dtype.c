@@ -84,12 +84,18 @@ int dtype_read_f32(float *out, const void *in, Dtype in_dtype, size_t n) {
     case DTYPE_F32:
         memcpy(out, in, n * sizeof *out);
         return OK;
-    case DTYPE_BF16:
+    case DTYPE_BF16: /* a loop of its own: it becomes one of vectors */
+        for (size_t i = 0; i < n; i++) {
+            bf16 bits;
+            memcpy(&bits, bytes + 2 * i, sizeof bits);
+            out[i] = bf16_to_f32(bits);
+        }
+        return OK;
     case DTYPE_F16:
         for (size_t i = 0; i < n; i++) {
             uint16_t bits;
             memcpy(&bits, bytes + 2 * i, sizeof bits);
-            out[i] = in_dtype == DTYPE_BF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+            out[i] = f16_to_f32(bits);
         }
         return OK;
     case DTYPE_F64:

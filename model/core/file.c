@@ -75,6 +75,12 @@ void file_unmap(FileMap *map) {
     *map = (FileMap){NULL, 0};
 }
 
+void file_expect(const void *bytes, size_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)bytes / page * page;
+    if (size > 0)
+        (void)madvise((void *)begin, (uintptr_t)bytes + size - begin, MADV_WILLNEED); /* refused: it is read later */
+}
+
 void file_forget(const void *bytes, size_t size) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)bytes + page - 1) / page * page;
     uintptr_t end = ((uintptr_t)bytes + size) / page * page;

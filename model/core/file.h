@@ -17,6 +17,8 @@ typedef struct {
 } FileMap; /* read-only, private; an empty file maps to size 0 */
 int file_map(FileMap *map, const char *path);
 void file_unmap(FileMap *map);
+/* Begins to read these bytes of a mapping into memory, and does not wait. */
+void file_expect(const void *bytes, size_t size);
 /* The pages of a mapping that lie within these bytes count no longer as this process's memory; they can still be read.
  */
 void file_forget(const void *bytes, size_t size);

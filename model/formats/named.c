@@ -131,6 +131,11 @@ void named_close(NamedFile *file) {
 
 /* ---- reading ---- */
 
+void named_expect(const NamedArray *array, size_t bytes) {
+    size_t all = named_bytes(array);
+    if (array->data) file_expect(array->data, bytes < all ? bytes : all);
+}
+
 void named_forget(const NamedArray *array) {
     if (array->data) file_forget(array->data, named_bytes(array));
 }

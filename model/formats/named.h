@@ -49,6 +49,9 @@ const char *named_path(const NamedFile *file);
 
 /* Reads elements as fp32 (converting bf16, fp16, fp64): `first` and `n` in elements. */
 int named_read_f32(const NamedFile *file, const NamedArray *array, size_t first, size_t n, float *out);
+/* The first bytes of a mapped array (all: SIZE_MAX) will be read soon. */
+void named_expect(const NamedArray *array, size_t bytes);
+enum { NAMED_AHEAD = 32 << 20 }; /* enough to keep a disk busy */
 /* What was read of a mapped array leaves this process's memory; it can be read again. */
 void named_forget(const NamedArray *array);
 /* Reads elements as they are stored. */

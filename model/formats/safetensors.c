@@ -244,7 +244,8 @@ static int open_index(NamedFile *file, Shards *shards, const char *path, json_t 
     const char *array;
     json_t *value;
     json_object_foreach(weight_map, array, value) if (!named_find(file, array))
-        FAIL(ERR_REFUSED, "weight_map lists '%s', and no shard has it", array);
+        FAIL(ERR_REFUSED, "weight_map has '%s' in %s, and neither that nor another shard has it: copy the model again",
+             array, json_string_value(value));
     return OK;
 }
 

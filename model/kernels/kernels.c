@@ -16,6 +16,7 @@
 #include "model/kernels/kernels.h"
 #include "model/kernels/products/choice.h"
 #include "model/kernels/products/products.h"
+#include "model/kernels/quantised.h"
 #include "model/kernels/reference/reference.h"
 
 #define REFERENCE_ROWS                                                                                                \
@@ -29,6 +30,7 @@
         .head_forward_backward = reference_head_forward_backward, .softmax_weights = reference_softmax_weights,       \
         .adamw = reference_adamw, .sum_of_squares = reference_sum_of_squares, .add = reference_add,                   \
         .add_rmsnorm_forward = reference_add_rmsnorm_forward, .add_rmsnorm_backward = reference_add_rmsnorm_backward, \
+        .quantise = quantised_encode,                                                                                 \
     }
 
 static const Kernels reference_table = REFERENCE_ROWS;

@@ -155,6 +155,9 @@ typedef struct {
                                  const float *dy, const float *sum, const float *w, const float *rstd, int n_tokens,
                                  int width, float *scratch);
 
+    /* quantised_encode (quantised.h); the same bits in every table. */
+    bool (*quantise)(const struct Quantised *q, size_t first, size_t n, const float *values, float *absmax);
+
     Bf16Kernels bf16;
 } Kernels;
 

@@ -1,10 +1,10 @@
 /* See quantised.h. */
 #include "model/kernels/quantised.h"
 
-#include <float.h>
 #include <math.h>
 
 #include "model/core/arena.h"
+#include "model/kernels/quantised_encode.h"
 
 const float nf4_levels[NF4_LEVELS] = {
     -1.0f,         -0.696192801f, -0.525073051f, -0.394917488f, -0.284441382f, -0.18477343f, -0.0910500363f, 0.0f,
@@ -91,59 +91,8 @@ static unsigned bounds_below(float x, const float *levels, unsigned n) {
     return low;
 }
 
-static float clamp_unit(float x) {
-    return x < -1 ? -1 : x > 1 ? 1 : x;
-}
-
-/* The same for a whole block at once, in vectors. */
-static void nf4_codes(uint8_t code[QUANTISED_BLOCK], const float x[QUANTISED_BLOCK]) {
-    int below[QUANTISED_BLOCK] = {0};
-    for (int l = 0; l + 1 < NF4_LEVELS; l++) {
-        float bound = (nf4_levels[l] + nf4_levels[l + 1]) / 2;
-        for (int i = 0; i < QUANTISED_BLOCK; i++) below[i] += bound < x[i];
-    }
-    for (int i = 0; i < QUANTISED_BLOCK; i++) code[i] = (uint8_t)below[i];
-}
-
-/* What is divided by where a block is zero. bitsandbytes multiplies whole blocks by the inverse and divides a last one
- * that is not whole, whose absmax it also keeps from being 0. */
-static const float least_absmax = 1e-38f;
-
-static void encode_nf4(uint8_t *to, const float *values, size_t n, float *absmax) {
-    float x[QUANTISED_BLOCK] = {0};
-    uint8_t code[QUANTISED_BLOCK];
-    float divisor = *absmax > least_absmax ? *absmax : least_absmax, inverse = 1 / divisor;
-    for (size_t i = 0; i < n; i++) x[i] = clamp_unit(n == QUANTISED_BLOCK ? values[i] * inverse : values[i] / divisor);
-    if (n < QUANTISED_BLOCK) *absmax = divisor;
-    nf4_codes(code, x);
-    for (size_t i = 0; i < n; i += 2) to[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]);
-}
-
-static void encode_int8(uint8_t *to, float *scale, const float *values, size_t n, float absmax) {
-    enum { MOST = 127 };
-    *scale = absmax / MOST;
-    float inverse = *scale >= FLT_MIN ? 1 / *scale : 0;
-    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)(int8_t)lrintf(values[i] * inverse);
-}
-
 bool quantised_encode(const Quantised *q, size_t first, size_t n, const float *values, float *absmax) {
-    bool finite = true;
-    for (size_t at = 0; at < n; at += QUANTISED_BLOCK) {
-        size_t in_block = n - at < QUANTISED_BLOCK ? n - at : QUANTISED_BLOCK, block = (first + at) / QUANTISED_BLOCK;
-        float most = 0, sum = 0;
-        for (size_t i = 0; i < in_block; i++) {
-            float size = fabsf(values[at + i]);
-            most = size > most ? size : most;
-            sum += values[at + i] * 0; /* NaN where a number is not finite */
-        }
-        finite = finite && sum == 0;
-        if (q->kind == QUANTISED_NF4)
-            encode_nf4(q->codes + (first + at) / 2, values + at, in_block, &most);
-        else
-            encode_int8(q->codes + first + at, &q->scales[block], values + at, in_block, most);
-        absmax[at / QUANTISED_BLOCK] = most;
-    }
-    return finite;
+    return encode_blocks(q, first, n, values, absmax);
 }
 
 float quantised_mean(const float *absmax, size_t n) {
@@ -159,15 +108,15 @@ static uint8_t scale_code(float x) {
     return (uint8_t)bounds_below(-1 + 2 * (float)step / (float)STEPS, scale_levels, SCALE_LEVELS);
 }
 
-void quantised_encode_scales(Quantised *q, const float *absmax, float mean) {
+void quantised_encode_scales(const Quantised *q, size_t first_group, size_t end_group, const float *absmax,
+                             float mean) {
     size_t blocks = quantised_blocks(q->elements);
-    q->offset = mean;
-    for (size_t first = 0; first < blocks; first += QUANTISED_GROUP) {
-        size_t end = blocks - first < QUANTISED_GROUP ? blocks : first + QUANTISED_GROUP;
+    for (size_t g = first_group; g < end_group; g++) {
+        size_t first = g * QUANTISED_GROUP, end = blocks - first < QUANTISED_GROUP ? blocks : first + QUANTISED_GROUP;
         float most = 0;
         for (size_t b = first; b < end; b++) most = fmaxf(most, fabsf(absmax[b] - mean));
         float inverse = 1 / most;
-        q->scales[first / QUANTISED_GROUP] = most;
+        q->scales[g] = most;
         for (size_t b = first; b < end; b++)
             q->scale_codes[b] = most > 0 ? scale_code((absmax[b] - mean) * inverse) : 0;
     }

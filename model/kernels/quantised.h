@@ -55,8 +55,12 @@ Quantised quantised_place(QuantisedKind kind, size_t elements, void *storage);
 bool quantised_encode(const Quantised *q, size_t first, size_t n, const float *values, float *absmax);
 /* The mean of n numbers, summed in fp64. */
 float quantised_mean(const float *absmax, size_t n);
-/* NF4, behind all codes: its scales, from every block's absmax and their mean. */
-void quantised_encode_scales(Quantised *q, const float *absmax, float mean);
+static inline size_t quantised_groups(size_t elements) {
+    return (quantised_blocks(elements) + QUANTISED_GROUP - 1) / QUANTISED_GROUP;
+}
+/* NF4, behind all codes: the scales of these groups, from every block's absmax and their mean, which is to be
+ * q->offset. Several threads may each write groups of their own. */
+void quantised_encode_scales(const Quantised *q, size_t first_group, size_t end_group, const float *absmax, float mean);
 
 /* ---- to fp32 ---- */
 

@@ -6,12 +6,14 @@
 Two models go out as F32, F16, BF16, Q8_0 and Q4_0: stories260K (SentencePiece) and a small one that is trained here with a
 byte-level tokenizer of cria's own (llama-bpe). Of every file, loaded by llama.cpp:
   1. the ids of awkward texts (llama.cpp's vectors, and those below), and of a whole book, equal cria's;
-  2. perplexity on WikiText-2 test (its first KIBIBYTES; default all), by the protocol of
+  2. Q8_0 and Q4_0: llama.cpp's own quantiser makes of the F32 file a model of the same perplexity, to the last digit;
+  3. perplexity on WikiText-2 test (its first KIBIBYTES; default all), by the protocol of
      `cria eval loss --window 512 --score last-half`, both models of it in fp32: F32 within 0.1 % of cria's for the run itself, the
      others within what their bits lose.
 Then assistants in five templates, F32: the template that llama.cpp finds in the file's metadata gives cria's ids for
 prompts of one and of three messages, and the answers at temperature 0 are cria's. A Modelfile is read as Ollama would.
 Made with llama-cpp-python 0.3.36, numpy 2.4."""
+import ctypes
 import json
 import pathlib
 import subprocess
@@ -90,6 +92,21 @@ def perplexity(model, data):
     return float(numpy.exp(nll / scored)), scored
 
 
+QUANTISED = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
+
+
+def check_quantiser(name, kind, found, data):
+    theirs = work / f"{name}-theirs-{kind}.gguf"
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype, how.pure = QUANTISED[kind], True
+    made = llama_cpp.llama_model_quantize(str(work / f"{name}-f32.gguf").encode(), str(theirs).encode(), ctypes.byref(how)) == 0
+    model = load(theirs, logits_all=True) if made else None
+    own = perplexity(model, data)[0] if made else None
+    tell(f"{name} {kind}: llama.cpp's own quantiser", own == found, f"{own} of theirs, {found} of cria's")
+    if model:
+        model.close()
+
+
 def check_model(name, source, data, *more):
     text = work / "wikitext"
     text.write_bytes(data)
@@ -106,6 +123,8 @@ def check_model(name, source, data, *more):
         tell(f"{name} {kind}: perplexity", scored == own["tokens"] and abs(change) <= bound,
              f"{found:.6f} by llama.cpp ({100 * change:+.4f} % of the run's; cria of the same file {100 * (again / own['perplexity'] - 1):+.4f} %), {path.stat().st_size} bytes")
         model.close()
+        if kind in QUANTISED:
+            check_quantiser(name, kind, found, data)
 
 
 # ---- chats ----

@@ -151,6 +151,10 @@ void progress_update(Progress *progress, int64_t done, const char *details) {
     if (progress_due(progress)) progress_draw(progress, done, details);
 }
 
+void progress_show(Progress *progress, int64_t done) {
+    if (progress->live) progress_draw(progress, done, "");
+}
+
 void progress_end(Progress *progress) {
     clear(progress);
     log_set_before_line(NULL, NULL);

@@ -27,6 +27,8 @@ bool progress_due(const Progress *progress);
 void progress_update(Progress *progress, int64_t done, const char *details);
 /* The same, drawn in any case. */
 void progress_draw(Progress *progress, int64_t done, const char *details);
+/* Shows the line on a terminal at once, before the first of slow steps is done. */
+void progress_show(Progress *progress, int64_t done);
 /* Takes the live line away; what remains to be said is for log_info. */
 void progress_end(Progress *progress);
 

@@ -17,6 +17,7 @@
 #include "model/kernels/kernels.h"
 #include "model/lora_peft.h"
 #include "model/shape_hf.h"
+#include "train/console/progress.h"
 #include "train/files/adapter_file.h"
 
 static const char tokenizer_array_name[] = "cria.tokenizer", tokenizer_name_key[] = "tokenizer";
@@ -236,6 +237,22 @@ static int settle_vocabulary(ModelFile *file, LlamaPart *part, const NamedFile *
     return OK;
 }
 
+static void show_loading(void *context, uint64_t done, uint64_t total) {
+    enum { MEGABYTE = 1000000 };
+    Progress *progress = context;
+    progress->total = (int64_t)(total / MEGABYTE);
+    progress_update(progress, (int64_t)(done / MEGABYTE), "");
+}
+
+/* With a bar, where it takes a moment. */
+static int load_parameters(Llama *model, LlamaPart part, const NamedFile *named) {
+    Progress progress;
+    progress_begin(&progress, "reading the model", "MB", 0, 0);
+    int rc = llama_load_part(model, part, named, (LoadWatch){show_loading, &progress});
+    progress_end(&progress);
+    return rc;
+}
+
 static int read_model(ModelFile *file, LlamaPart part, const NamedFile *named, const ModelFileOptions *options) {
     LlamaShape shape = llama_shape_from_hf(&file->config);
     LlamaOptions how = {.training = options->training,
@@ -250,7 +267,7 @@ static int read_model(ModelFile *file, LlamaPart part, const NamedFile *named, c
                         .names_only = options->keep_open};
     TRY(check_model(&shape, part, named));
     TRY(llama_new(&file->model, &shape, how));
-    if (!options->keep_open) TRY(llama_load_part(file->model, part, named));
+    if (!options->keep_open) TRY(load_parameters(file->model, part, named));
     int vocabulary = file->tokenizer ? tokenizer_vocab_size(file->tokenizer) : 0;
     if (vocabulary > shape.vocab_size)
         log_warning("%s: its embedding has %d rows and the tokenizer %d tokens; the last %d cannot be used", file->path,

@@ -16,6 +16,7 @@
 #include "model/kernels/fast/rotary.h"
 #include "model/kernels/fast/row_major_product.h"
 #include "model/kernels/fast/swiglu.h"
+#include "model/kernels/quantised_encode.h"
 #include "model/kernels/fast/table.h"
 
 bool avx2_kernels(Kernels *table) {

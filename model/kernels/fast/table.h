@@ -17,6 +17,7 @@ static void fast_table(Kernels *table) {
     table->add = fast_add;
     table->add_rmsnorm_forward = fast_add_rmsnorm_forward;
     table->add_rmsnorm_backward = fast_add_rmsnorm_backward;
+    table->quantise = encode_blocks;
     fast_bf16_rows(&table->bf16);
     fast_bf16_attention(&table->bf16);
     table->bf16.attention_cached = fast_bf16_attention_cached;
