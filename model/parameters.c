@@ -277,7 +277,7 @@ static int load_weight(Weight *weight, const NamedArray *wanted, const NamedFile
 int llama_load_weight(Llama *model, Weight *weight, const char *name, const NamedFile *file) {
     NamedArray wanted = {.name = name, .n_dims = 2, .dims = {weight->rows, weight->cols}, .data = weight->value};
     if (!weight->value && !weight->stored.quantised && !weight->stored.view[0]) return OK;
-    TRY(load_weight(weight, &wanted, file));
+    TRY(load_weight(weight, &wanted, file, false));
     if (model->head.tied) model->head.stored = model->head.tied->stored;
     return OK;
 }
