@@ -24,6 +24,10 @@ START_TEST(an_error_carries_its_text_and_its_path) {
     ck_assert_ptr_nonnull(strchr(error_trace_text(), '<'));
     error_context(ERR_REFUSED, "reading %s", "corpus");
     ck_assert_str_eq(error_text(), "reading corpus: data.jsonl:3: found 'x'");
+    error_replace("data.jsonl", "the data");
+    ck_assert_str_eq(error_text(), "reading corpus: the data:3: found 'x'");
+    error_replace("a", "the"); /* wherever it is, and not in what was put there */
+    ck_assert_str_eq(error_text(), "retheding corpus: the dthetthe:3: found 'x'");
 }
 END_TEST
 

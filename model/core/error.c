@@ -34,6 +34,16 @@ int error_context(int code, const char *format, ...) {
     return code;
 }
 
+void error_replace(const char *from, const char *to) {
+    char text[TEXT_SIZE];
+    size_t used = 0, length = strlen(from);
+    const char *at = current_text;
+    for (const char *found; length > 0 && used < sizeof text && (found = strstr(at, from)); at = found + length)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%.*s%s", (int)(found - at), at, to);
+    if (used < sizeof text) snprintf(text + used, sizeof text - used, "%s", at);
+    memcpy(current_text, text, sizeof text);
+}
+
 int error_trace(int code, const char *file, int line) {
     size_t used = strlen(current_trace);
     snprintf(current_trace + used, sizeof current_trace - used, " < %s:%d", file, line);

@@ -27,6 +27,9 @@ int error_set(int code, const char *file, int line, const char *format, ...) __a
 /* Puts "context: " before the current text, for a caller that knows the file or key being worked on. Returns `code`. */
 int error_context(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Puts `to` wherever the current text has `from`: the name that the user knows for a temporary one. */
+void error_replace(const char *from, const char *to);
+
 /* Adds a place to the trace. Returns `code`. */
 int error_trace(int code, const char *file, int line);
 

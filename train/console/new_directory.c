@@ -92,5 +92,6 @@ void new_directory_abandon(NewDirectory *directory) {
         if (directory_remove(directory->path) != OK && reason) error_set(ERR_FAILED, __FILE__, __LINE__, "%s", reason);
         free(reason);
     }
+    if (directory->path) error_replace(directory->path, directory->target);
     release(directory);
 }

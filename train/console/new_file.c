@@ -58,7 +58,10 @@ done:
 }
 
 void new_file_abandon(NewFile *file) {
-    if (file->path) unlink(file->path);
+    if (file->path) {
+        unlink(file->path);
+        error_replace(file->path, file->target);
+    }
     free(file->target);
     free(file->path);
     *file = (NewFile){0};
