@@ -74,6 +74,22 @@ for damaged in '{"prompt": "a", "prompt": "b"}' '{"prompt": "\ud800"}' '{"prompt
     tell "a damaged prompt is refused in the words of data lint: $damaged" $?
 done
 
+for to in "m.gguf --format gguf" "hf"; do
+    (ulimit -f 4 && run 1 export run $to) && one_error && says "error: .*${to%% *}.*File too large" && ! says incomplete && [ ! -e "${to%% *}" ]
+    tell "an export that finds no room names what was to be written: $to" $?
+done
+
+run 0 export run hf --dtype fp32 && cp -r hf poisoned &&
+    printf '\377\377\377\177' | dd of=poisoned/model.safetensors bs=1 seek=$(($(stat -c %s hf/model.safetensors) - 4)) conv=notrunc 2>/dev/null
+tell "a model with one NaN" $?
+for order in "hf poisoned" "poisoned hf"; do
+    run 3 merge $order mean && one_error && says 'poisoned: lm_head.weight: value 4127 is -*nan' && [ ! -e mean ]
+    tell "is not averaged with another, and the tensor is named: $order" $?
+done
+run 3 ppo output=ppo model.base=hf ppo.reference=poisoned data.train=plain.txt data.validation=0 ppo.reward=length ppo.length=4 ppo.prompts=2 ppo.samples=2 ppo.minibatches=1 generate.max_new_tokens=4 train.steps=1 train.context=32 train.tokens_per_microbatch=64 &&
+    one_error && says 'error: poisoned: as the reference it gives token 1 of answer 1 a log-probability of -*nan'
+tell "is told of as PPO's reference" $?
+
 mkdir nothing
 run 3 inspect nothing && one_error && says 'nothing: no checkpoint'
 tell "a folder without a model is told from a model" $?

@@ -52,6 +52,21 @@ static int check_distance(const Ppo *ppo, const Rollout *rollout) {
     return OK;
 }
 
+static int check_reference(const Run *run, const Rollout *rollout) {
+    const Ppo *ppo = run->own;
+    const char *path = ppo->other_reference.model ? ppo->other_reference.path : run->config->model_base;
+    for (int i = 0; i < rollout->options.prompts * rollout->options.samples; i++) {
+        const Answer *answer = &rollout->answers[i];
+        for (int t = 0; answer->reference && t < answer_length(answer); t++)
+            if (!isfinite(answer->reference[t]))
+                FAIL(ERR_REFUSED,
+                     "%s: as the reference it gives token %d of answer %d a log-probability of %g; are there NaN or "
+                     "infinite values among its weights?",
+                     path, t + 1, i + 1, (double)answer->reference[t]);
+    }
+    return OK;
+}
+
 static int add_logprobs(Run *run, Rollout *rollout) {
     Ppo *ppo = run->own;
     int rc = make_passes(run);
@@ -60,6 +75,7 @@ static int add_logprobs(Run *run, Rollout *rollout) {
     show_adapter(run, false);
     if (rc == OK) rc = rollout_logprobs(rollout, ppo->reference_pass, ppo->capacity, true);
     show_adapter(run, true);
+    if (rc == OK) rc = check_reference(run, rollout);
     TRY(mesh_agree(run->mesh, rc));
     TRY(rollout_distance(rollout));
     TRY(check_distance(ppo, rollout));

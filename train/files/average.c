@@ -11,6 +11,7 @@
 #include "model/shape_hf.h"
 
 struct Average {
+    const char *path;  /* the first model's */
     ModelFile *others; /* [n] opened, all but the first */
     int n;
     const double *weights; /* [n + 1], the first model's first */
@@ -30,14 +31,24 @@ static int reserve(Average *average, size_t n) {
     return OK;
 }
 
+static int check_values(const char *path, const char *name, size_t first, size_t n, const float *values) {
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(values[i]))
+            FAIL(ERR_REFUSED, "%s: %s: value %zu is %g; only finite weights can be averaged", path, name, first + i,
+                 (double)values[i]);
+    return OK;
+}
+
 static int change(void *context, const char *name, size_t first, size_t n, float *values) {
     Average *average = context;
     TRY(reserve(average, n));
+    TRY(check_values(average->path, name, first, n, values));
     for (size_t i = 0; i < n; i++) average->sum[i] = average->weights[0] * (double)values[i];
     for (int k = 0; k < average->n; k++) {
         const NamedArray *array;
         TRY(named_get(&array, average->others[k].arrays, name));
         TRY(named_read_f32(average->others[k].arrays, array, first, n, average->values));
+        TRY(check_values(average->others[k].path, name, first, n, average->values));
         for (size_t i = 0; i < n; i++) average->sum[i] += average->weights[k + 1] * (double)average->values[i];
     }
     for (size_t i = 0; i < n; i++) values[i] = (float)average->sum[i];
@@ -114,6 +125,7 @@ int average_new(Average **out, ModelCopy *copy, char *const *paths, const double
     TRY(check_weights(weights, n));
     Average *average = calloc(1, sizeof *average);
     if (!average) FAIL(ERR_FAILED, "out of memory");
+    average->path = copy->file.path;
     average->weights = weights;
     average->others = calloc((size_t)n, sizeof *average->others);
     if (!average->others) FAIL_TO(done, ERR_FAILED, "out of memory");
