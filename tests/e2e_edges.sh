@@ -63,6 +63,9 @@ run 0 generate run -f prompts.txt -n 4 --temperature 0 && mv "$scratch/out" from
 tell "prompts with Windows' line ends are the same prompts" $?
 run 2 generate run -p 'the llama' -f plain.txt && one_error && says 'give one of them'
 tell "a prompt and a file of prompts: one of them" $?
+run 3 generate run -f plain.txt -n 4 --max-sequence 9 && one_error && says 'error: plain.txt:1 has 10 tokens; with max_sequence 9' &&
+    printf 'old\n\nthe llama walks\n' >apart.txt && run 3 generate run -f apart.txt -n 4 --max-sequence 12 && one_error && says 'error: apart.txt:3 has 16 tokens'
+tell "a prompt that is too long is named by its file and line" $?
 
 printf '%s\n' '{"prompt": "a\u0000b", "completion": "c", "id": 123456789012345678901234567890}' >nul.jsonl
 run 0 data lint bytes nul.jsonl --template plain && run 0 generate run -f nul.jsonl -n 2 --json && grep -q '"a\\u0000b"' "$scratch/out" &&

@@ -90,7 +90,7 @@ tell "and is the reason given" $?
 json -p "the" -n 60 --samples 40 --temperature 1 && grep -q '"finish_reason": "stop-token"' out && ! grep -oE '"tokens": \[[^]]*\]' out | grep -qw 257
 tell "EOS ends a continuation and is no part of it" $?
 
-run 3 generate "$model" -p "the llama walks" -n 5 --max-sequence 10 && one_error && says 'prompt 0 has 16 tokens; with max_sequence 10 there is no room'
+run 3 generate "$model" -p "the llama walks" -n 5 --max-sequence 10 && one_error && says 'the prompt has 16 tokens; with max_sequence 10 there is no room'
 tell "a prompt longer than max_sequence is refused with both lengths" $?
 run 3 generate "$model" -p "$(head -c 100 text.txt)" -n 5 && one_error && says 'has 101 tokens'
 tell "a prompt longer than the model's context is refused" $?

@@ -158,11 +158,27 @@ static int print_all(const Generating *g, double seconds) {
     return OK;
 }
 
+/* A prompt leaves room for a token in a sequence. */
+static int check_prompts(const Generating *g) {
+    size_t longest = (size_t)sequence_length(g);
+    bool has_bos = tokenizer_bos(g->answering.file.tokenizer) >= 0;
+    for (size_t i = 0; i < g->answering.prompts.n; i++) {
+        const Prompt *prompt = &g->answering.prompts.items[i];
+        if (prompt->tokens.n == 0 && !has_bos)
+            FAIL(ERR_USAGE, "%s is empty, and this tokenizer has no BOS to begin with", prompt_place(prompt));
+        if (prompt->tokens.n >= longest)
+            FAIL(ERR_REFUSED, "%s has %zu tokens; with max_sequence %zu there is no room for an answer",
+                 prompt_place(prompt), prompt->tokens.n, longest);
+    }
+    return OK;
+}
+
 static int generate(Generating *g) {
     int rc = OK;
     const Arguments *a = g->arguments;
     Generator *generator = NULL;
     size_t samples = (size_t)a->samples;
+    TRY(check_prompts(g));
     g->n = g->answering.prompts.n * samples;
     g->generations = calloc(g->n, sizeof *g->generations);
     TokenList *tokens = calloc(g->answering.prompts.n, sizeof *tokens);
