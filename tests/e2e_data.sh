@@ -71,6 +71,10 @@ no_colour() { script -qec "NO_COLOR=1 TERM=xterm '$cria' data show '$tokenizer' 
 lists() { run 0 data show "$tokenizer" good.jsonl --template llama3 -n 1 --tokens && grep -Eq '^ *0 +440 +0  <\|begin_of_text\|>$' "$scratch/out"; }
 shows_prompt() { run 0 data show "$tokenizer" good.jsonl --template llama3 -n 1 --prompt && ! finds "first answer" && finds "assistant<|end_header_id|>"; }
 ids_json() { run 0 data show "$tokenizer" good.jsonl --template llama3 -n 0 --json && [ "$(grep -c '"ids":\[440,' "$scratch/out")" -eq 3 ]; }
+tells_date() {
+    run 0 data show "$tokenizer" --template llama3 --date "2 Feb 2026" --jinja && says 'warning: template.date has no effect: template llama3 has no date' &&
+        run 0 data show "$tokenizer" --template llama3.2 --date "2 Feb 2026" --jinja && ! says 'warning'
+}
 writes_jinja() { run 0 data show "$tokenizer" --template llama3.2 --date "2 Feb 2026" --jinja && finds "date_string = '2 Feb 2026'" && finds "add_generation_prompt"; }
 renames() { echo '{"question": "q", "answer": "a"}' >qa.jsonl && run 3 data lint "$tokenizer" qa.jsonl --template llama3 && finds "keys are question, answer" && run 0 data lint "$tokenizer" qa.jsonl --template llama3 --columns prompt=question,completion=answer; }
 no_template() { run 2 data lint "$tokenizer" good.jsonl && says "give --template NAME or --config FILE: .*no chat template"; }
@@ -88,7 +92,7 @@ for promise in "counts_json:every kind is counted, in JSON" "drops_long:too long
     "no_record:data without a record is refused" "reads_array:a JSON array is read, element by element" \
     "cut_array:an array cut short is told, and the next file read" "every_prefix:a file cut short anywhere is told" \
     "any_threads:the report does not depend on the number of threads" "marks:what is learned is marked" "lists:tokens are listed" "shows_prompt:a prompt ends where the answer begins" \
-    "ids_json:ids and weights as JSON" "writes_jinja:the template as Jinja, with its date" "renames:columns are renamed" \
+    "ids_json:ids and weights as JSON" "writes_jinja:the template as Jinja, with its date" "tells_date:a date that the template does not have is told of" "renames:columns are renamed" \
     "no_template:without a template: wrong usage" "wrong_template:an unknown template: the nearest is offered" \
     "no_tokens:tokens that a template needs and the tokenizer lacks are told, and counted as training will"; do
     ${promise%%:*}

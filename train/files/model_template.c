@@ -92,6 +92,14 @@ static int read_own(ModelTemplate *m, const char *jinja, const char *model, cons
     return OK;
 }
 
+static bool has_date(const ChatTemplateSpec *spec) {
+    bool found = spec->begin && strstr(spec->begin, "{date}");
+    for (int r = 0; r < N_CHAT_ROLES && !found; r++)
+        found = (spec->role[r].before && strstr(spec->role[r].before, "{date}")) ||
+                (spec->role[r].after && strstr(spec->role[r].after, "{date}"));
+    return found;
+}
+
 int model_template_choose(ModelTemplate *m, const Config *c, const char *jinja, const char *model,
                           const Tokenizer *tokenizer) {
     *m = (ModelTemplate){0};
@@ -102,6 +110,8 @@ int model_template_choose(ModelTemplate *m, const Config *c, const char *jinja, 
     else
         TRY(find_named(&m->spec, c));
     if (*c->template_date) m->options.date = c->template_date;
+    if (*c->template_date && !has_date(&m->spec))
+        log_warning("template.date has no effect: template %s has no date", m->spec.name);
     if (*c->template_builtin_tools) m->options.builtin_tools = c->template_builtin_tools;
     return OK;
 }
