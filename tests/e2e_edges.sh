@@ -93,6 +93,16 @@ run 3 ppo output=ppo model.base=hf ppo.reference=poisoned data.train=plain.txt d
     one_error && says 'error: poisoned: as the reference it gives token 1 of answer 1 a log-probability of -*nan'
 tell "is told of as PPO's reference" $?
 
+{ echo old; printf '%080d\n' 7; echo walls; } >long.txt
+sampled="model.base=run rejection.prompts=long.txt rejection.samples=2 rejection.reward=length rejection.length=4 generate.max_new_tokens=4"
+run 3 rejection output=best $sampled && one_error && says 'long.txt:2 has 81 tokens, .*rejection.overlong: drop' &&
+    run 0 rejection output=drop $sampled rejection.overlong=drop && says 'warning: long.txt:2: left out: 81 tokens' && says '1 of 3 prompts were left out' && says '^2 prompts, 4 answers'
+tell "rejection leaves out a prompt that is too long, when asked, and tells of it" $?
+learned="model.base=run data.train=long.txt data.validation=0 ppo.reward=length ppo.length=4 ppo.prompts=2 ppo.samples=2 ppo.minibatches=1 generate.max_new_tokens=4 train.steps=1 train.context=32 train.tokens_per_microbatch=64"
+run 2 ppo output=learned $learned && one_error && says 'long.txt:2 has 81 tokens, .*ppo.overlong: drop' &&
+    run 0 ppo output=learned $learned ppo.overlong=drop && says 'warning: long.txt:2: left out: 81 tokens' && says '1 of 3 prompts were left out' && says 'data: 2 prompts to learn from'
+tell "and so does ppo" $?
+
 mkdir nothing
 run 3 inspect nothing && one_error && says 'nothing: no checkpoint'
 tell "a folder without a model is told from a model" $?

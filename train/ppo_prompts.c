@@ -28,6 +28,8 @@ static int read_sources(Run *run, const ConfigSources *sources) {
         chat_columns_free(&columns);
         TRY(rc);
     }
+    if (run->config->ppo_overlong == OVERLONG_DROP)
+        prompts_drop_overlong(&ppo->prompts, (size_t)run->config->train_context);
     return OK;
 }
 
@@ -40,9 +42,10 @@ static int check_lengths(const Run *run) {
         size_t n = ppo->prompts.items[i].tokens.n;
         if (n == 0) FAIL(ERR_REFUSED, "%s: the prompt is empty, and there is no BOS to begin with", place);
         if (n >= (size_t)run->config->train_context)
-            return config_fail(run->config, OPTION_train_context,
-                               "%s has %zu tokens, which leaves no room for an answer in %lld", place, n,
-                               (long long)run->config->train_context);
+            return config_fail(
+                run->config, OPTION_train_context,
+                "%s has %zu tokens, which leaves no room for an answer in %lld (ppo.overlong: drop leaves it out)",
+                place, n, (long long)run->config->train_context);
         shortened += n + (size_t)ppo->options.max_new_tokens > (size_t)run->config->train_context;
     }
     if (shortened > 0)
@@ -85,6 +88,7 @@ int ppo_prompts_open(Run *run) {
     Ppo *ppo = run->own;
     TRY(read_sources(run, &run->config->data_train));
     size_t n_training = ppo->prompts.n;
+    if (n_training == 0) return config_fail(run->config, OPTION_data_train, "no prompt is left");
     TRY(read_sources(run, &run->config->data_validation));
     if (ppo->prompts.n > UINT32_MAX) FAIL(ERR_REFUSED, "data.train: %zu prompts are too many", ppo->prompts.n);
     TRY(check_lengths(run));

@@ -7,6 +7,7 @@
 #include "data/source.h"
 #include "model/core/error.h"
 #include "model/core/file.h"
+#include "model/core/log.h"
 #include "model/core/text.h"
 
 void prompts_truncate(Prompts *prompts, size_t n) {
@@ -19,6 +20,24 @@ void prompts_truncate(Prompts *prompts, size_t n) {
         json_decref(prompts->items[i].answer);
     }
     prompts->n = n < prompts->n ? n : prompts->n;
+}
+
+void prompts_drop_overlong(Prompts *prompts, size_t limit) {
+    enum { MOST_TOLD = 5 };
+    size_t kept = 0, all = prompts->n;
+    for (size_t i = 0; i < all; i++) {
+        Prompt prompt = prompts->items[i]; /* what is dropped goes to the end */
+        if (prompt.tokens.n >= limit) {
+            if (i - kept < MOST_TOLD)
+                log_warning("%s: left out: %zu tokens leave no room for an answer in %zu", prompt_place(&prompt),
+                            prompt.tokens.n, limit);
+            continue;
+        }
+        prompts->items[i] = prompts->items[kept];
+        prompts->items[kept++] = prompt;
+    }
+    prompts_truncate(prompts, kept);
+    if (kept < all) log_warning("%zu of %zu prompts were left out for being too long", all - kept, all);
 }
 
 void prompts_free(Prompts *prompts) {

@@ -27,6 +27,10 @@ typedef struct {
 void prompts_free(Prompts *prompts);
 void prompts_truncate(Prompts *prompts, size_t n); /* the first n stay */
 
+/* Leaves out those of `limit` tokens and more, which have no room for an answer; how many, and the first with file and
+ * line, is logged. The order stays. */
+void prompts_drop_overlong(Prompts *prompts, size_t limit);
+
 typedef struct {
     const Tokenizer *tokenizer;
     const ChatTemplate *chat; /* texts are a user's messages, rendered up to the answer; NULL: what a text begins with,

@@ -71,12 +71,16 @@ static int read_prompts(Rejection *r) {
     int limit = a->file.model->rotary.n_positions;
     TRY(prompts_read(&a->prompts, &a->how, r->config->rejection_prompts));
     TRY(drop_duplicates(&a->prompts));
+    if (r->config->rejection_overlong == OVERLONG_DROP) prompts_drop_overlong(&a->prompts, (size_t)limit);
+    if (a->prompts.n == 0) FAIL(ERR_REFUSED, "%s: no prompt is left", r->config->rejection_prompts);
     r->tokens = calloc(a->prompts.n, sizeof *r->tokens);
     if (!r->tokens) FAIL(ERR_FAILED, "out of memory");
     for (size_t i = 0; i < a->prompts.n; i++) {
         r->tokens[i] = a->prompts.items[i].tokens;
         if (r->tokens[i].n >= (size_t)limit)
-            FAIL(ERR_REFUSED, "%s has %zu tokens, and the model's context is %d: no room for an answer",
+            FAIL(ERR_REFUSED,
+                 "%s has %zu tokens, and the model's context is %d: no room for an answer (rejection.overlong: drop "
+                 "leaves it out)",
                  prompt_place(&a->prompts.items[i]), r->tokens[i].n, limit);
     }
     return OK;
