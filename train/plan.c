@@ -21,7 +21,6 @@
 #include "train/files/model_template.h"
 #include "train/objectives/reference.h"
 #include "train/other_model.h"
-#include "train/ppo_plan.h"
 #include "train/probe.h"
 #include "train/objectives/reward_objective.h"
 #include "train/sample.h"
@@ -240,7 +239,7 @@ static int rotary_positions(const MemoryPlan *plan, const Config *config) {
     return *config->model_base ? plan->shape.max_context : (int)config->train_context;
 }
 
-static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer) {
+static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *tokenizer, StagePlan stage) {
     int rc = OK, n_positions = rotary_positions(plan, config);
     Llama *model;
     Lora *lora;
@@ -250,7 +249,7 @@ static int model_parts(MemoryPlan *plan, const Config *config, const Tokenizer *
         TRY_TO(done, activation_bytes(&plan->activations[kind], model, plan->microbatch, (Recompute)kind, config));
     plan->bytes[PLAN_ACTIVATIONS] = plan->activations[plan->recompute];
     TRY_TO(done, sampling_bytes(&plan->bytes[PLAN_SAVING], plan, model, config, tokenizer));
-    if (config->ppo_samples > 0) TRY_TO(done, ppo_plan(plan, model, config, tokenizer));
+    if (stage) TRY_TO(done, stage(plan, model, config, tokenizer));
     uint64_t saving = SAVE_FIXED + (uint64_t)3 * SAVE_PER_ARRAY * (uint64_t)plan->saved_arrays;
     if (plan->bytes[PLAN_SAVING] < saving) plan->bytes[PLAN_SAVING] = saving;
 done:
@@ -452,8 +451,8 @@ static int find_advice(MemoryPlan *plan, const Config *config) {
     return OK;
 }
 
-int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here) {
-    int rc = OK;
+int memory_plan(MemoryPlan *plan, Config *config, MemoryPlanOptions options) {
+    int rc = OK, ranks = options.ranks, ranks_here = options.ranks_here;
     Tokenizer *tokenizer = NULL;
     *plan = (MemoryPlan){.ranks = ranks, .ranks_here = ranks_here, .threads = threads_count()};
     plan->recompute = (Recompute)config->train_recompute;
@@ -463,11 +462,11 @@ int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int
     plan->vocabulary = setup_trains_vocabulary(config);
     plan->packed = plan->precision == DTYPE_BF16 && config->train_packed_weights;
     uint64_t before = resident_now();
-    TRY_TO(done, find_shape(plan, config, head, &tokenizer));
+    TRY_TO(done, find_shape(plan, config, options.head, &tokenizer));
     uint64_t after = resident_now();
     plan->bytes[PLAN_TOKENIZER] = after > before ? after - before : 0;
     plan->bytes[PLAN_EXCHANGE] = mesh_scratch_bytes(ranks);
-    TRY_TO(done, model_parts(plan, config, tokenizer));
+    TRY_TO(done, model_parts(plan, config, tokenizer, options.stage));
     step_work(plan, config);
     TRY_TO(done, data_parts(plan, config, tokenizer));
     tokenizer_free(tokenizer);
