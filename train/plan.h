@@ -81,10 +81,6 @@ typedef struct {
 int memory_plan(MemoryPlan *plan, Config *config, MemoryPlanOptions options);
 void memory_plan_free(MemoryPlan *plan);
 
-/* Counts a model that is trained, or the adapter on it, with gradients and moments; *elements (may be NULL): how many
- * numbers. Values of a frozen model are not counted. */
-int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *lora, const Config *config);
-
 const char *plan_part_name(PlanPart part);
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */
 

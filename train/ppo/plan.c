@@ -10,6 +10,7 @@
 #include "train/answers/reward_model.h"
 #include "train/objectives/value.h"
 #include "train/other_model.h"
+#include "train/plan_parts.h"
 #include "train/ppo/value.h"
 #include "train/setup.h"
 
