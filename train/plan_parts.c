@@ -9,7 +9,7 @@
 #include "model/core/arena.h"
 #include "model/core/error.h"
 #include "train/flops.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/objectives/dpo_objective.h"
 #include "train/objectives/reward_objective.h"
 #include "train/sample.h"

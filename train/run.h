@@ -6,7 +6,7 @@
 #include "configs/config.h"
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/files/model_file.h"
 #include "train/plan.h"
 #include "train/run_files.h"

@@ -1,10 +1,10 @@
-/* What loop.c, which trains, and loop_measure.c, which measures and writes the figures, share. */
+/* What loop.c, which trains, and measure.c, which measures and writes the figures, share. */
 #ifndef CRIA_TRAIN_LOOP_PARTS_H
 #define CRIA_TRAIN_LOOP_PARTS_H
 
 #include "train/console/progress.h"
-#include "train/learners.h"
-#include "train/loop.h"
+#include "train/loop/learners.h"
+#include "train/loop/loop.h"
 
 struct Loop {
     LoopParts parts;
@@ -38,7 +38,7 @@ void loop_alive(const Loop *loop, const char *doing);
 /* What the objective does before a step's micro-batches. Collective; `rc`: whether this rank has its batch. */
 int loop_begin_step(Loop *loop, int rc, const StepBatch *batch);
 
-/* ---- loop_measure.c ---- */
+/* ---- measure.c ---- */
 
 /* Measures the model as it is, and remembers in the state whether it is the best so far. Collective. */
 int loop_measure(Loop *loop, LoopState *state, bool *is_best);

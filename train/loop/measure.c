@@ -1,12 +1,12 @@
-/* See loop_parts.h. */
+/* See parts.h. */
 #include <math.h>
 #include <string.h>
 
 #include "model/core/error.h"
 #include "model/core/log.h"
 #include "model/core/memory.h"
-#include "train/figures.h"
-#include "train/loop_parts.h"
+#include "train/loop/figures.h"
+#include "train/loop/parts.h"
 
 /* ---- the validation set ---- */
 

@@ -1,6 +1,6 @@
 /* The one training loop: every stage (pretrain, sft, …) is this with another objective. */
-#ifndef CRIA_TRAIN_LOOP_H
-#define CRIA_TRAIN_LOOP_H
+#ifndef CRIA_TRAIN_LOOP_LOOP_H
+#define CRIA_TRAIN_LOOP_LOOP_H
 
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
@@ -9,7 +9,7 @@
 #include "optim/optimizer.h"
 #include "train/console/metrics.h"
 #include "train/objectives/objective.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 typedef struct {
     int64_t steps;

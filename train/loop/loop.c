@@ -1,7 +1,7 @@
 /* The training loop: one step is forward and backward of this rank's micro-batches, one sum over ranks, one decision of
- * the guard, one optimizer update. Everything else here is when to measure, save and stop; loop_measure.c measures and
+ * the guard, one optimizer update. Everything else here is when to measure, save and stop; measure.c measures and
  * writes the figures. */
-#include "train/loop.h"
+#include "train/loop/loop.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #include "model/core/log.h"
 #include "model/core/text.h"
 #include "train/console/interrupt.h"
-#include "train/loop_parts.h"
+#include "train/loop/parts.h"
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
