@@ -1,6 +1,6 @@
 /* The one training loop: every stage (pretrain, sft, …) is this with another objective. */
-#ifndef CRIA_TRAIN_LOOP_LOOP_H
-#define CRIA_TRAIN_LOOP_LOOP_H
+#ifndef CRIA_TRAIN_LOOP_H
+#define CRIA_TRAIN_LOOP_H
 
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
