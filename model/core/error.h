@@ -31,7 +31,7 @@ int error_context(int code, const char *format, ...) __attribute__((format(print
 int error_trace(int code, const char *file, int line);
 
 const char *error_text(void);       /* "" when there is none; valid until the next error in this thread */
-const char *error_trace_text(void); /* "train/loop.c:120 < optim/adamw.c:33 …" , innermost first */
+const char *error_trace_text(void); /* "train/loop/loop.c:120 < optim/adamw.c:33 …" , innermost first */
 void error_clear(void);
 
 /* Whether the current error has been shown to the user, so that it is shown once whoever comes first. */
