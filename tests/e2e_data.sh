@@ -19,6 +19,7 @@ say() { printf '{"messages": [{"role": "user", "content": "%s"}, {"role": "assis
     say five "$(printf 'long %.0s' {1..200})"                                                      # 9 overlong
     echo '{"tools": [{"name": "f"}], "prompt": "p", "completion": "c"}'                            # 10 tools
     echo '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"}]}' # 11 no such role
+    echo '{"prompt": "five", "completion": "The fifth.", "label": "maybe"}'                          # 12 odd label
 } >bad.jsonl
 printf '[\n  {"instruction": "a",\n   "output": "b"},\n  {"instruction": "]",\n   "output": "}\\"{"},\n  3\n]\n' >array.json
 printf '[{"instruction": "a", "output": "b"}, {"instruction": "c", ' >cut.json
@@ -29,13 +30,13 @@ refuses_bad() { run 3 data lint "$tokenizer" bad.jsonl --template llama3 --conte
 names_lines() {
     for finding in "malformed: bad.jsonl:2:" "duplicate: bad.jsonl:3: the same tokens as bad.jsonl:1" "empty answer: bad.jsonl:4:" \
         "role order: bad.jsonl:5:" "all masked: bad.jsonl:6:" "looks like template: bad.jsonl:7:" "missing stop: bad.jsonl:8:" \
-        "overlong: bad.jsonl:9:" "tools ignored: bad.jsonl:10:" "not in template: bad.jsonl:11:"; do
+        "overlong: bad.jsonl:9:" "tools ignored: bad.jsonl:10:" "not in template: bad.jsonl:11:" "odd label: bad.jsonl:12:"; do
         finds "$finding" || { echo "not found: $finding"; return 1; }
     done
 }
 counts_json() {
     run 3 data lint "$tokenizer" bad.jsonl --template llama3 --context 200 --json &&
-        for kind in malformed role_order unshowable overlong all_masked missing_stop empty_answer duplicate looks_like_template tools_ignored; do
+        for kind in malformed role_order unshowable overlong all_masked missing_stop empty_answer duplicate looks_like_template tools_ignored odd_label; do
             [ "$(json_number $kind "$scratch/out")" = 1 ] || { echo "$kind is not 1"; return 1; }
         done
 }

@@ -64,6 +64,16 @@ tell "prompts with Windows' line ends are the same prompts" $?
 run 2 generate run -p 'the llama' -f plain.txt && one_error && says 'give one of them'
 tell "a prompt and a file of prompts: one of them" $?
 
+printf '%s\n' '{"prompt": "a\u0000b", "completion": "c", "id": 123456789012345678901234567890}' >nul.jsonl
+run 0 data lint bytes nul.jsonl --template plain && run 0 generate run -f nul.jsonl -n 2 --json && grep -q '"a\\u0000b"' "$scratch/out" &&
+    run 0 rejection output=nul model.base=run rejection.prompts=nul.jsonl rejection.samples=2 rejection.reward=length rejection.length=4 generate.max_new_tokens=4 && grep -q 'a\\u0000b' nul/sft.jsonl
+tell "a prompt with U+0000 or a number of 30 digits is taken by those who lint and those who answer" $?
+for damaged in '{"prompt": "a", "prompt": "b"}' '{"prompt": "\ud800"}' '{"prompt": "a"' 7; do
+    printf '\n%s\n' "$damaged" >damaged.jsonl
+    run 3 generate run -f damaged.jsonl -n 2 && one_error && said=$(sed 's/^error: //' "$scratch/err") && [ -n "$said" ] && run 3 data lint bytes damaged.jsonl --template plain && grep -qF "$said" "$scratch/out"
+    tell "a damaged prompt is refused in the words of data lint: $damaged" $?
+done
+
 mkdir nothing
 run 3 inspect nothing && one_error && says 'nothing: no checkpoint'
 tell "a folder without a model is told from a model" $?

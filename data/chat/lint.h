@@ -21,7 +21,8 @@
     LINT(equal_answers, WARNING, "equal answers", "a pair whose answers are the same: it is left out")           \
     LINT(duplicate, WARNING, "duplicate", "the same tokens as an earlier record")                                \
     LINT(looks_like_template, WARNING, "looks like template", "text with the marks of a chat template in it")    \
-    LINT(tools_ignored, WARNING, "tools ignored", "a list of tools, which no template here shows")
+    LINT(tools_ignored, WARNING, "tools ignored", "a list of tools, which no template here shows")               \
+    LINT(odd_label, WARNING, "odd label", "a label that is neither true nor false: sft ignores it, dpo refuses it")
 
 typedef enum {
 #define LINT(name, severity, label, help) LINT_##name,

@@ -201,6 +201,8 @@ static int check_conversation(const Lint *lint, PairTokens *scratch) {
     rc = chat_render(lint->chat, conversation, lint->options->train_on, tokens);
     if (rc != OK) return refused(lint, LINT_unshowable, rc);
     TRY(check_texts(lint, conversation));
+    if (scratch->preference.has_odd_label && conversation->kind != RECORD_TEXT)
+        TRY(find(lint, LINT_odd_label, "\"label\" is neither true nor false (1 nor 0); it is ignored"));
     note_tokens(lint, tokens, 1, tokens->n);
     TRY(fit(lint, scratch, &kept));
     if (!kept) return OK;

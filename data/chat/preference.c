@@ -232,7 +232,7 @@ static int read_labelled(Preference *p, const ChatColumns *columns, const JsonNo
 static void begin(Preference *p) {
     p->kind = PREFERENCE_NONE;
     p->n_prompt = p->first_prompt = p->n_answers = 0;
-    p->has_edited = p->different_prompts = false;
+    p->has_edited = p->different_prompts = p->has_odd_label = false;
     p->mark = (SampleMark){.margin = NAN};
     p->objective = NULL;
 }
@@ -246,7 +246,8 @@ int preference_parse(Preference *p, const char *json, size_t size, const ChatCol
         p->kind = PREFERENCE_PAIR;
         return read_pair(p, &parser);
     }
-    if (!is_label(label)) return OK;
+    p->has_odd_label = label && !is_label(label);
+    if (!label || p->has_odd_label) return OK;
     p->kind = PREFERENCE_LABEL;
     return read_labelled(p, columns, label);
 }

@@ -31,6 +31,7 @@ typedef struct {
     size_t first_prompt, n_prompt;                                        /* the prompt's */
     size_t n_answers, first[PREFERENCE_ANSWERS], end[PREFERENCE_ANSWERS]; /* the answers', the best first */
     bool has_edited, different_prompts;                                   /* the latter: why it was refused */
+    bool has_odd_label;        /* a label that is none, so that the record is of another kind */
     SampleMark mark;           /* of the pair chosen > rejected, or of the labelled answer */
     const JsonNode *objective; /* the record's "objective", of any type; NULL: it has none */
     Conversation view;

@@ -72,6 +72,7 @@ static int take_text(Prompt *prompt, const PromptOptions *options, const char *t
         return tokenizer_encode(options->tokenizer, text, size, options->bos ? TOKENIZE_BOS : 0, &prompt->tokens);
     Conversation conversation = {.kind = RECORD_MESSAGES};
     int rc = conversation_add(&conversation, CHAT_USER, prompt->text);
+    if (rc == OK) conversation.messages[0].text.size = size; /* U+0000 is a character like any other */
     if (rc == OK) rc = render(prompt, options->chat, &conversation);
     conversation_free(&conversation);
     return rc;
@@ -121,9 +122,13 @@ static int parse(Conversation *conversation, const PromptOptions *options, const
 static int add_message(json_t *list, const ChatMessage *message) {
     json_t *content = json_stringn(message->text.bytes, message->text.size);
     if (content && message->input.bytes) { /* Alpaca's, as one text */
-        json_t *both = json_sprintf("%s\n%s", message->text.bytes, message->input.bytes);
+        Text both = {0};
+        text_append(&both, message->text.bytes, message->text.size);
+        text_puts(&both, "\n");
+        text_append(&both, message->input.bytes, message->input.size);
         json_decref(content);
-        content = both;
+        content = both.failed ? NULL : json_stringn(both.bytes, both.length);
+        text_free(&both);
     }
     json_t *object = json_pack("{s:s, s:o}", "role", chat_role_name(message->role), "content", content);
     if (!object || json_array_append_new(list, object) != 0) FAIL(ERR_FAILED, "out of memory");
@@ -152,14 +157,25 @@ static int take_conversation(Prompt *prompt, const PromptOptions *options, Conve
     return render(prompt, options->chat, conversation);
 }
 
+/* What the other readers of records take is taken, and what they refuse is refused with their words. */
+static int load_record(json_t **value, const Record *record) {
+    const size_t flags = JSON_ALLOW_NUL;
+    Conversation judged = {0};
+    int rc = conversation_load(&judged, record->text, record->size);
+    conversation_free(&judged);
+    TRY(rc);
+    *value = json_loadb(record->text, record->size, flags, NULL);
+    if (!*value) /* an integer of more than 64 bits */
+        *value = json_loadb(record->text, record->size, flags | JSON_DECODE_INT_AS_REAL, NULL);
+    if (!*value) FAIL(ERR_FAILED, "out of memory for a record of %zu bytes", record->size);
+    return OK;
+}
+
 static int take_record(Prompts *prompts, const PromptOptions *options, const Record *record) {
-    json_error_t where;
     Prompt *prompt = NULL;
     Conversation conversation = {0};
     TRY(add(prompts, &prompt));
-    prompt->record = json_loadb(record->text, record->size, JSON_REJECT_DUPLICATES, &where);
-    if (!json_is_object(prompt->record))
-        FAIL(ERR_REFUSED, "not a JSON object: %s", prompt->record ? "it is another value" : where.text);
+    TRY(load_record(&prompt->record, record));
     int rc = parse(&conversation, options, prompt->record);
     if (rc == OK && conversation.kind == RECORD_TEXT) {
         const ChatText *text = &conversation.messages[0].text;

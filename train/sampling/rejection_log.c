@@ -36,7 +36,7 @@ static int begin(RejectionLog *log, const json_t *header) {
 static int check_header(const RejectionLog *log, const char *line, size_t size, const json_t *header) {
     int rc = OK;
     const char *key;
-    json_t *wanted, *found = json_loadb(line, size, 0, NULL), *all = (json_t *)(uintptr_t)header;
+    json_t *wanted, *found = json_loadb(line, size, JSON_ALLOW_NUL, NULL), *all = (json_t *)(uintptr_t)header;
     if (!json_is_object(found) || !json_object_get(found, "cria"))
         rc = error_set(ERR_REFUSED, __FILE__, __LINE__,
                        "%s: its first line is not what a run of cria rejection writes; choose another folder",
@@ -112,7 +112,7 @@ int rejection_log_read(const char *path, int (*take)(void *context, const json_t
     if (!file) FAIL(ERR_REFUSED, "%s: open: %s", path, strerror(errno));
     for (long long number = 1; rc == OK && (n = getline(&line, &capacity, file)) > 0; number++) {
         json_error_t where;
-        json_t *object = json_loadb(line, (size_t)n, 0, &where);
+        json_t *object = json_loadb(line, (size_t)n, JSON_ALLOW_NUL, &where);
         if (!json_is_object(object))
             rc = error_set(ERR_REFUSED, __FILE__, __LINE__, "%s, line %lld: not a JSON object: %s", path, number,
                            object ? "another value" : where.text);
