@@ -11,7 +11,7 @@ CC := gcc
 endif
 VERSION := 0.1.0
 
-ROOMS := model/core model/kernels model/kernels/fast model/kernels/products model/kernels/reference model/autodiff model/ops model model/formats data/tokenizer data/chat data optim dist eval configs train train/console train/files train/objectives train/answers train/sampling train/rounds train/commands
+ROOMS := model/core model/kernels model/kernels/fast model/kernels/products model/kernels/reference model/autodiff model/ops model model/formats data/tokenizer data/chat data optim dist eval configs train train/console train/files train/objectives train/answers train/loop train/ppo train/sampling train/rounds train/commands
 SOURCES := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.c)))
 LIB_SOURCES := $(filter-out train/main.c,$(SOURCES))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)

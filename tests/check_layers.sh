@@ -15,8 +15,8 @@ BEGIN {
     floor["model/autodiff"] = 2; floor["model/ops"] = 2
     floor["model"] = 3; floor["model/formats"] = 3; floor["optim"] = 3
     floor["eval"] = 4; floor["configs"] = 5
-    floor["train/console"] = 6; floor["train/files"] = 7; floor["train/objectives"] = 7; floor["train/answers"] = 8
-    floor["train"] = 9; floor["train/sampling"] = 10; floor["train/rounds"] = 11; floor["train/commands"] = 12
+    floor["train/console"] = 6; floor["train/files"] = 7; floor["train/objectives"] = 7; floor["train/answers"] = 8; floor["train/loop"] = 8
+    floor["train"] = 9; floor["train/ppo"] = 10; floor["train/sampling"] = 10; floor["train/rounds"] = 11; floor["train/commands"] = 12
     same["model/autodiff", "model/ops"] = same["model/ops", "model/autodiff"] = 1
     same["model/kernels", "model/kernels/reference"] = same["model/kernels/reference", "model/kernels"] = 1
     same["model/kernels", "model/kernels/fast"] = same["model/kernels/fast", "model/kernels"] = 1

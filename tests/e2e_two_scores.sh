@@ -206,6 +206,7 @@ recipe() { # what it refers to is there in name
     : >instructions.jsonl
     for n in 1 2 3 4 5; do cp safe.jsonl "safety-$n.jsonl" && cp helpful.jsonl "helpfulness-$n.jsonl" && cp asked.jsonl "prompts-$n.jsonl"; done
     awk 'BEGIN { for (i = 0; i < 8; i++) print "{\"prompt\": \"say a\", \"completion\": \"aa\"}" }' >instructions.jsonl
+    cp asked.jsonl held-out-prompts.jsonl
     sed 's/context: 4096/context: 128/; s/tokens_per_microbatch: [0-9]*/tokens_per_microbatch: 512/' "$1" >recipe.yaml
     run 0 rounds recipe.yaml model.base=base output=recipe template.name=plain --plan && grep -q 'best' "$scratch/out"
 }

@@ -4,7 +4,7 @@
 
 #include "model/lora_peft.h"
 #include "tests/golden_recipe.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 typedef struct {
     Golden golden; /* the base, its batches; `expected` is the adapter's */

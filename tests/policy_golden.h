@@ -11,7 +11,7 @@
 #include "model/shape_hf.h"
 #include "tests/golden_llama.h"
 #include "train/objectives/policy.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 /* A case's own value of an option, or NULL. */
 static inline const json_t *policy_given(const json_t *golden, const char *name) {

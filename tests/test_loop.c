@@ -5,7 +5,7 @@
 
 #include "tests/data_fixture.h"
 #include "train/console/interrupt.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 
 enum { MOST_SAVES = 8 };
 

@@ -8,7 +8,7 @@
 
 #include "model/core/threads.h"
 #include "tests/policy_golden.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 
 #define GOLDEN "tests/golden/policy_trl"
 enum { STEPS = 20, MAX_NEW = 10, MOST_TOKENS = 64 };

@@ -9,7 +9,7 @@
 
 #include "model/core/threads.h"
 #include "tests/policy_golden.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/objectives/value.h"
 
 #define GOLDEN "tests/golden/ppo_train_trl"

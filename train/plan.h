@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "configs/config.h"
+#include "data/tokenizer/tokenizer.h"
 #include "model/llama.h"
 #include "train/files/model_file.h"
 #include "train/probe.h"
@@ -65,16 +66,20 @@ typedef struct {
     Text notes;                /* what was estimated and how, a line each */
 } MemoryPlan;
 
-/* Plans a run of `config`, of a model with such a head (HEAD_TOKENS, HEAD_TO_SCORE): pretraining, or fine-tuning where
- * template.name is set, of an adapter where lora.rank is; for `ranks` ranks of which `ranks_here` run on this machine.
- * Opens the tokenizer and looks at the data where they are there, and closes them again; resolves the model's shape
- * into the config. */
-int memory_plan(MemoryPlan *plan, Config *config, ModelHead head, int ranks, int ranks_here);
-void memory_plan_free(MemoryPlan *plan);
+/* Adds to the plan what a stage holds besides what every run does. The model may have names only. */
+typedef int (*StagePlan)(MemoryPlan *plan, Llama *model, const Config *config, const Tokenizer *tokenizer);
 
-/* Counts a model that is trained, or the adapter on it, with gradients and moments; *elements (may be NULL): how many
- * numbers. Values of a frozen model are not counted. */
-int plan_add_trained(MemoryPlan *plan, uint64_t *elements, Llama *model, Lora *lora, const Config *config);
+typedef struct {
+    ModelHead head;  /* of the model: HEAD_TOKENS, HEAD_TO_SCORE */
+    StagePlan stage; /* NULL: nothing of its own */
+    int ranks, ranks_here;
+} MemoryPlanOptions;
+
+/* Plans a run of `config`: pretraining, or fine-tuning where template.name is set, of an adapter where lora.rank is;
+ * for `ranks` ranks of which `ranks_here` run on this machine. Opens the tokenizer and looks at the data where they are
+ * there, and closes them again; resolves the model's shape into the config. */
+int memory_plan(MemoryPlan *plan, Config *config, MemoryPlanOptions options);
+void memory_plan_free(MemoryPlan *plan);
 
 const char *plan_part_name(PlanPart part);
 uint64_t plan_total_with(const MemoryPlan *plan, Recompute recompute); /* as plan->total, had it been configured so */

@@ -6,8 +6,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include <stdbool.h>
-
 #include "model/core/dtype.h"
 #include "model/shape.h"
 

@@ -18,7 +18,6 @@
 #include "train/console/curve.h"
 #include "train/console/interrupt.h"
 #include "train/console/output_folder.h"
-#include "train/plan.h"
 #include "train/console/progress.h"
 #include "train/setup.h"
 #include "train/run_adapter.h"
@@ -179,7 +178,11 @@ static int agree_on_data(Run *run) {
 /* A run that cannot fit is refused before anything large is allocated; every rank plans, and they agree. */
 static int check_memory(Run *run) {
     MemoryPlan plan;
-    int rc = memory_plan(&plan, run->config, run->stage->head, mesh_size(run->mesh), mesh_ranks_here(run->mesh));
+    int rc = memory_plan(&plan, run->config,
+                         (MemoryPlanOptions){.head = run->stage->head,
+                                             .stage = run->stage->plan,
+                                             .ranks = mesh_size(run->mesh),
+                                             .ranks_here = mesh_ranks_here(run->mesh)});
     if (rc == OK) rc = memory_plan_check(&plan);
     run->vocabulary = plan.shape.vocab_size;
     if (rc == OK) log_debug("planned memory: %llu bytes", (unsigned long long)plan.total);

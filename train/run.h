@@ -6,8 +6,9 @@
 #include "configs/config.h"
 #include "dist/mesh.h"
 #include "dist/watchdog.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/files/model_file.h"
+#include "train/plan.h"
 #include "train/run_files.h"
 
 typedef struct Run Run;
@@ -32,6 +33,7 @@ typedef struct {
     int (*ready)(Run *run);     /* the data are open, the model is what training begins from; may be NULL */
     int (*restart)(Run *run);   /* with a companion: back to what it began as, without moments */
     int (*objective)(Objective **objective, Run *run, int capacity); /* run->state says where the run is */
+    StagePlan plan;                                                  /* of memory; may be NULL */
     void (*sample)(Run *run, int64_t step); /* on rank 0; a sample that cannot be made is a warning */
     void (*free)(Run *run);                 /* of what it keeps in `own`; may be NULL */
 } Stage;
@@ -70,7 +72,7 @@ struct Run {
     bool stops_masked; /* none is learned here, so none needs to be learnable */
 };
 
-extern const Stage stage_pretrain, stage_sft, stage_dpo, stage_reward, stage_ppo;
+extern const Stage stage_pretrain, stage_sft, stage_dpo, stage_reward;
 
 /* Fills in what the stage resolves, and checks what can be without its files. */
 int run_check_config(const Stage *stage, Config *config);

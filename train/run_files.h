@@ -6,9 +6,9 @@
 #include "dist/mesh.h"
 #include "model/llama.h"
 #include "optim/optimizer.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/files/model_file.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 typedef struct {
     const char *output;     /* the run's folder */

@@ -8,9 +8,9 @@
 #include "eval/sampler.h"
 #include "model/llama.h"
 #include "optim/optimizer.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/files/model_file.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 /* The model's shape: the preset's numbers, or defaults, with those the config gives; vocabulary from the tokenizer
  * where the config has none. What was resolved is written back, so that the saved config says it. */

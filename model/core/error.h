@@ -34,7 +34,7 @@ void error_replace(const char *from, const char *to);
 int error_trace(int code, const char *file, int line);
 
 const char *error_text(void);       /* "" when there is none; valid until the next error in this thread */
-const char *error_trace_text(void); /* "train/loop.c:120 < optim/adamw.c:33 …" , innermost first */
+const char *error_trace_text(void); /* "train/loop/loop.c:120 < optim/adamw.c:33 …" , innermost first */
 void error_clear(void);
 
 /* Whether the current error has been shown to the user, so that it is shown once whoever comes first. */

@@ -13,7 +13,7 @@
 #include "model/core/memory.h"
 #include "model/storage.h"
 #include "train/flops.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 #include "train/commands/random_steps.h"
 #include "train/setup.h"
 

@@ -12,7 +12,7 @@
 #include "train/console/cli.h"
 #include "train/commands.h"
 #include "train/plan.h"
-#include "train/ppo_plan.h"
+#include "train/ppo/plan.h"
 #include "train/setup.h"
 
 typedef struct {
@@ -206,8 +206,13 @@ static int plan(const Arguments *arguments, Config *config, const Mesh *mesh) {
     if (arguments->ranks == 0 && ranks == 1 && config->parallel_data > 1) ranks = here = (int)config->parallel_data;
     if (arguments->here > 0) here = (int)arguments->here;
     if (here > ranks) FAIL(ERR_USAGE, "--here is %d, and there are %d ranks", here, ranks);
-    if (ppo_is_planned(config)) ppo_settle(config);
-    int rc = memory_plan(&made, config, arguments->reward ? HEAD_TO_SCORE : HEAD_TOKENS, ranks, here);
+    bool ppo = ppo_is_planned(config);
+    if (ppo) ppo_settle(config);
+    int rc = memory_plan(&made, config,
+                         (MemoryPlanOptions){.head = arguments->reward ? HEAD_TO_SCORE : HEAD_TOKENS,
+                                             .stage = ppo ? ppo_plan : NULL,
+                                             .ranks = ranks,
+                                             .ranks_here = here});
     if (rc == OK && mesh_rank(mesh) == 0) {
         if (arguments->measure) measure(&made);
         if (arguments->json)

@@ -3,7 +3,7 @@
 #define CRIA_TRAIN_RANDOM_STEPS_H
 
 #include "configs/config.h"
-#include "train/loop.h"
+#include "train/loop/loop.h"
 
 typedef struct {
     Arena arena;

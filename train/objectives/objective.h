@@ -1,6 +1,7 @@
 /* An objective: what a training stage minimises, as a weighted sum over the whole step (all micro-batches, all ranks).
  * It records its part of the graph once on the training tape and once on an evaluation tape, binds a micro-batch with
- * gradients already scaled by 1/Σw, and collects sums after a forward pass. The loop (loop.c) knows no more than this.
+ * gradients already scaled by 1/Σw, and collects sums after a forward pass. The loop (train/loop) knows no more than
+ * this.
  */
 #ifndef CRIA_TRAIN_OBJECTIVE_H
 #define CRIA_TRAIN_OBJECTIVE_H

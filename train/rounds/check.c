@@ -7,7 +7,7 @@
 #include "model/core/file.h"
 #include "train/answers/reward_model.h"
 #include "train/files/model_template.h"
-#include "train/ppo_stage.h"
+#include "train/ppo/stage.h"
 #include "train/rounds/record.h"
 #include "train/sampling/answering.h"
 #include "train/sampling/policy_card.h"

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "train/ppo/stage.h"
 #include "train/sampling/rejection.h"
 
 /* eval measures the policy by rejection.*, and its divergence from dpo.reference. */

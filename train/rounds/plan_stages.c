@@ -51,7 +51,10 @@ static int plan_stage(Planner *planner, const RoundStage *stage) {
     int rc = copy_config(&config, stage);
     if (rc == OK) rc = stand_in(planner, config);
     int ranks = rc == OK && config->parallel_data > 1 ? (int)config->parallel_data : 1;
-    if (rc == OK) rc = memory_plan(&plan, config, training->head, ranks, ranks);
+    if (rc == OK)
+        rc = memory_plan(
+            &plan, config,
+            (MemoryPlanOptions){.head = training->head, .stage = training->plan, .ranks = ranks, .ranks_here = ranks});
     if (rc == OK) rc = memory_plan_check(&plan);
     if (plan.total > planner->bytes[spec]) planner->bytes[spec] = plan.total;
     planner->tokens[stage->place] = plan.tokens;

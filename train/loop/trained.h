@@ -1,6 +1,6 @@
 /* What a run trains: the model's parameters; or an adapter's, and what of the frozen model is trained beside it. */
-#ifndef CRIA_TRAIN_TRAINED_H
-#define CRIA_TRAIN_TRAINED_H
+#ifndef CRIA_TRAIN_LOOP_TRAINED_H
+#define CRIA_TRAIN_LOOP_TRAINED_H
 
 #include "model/formats/peft.h"
 #include "model/lora.h"

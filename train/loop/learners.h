@@ -1,8 +1,8 @@
 /* What a step trains: the loop's model and, where there is one, its companion. */
-#ifndef CRIA_TRAIN_LEARNERS_H
-#define CRIA_TRAIN_LEARNERS_H
+#ifndef CRIA_TRAIN_LOOP_LEARNERS_H
+#define CRIA_TRAIN_LOOP_LEARNERS_H
 
-#include "train/loop.h"
+#include "train/loop/loop.h"
 
 void learners_zero_gradients(const LoopParts *parts);
 /* After the last micro-batch: llama_merge_tied_gradients. */

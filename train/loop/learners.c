@@ -1,5 +1,5 @@
 /* See learners.h. */
-#include "train/learners.h"
+#include "train/loop/learners.h"
 
 #include "model/core/error.h"
 

@@ -9,7 +9,7 @@
 #include "optim/optimizer.h"
 #include "train/console/metrics.h"
 #include "train/objectives/objective.h"
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 typedef struct {
     int64_t steps;

@@ -7,8 +7,8 @@
 #include "model/core/log.h"
 #include "train/commands.h"
 #include "train/other_model.h"
-#include "train/ppo_plan.h"
-#include "train/ppo_stage.h"
+#include "train/ppo/plan.h"
+#include "train/ppo/stage.h"
 #include "train/sample.h"
 #include "train/setup.h"
 
@@ -262,6 +262,7 @@ const Stage stage_ppo = {
     .ready = ready,
     .restart = restart,
     .objective = objective,
+    .plan = ppo_plan,
     .sample = sample,
     .free = free_own};
 

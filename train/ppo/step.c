@@ -1,11 +1,11 @@
-/* See ppo_stage.h. Rollout r serves steps r·u … r·u + u - 1, u = epochs × minibatches; it is made at the first of them
+/* See stage.h. Rollout r serves steps r·u … r·u + u - 1, u = epochs × minibatches; it is made at the first of them
  * and follows from the model then, the seed and r. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "model/core/error.h"
 #include "model/core/log.h"
-#include "train/ppo_stage.h"
+#include "train/ppo/stage.h"
 
 double ppo_most_distance(Dtype precision) {
     return precision == DTYPE_F32 ? 1e-5 : 2e-2;

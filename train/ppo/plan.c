@@ -1,5 +1,5 @@
-/* See ppo_plan.h. */
-#include "train/ppo_plan.h"
+/* See plan.h. */
+#include "train/ppo/plan.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,8 @@
 #include "train/answers/reward_model.h"
 #include "train/objectives/value.h"
 #include "train/other_model.h"
-#include "train/ppo_value.h"
+#include "train/plan_parts.h"
+#include "train/ppo/value.h"
 #include "train/setup.h"
 
 enum { USUAL_SAMPLES = 8 /* of a group */ };
@@ -102,7 +103,7 @@ static int reference_bytes(MemoryPlan *plan, const Llama *model, const Config *c
 
 /* ---- the value model ---- */
 
-/* As train/ppo_value.c makes it; names only. `model` has the policy's adapter, which is not the value model's. */
+/* As train/ppo/value.c makes it; names only. `model` has the policy's adapter, which is not the value model's. */
 static int value_names(Llama **value, Lora **lora, const Llama *model, const Config *config) {
     LlamaOptions how = setup_llama(config, model->rotary.n_positions);
     LlamaShape shape = model->shape;

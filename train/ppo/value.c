@@ -1,5 +1,5 @@
-/* See ppo_value.h. */
-#include "train/ppo_value.h"
+/* See value.h. */
+#include "train/ppo/value.h"
 
 #include <math.h>
 #include <stdlib.h>

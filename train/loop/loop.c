@@ -1,50 +1,21 @@
 /* The training loop: one step is forward and backward of this rank's micro-batches, one sum over ranks, one decision of
- * the guard, one optimizer update. Everything else here is when to measure, save and stop. */
-#include "train/loop.h"
+ * the guard, one optimizer update. Everything else here is when to measure, save and stop; measure.c measures and
+ * writes the figures. */
+#include "train/loop/loop.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/core/clock.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
-#include "model/core/memory.h"
 #include "model/core/text.h"
 #include "train/console/interrupt.h"
-#include "train/console/progress.h"
-#include "train/figures.h"
-#include "train/learners.h"
-
-struct Loop {
-    LoopParts parts;
-    LoopOptions options;
-    TapeMemory *memory;
-    Tape *training, *evaluation;
-    double last_save; /* seconds of the monotonic clock */
-    Progress progress;
-};
-
-/* What ranks must agree on at the end of a step, added up like the sums. */
-typedef struct {
-    ObjectiveSums sums;
-    double interrupted, save_due;
-    double step_weight; /* Σw of the step as the loader planned it; 0: nothing to learn (a lone last token) */
-} Agreed;
-
-typedef struct {
-    Agreed agreed;
-    double loss, learning_rate, seconds;
-    LearnerNorms norms;
-    double forward_flops, data_seconds, compute_seconds, exchange_seconds; /* of this rank */
-    GuardVerdict verdict;
-} StepResult;
+#include "train/loop/parts.h"
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
-/* A sign of life, for the watch over ranks that wait for each other. */
-static void alive(const Loop *loop, const char *doing) {
+void loop_alive(const Loop *loop, const char *doing) {
     watchdog_pat(loop->parts.watchdog, doing);
 }
 
@@ -73,12 +44,11 @@ static int next_batch(Loop *loop, int64_t step, StepBatch *batch) {
     return batches->step ? batches->step(batches->context, step, batch) : loader_step(loop->parts.loader, step, batch);
 }
 
-/* `rc`: whether this rank has its batch. */
-static int begin_step(Loop *loop, int rc, const StepBatch *batch) {
+int loop_begin_step(Loop *loop, int rc, const StepBatch *batch) {
     Objective *objective = loop->parts.objective;
     if (!objective->begin_step) return rc;
     TRY(mesh_agree(loop->parts.mesh, rc));
-    alive(loop, "what a step begins with");
+    loop_alive(loop, "what a step begins with");
     return objective->begin_step(objective, loop->evaluation, batch, loop->parts.mesh);
 }
 
@@ -86,12 +56,12 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
     StepBatch batch;
     Agreed *agreed = &result->agreed;
     double start = clock_seconds();
-    TRY(begin_step(loop, next_batch(loop, step, &batch), &batch));
+    TRY(loop_begin_step(loop, next_batch(loop, step, &batch), &batch));
     double have_data = clock_seconds();
     learners_zero_gradients(&loop->parts);
     agreed->step_weight = mesh_rank(loop->parts.mesh) == 0 ? batch.total_weight : 0;
     for (int m = 0; m < batch.n_micro && batch.total_weight > 0; m++) {
-        alive(loop, "a micro-batch");
+        loop_alive(loop, "a micro-batch");
         TRY(forward_backward(loop, &batch, m, &agreed->sums));
         result->forward_flops += tape_forward_flops(loop->training, 0);
     }
@@ -104,7 +74,7 @@ static int accumulate_gradients(Loop *loop, int64_t step, StepResult *result) {
 static int sum_over_ranks(Loop *loop, int rc, Agreed *agreed) {
     Mesh *mesh = loop->parts.mesh;
     Objective *objective = loop->parts.objective;
-    alive(loop, "waiting for the other ranks' gradients");
+    loop_alive(loop, "waiting for the other ranks' gradients");
     TRY(mesh_agree(mesh, rc));
     TRY(learners_sum_gradients(&loop->parts));
     TRY(objective_share_extremes(objective, mesh, &agreed->sums));
@@ -172,7 +142,7 @@ static int report_bad_samples(Loop *loop, int64_t step) {
     TRY(next_batch(loop, step, &batch));
     for (int m = 0; m < batch.n_micro; m++) {
         ObjectiveSums sums = {0};
-        alive(loop, "a micro-batch of a bad step");
+        loop_alive(loop, "a micro-batch of a bad step");
         learners_zero_gradients(&loop->parts);
         TRY(forward_backward(loop, &batch, m, &sums));
         learners_merge_tied(&loop->parts);
@@ -190,163 +160,15 @@ static int report_bad_step(Loop *loop, const LoopState *state, const StepResult 
     return mesh_agree(loop->parts.mesh, report_bad_samples(loop, state->step - 1));
 }
 
-/* ---- measuring -------------------------------------------------------------------------------------------------- */
-
-int loop_validate(Loop *loop, Validation *result) {
-    Objective *objective = loop->parts.objective;
-    int64_t steps = loader_validation_steps(loop->parts.loader), limit = loop->options.validation_tokens;
-    ObjectiveSums sums = {0};
-    int rc = OK;
-    int64_t tokens = 0;
-    bool together = objective->begin_step != NULL; /* then no rank may leave before all know of its error */
-    for (int64_t v = 0; v < steps && (rc == OK || together) && (limit == 0 || tokens < limit); v++) {
-        StepBatch batch = {0};
-        if (rc == OK) rc = loader_validation_step(loop->parts.loader, v, &batch);
-        rc = begin_step(loop, rc, &batch);
-        if (rc != OK) break;
-        tokens += batch.total_tokens;
-        for (int m = 0; m < batch.n_micro && rc == OK; m++) {
-            alive(loop, "a micro-batch of the validation set");
-            rc = objective->bind(objective, loop->evaluation, 0, &batch.micro[m], &batch, false);
-            if (rc == OK) rc = tape_forward(loop->evaluation, 0);
-            if (rc == OK)
-                rc = objective->collect(objective, loop->evaluation, 0, &batch.micro[m], &batch, false, &sums);
-        }
-    }
-    TRY(mesh_agree(loop->parts.mesh, rc));
-    TRY(objective_share_extremes(objective, loop->parts.mesh, &sums));
-    TRY(mesh_sum_f64(loop->parts.mesh, (double *)(void *)&sums, OBJECTIVE_SUMS));
-    if (objective->finish) objective->finish(objective, &sums);
-    *result = (Validation){.loss = sums.loss / sums.weight,
-                           .accuracy = sums.correct / sums.scored,
-                           .entropy = sums.entropy / sums.scored,
-                           .tokens = (int64_t)sums.scored,
-                           .sums = sums};
-    return OK;
-}
-
-static double memory_gib(void) {
-    return (double)memory_use().resident / 0x1p30;
-}
-
-/* What the objective says in words is kept with the figures. */
-static int watch(Loop *loop, int64_t step, const ObjectiveSums *sums) {
-    Objective *objective = loop->parts.objective;
-    int rc = OK;
-    objective->watch(objective, step, sums);
-    for (char *line = objective->remarks.bytes, *end; rc == OK && line && *line; line = end + 1) {
-        end = strchr(line, '\n');
-        if (!end) break;
-        *end = '\0';
-        Metric remark = {.name = "remark", .text = line};
-        if (loop->parts.metrics) rc = metrics_write(loop->parts.metrics, step, &remark, 1);
-    }
-    text_free(&objective->remarks);
-    return rc;
-}
-
-static int report_step(Loop *loop, const LoopState *state, const StepResult *result) {
-    const ObjectiveSums *sums = &result->agreed.sums;
-    Objective *objective = loop->parts.objective;
-    if (objective->watch && mesh_rank(loop->parts.mesh) == 0) TRY(watch(loop, state->step, sums));
-    double rate = sums->tokens / result->seconds;
-    char details[128];
-    if (progress_due(&loop->progress))
-        progress_update(&loop->progress, state->step,
-                        progress_training_details(details, sizeof details, result->loss, rate));
-    if (!loop->parts.metrics || sums->scored == 0 ||
-        (state->step % loop->options.log_every != 0 && state->step != loop->options.steps))
-        return OK;
-    Figures figures = {.n = 0};
-    const Loader *loader = loop->parts.loader;
-    figures_put(&figures, "loss", result->loss);
-    figures_put(&figures, "grad_norm", result->norms.model);
-    if (loop->parts.companion) figures_put(&figures, "value_grad_norm", result->norms.companion);
-    figures_put(&figures, "learning_rate", result->learning_rate);
-    figures_put(&figures, "num_tokens", (double)state->tokens);
-    if (!objective->no_tokens) figures_put(&figures, "mean_token_accuracy", sums->correct / sums->scored);
-    if (sums->entropy > 0) figures_put(&figures, "entropy", sums->entropy / sums->scored);
-    figures_put_own(&figures, "", objective, sums);
-    figures_put(&figures, "tokens_per_second", rate);
-    figures_put(&figures, "memory", memory_gib());
-    if (loader) figures_put_sources(&figures, "loss", loader_n_sources(loader), sums, loader, loader_source_name);
-    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
-}
-
-static int report_validation(Loop *loop, const LoopState *state, const Validation *result) {
-    if (!loop->parts.metrics) return OK;
-    Figures figures = {.n = 0};
-    const Loader *loader = loop->parts.loader;
-    const Objective *objective = loop->parts.objective;
-    figures_put(&figures, "eval_loss", result->loss);
-    if (!objective->no_tokens) figures_put(&figures, "eval_mean_token_accuracy", result->accuracy);
-    if (result->entropy > 0) figures_put(&figures, "eval_entropy", result->entropy);
-    figures_put_own(&figures, "eval_", objective, &result->sums);
-    if (objective->n_metrics) figures_put(&figures, "eval_samples", result->sums.metric_weight[objective->headline]);
-    figures_put_sources(&figures, "eval_loss", loader_n_validation_sources(loader), &result->sums, loader,
-                        loader_validation_source_name);
-    return metrics_write(loop->parts.metrics, state->step, figures.rows, figures.n);
-}
-
-static bool is_better(const LoopState *state, double loss) {
-    return isfinite(loss) && (state->best_step < 0 || loss < state->best_loss);
-}
-
-static void tell_validation(const Loop *loop, const LoopState *state, const Validation *result, bool is_best) {
-    const Objective *objective = loop->parts.objective;
-    const char *best = is_best ? " (best)" : "";
-    int h = objective->headline;
-    if (objective->n_metrics)
-        log_info("step %lld: validation loss %.4f, %s %.1f %%%s", (long long)state->step, result->loss,
-                 objective->metrics[h], 100 * result->sums.metric[h] / result->sums.metric_weight[h], best);
-    else
-        log_info("step %lld: validation loss %.4f, perplexity %.6g, accuracy %.1f %%%s", (long long)state->step,
-                 result->loss, exp(result->loss), 100 * result->accuracy, best);
-}
-
-static int measure_validation_set(Loop *loop, const LoopState *state, double *loss, bool *found) {
-    Validation result;
-    *found = false;
-    if (loader_validation_steps(loop->parts.loader) == 0) return OK;
-    TRY(loop_validate(loop, &result));
-    if (result.tokens == 0) return OK;
-    *found = true;
-    *loss = result.loss;
-    tell_validation(loop, state, &result, is_better(state, *loss));
-    return mesh_agree(loop->parts.mesh, report_validation(loop, state, &result));
-}
-
-/* Measures, and remembers whether it is the best so far. */
-static int validate(Loop *loop, LoopState *state, bool *is_best) {
-    const LoopHooks *hooks = &loop->parts.hooks;
-    double loss;
-    bool found;
-    *is_best = false;
-    if (hooks->measure)
-        TRY(hooks->measure(hooks->context, state, &loss, &found));
-    else
-        TRY(measure_validation_set(loop, state, &loss, &found));
-    if (!found) return OK;
-    *is_best = is_better(state, loss);
-    if (*is_best) {
-        state->best_loss = loss;
-        state->best_step = state->step;
-        state->stale_validations = 0;
-    } else {
-        state->stale_validations++;
-    }
-    return OK;
-}
-
 /* ---- the run ---------------------------------------------------------------------------------------------------- */
 
 /* From here on the guard may go back to this checkpoint, so it counts roll-backs afresh. */
 static int save(Loop *loop, LoopState *state, bool is_best) {
     state->guard.roll_backs_in_a_row = 0;
-    alive(loop, "saving a checkpoint");
+    loop_alive(loop, "saving a checkpoint");
     TRY(mesh_agree(loop->parts.mesh, loop->parts.metrics ? metrics_sync(loop->parts.metrics) : OK));
     TRY(loop->parts.hooks.save(loop->parts.hooks.context, state, is_best));
-    alive(loop, "a checkpoint was saved");
+    loop_alive(loop, "a checkpoint was saved");
     loop->last_save = clock_seconds();
     return OK;
 }
@@ -388,7 +210,7 @@ static int after_step(Loop *loop, LoopState *state, const StepResult *result, bo
     bool last = state->step >= options->steps, is_best = false, saved = false;
     if (state->step % whole != 0 && !last) return OK;
     if (due(state->step, options->validate_every, whole) || last) {
-        TRY(validate(loop, state, &is_best));
+        TRY(loop_measure(loop, state, &is_best));
         if (stopped_early(loop, state)) {
             log_info("step %lld: no better validation loss in %lld validations; stopping early", (long long)state->step,
                      (long long)state->stale_validations);
@@ -445,7 +267,7 @@ int loop_run(Loop *loop, LoopState *state) {
         if (state->updates == 0 && state->step >= loop->options.steps)
             FAIL_TO(done, ERR_FAILED, "the loss was NaN or infinite in every step, and nothing was learned; %s",
                     what_to_do(state));
-        TRY_TO(done, mesh_agree(loop->parts.mesh, report_step(loop, state, &result)));
+        TRY_TO(done, mesh_agree(loop->parts.mesh, loop_report_step(loop, state, &result)));
         TRY_TO(done, after_step(loop, state, &result, &finished));
     }
 done:

@@ -12,10 +12,9 @@ void ppo_settle(Config *config);
 /* Whether the config is one of cria ppo's: some ppo option is set. */
 bool ppo_is_planned(const Config *config);
 
-/* Adds to the plan: the reference (under an adapter there is none of its own, unless ppo.reference names one), the
+/* StagePlan: adds the reference (under an adapter there is none of its own, unless ppo.reference names one), the
  * value model with gradients, moments and activations, reward models, the passes for log-probabilities and values, a
- * rollout's answers at their longest, and, where it is more than saving takes, the cache for sampling. The model may
- * have names only. */
+ * rollout's answers at their longest, and, where it is more than saving takes, the cache for sampling. */
 int ppo_plan(MemoryPlan *plan, Llama *model, const Config *config, const Tokenizer *tokenizer);
 
 #endif

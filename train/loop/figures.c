@@ -1,5 +1,5 @@
 /* See figures.h. */
-#include "train/figures.h"
+#include "train/loop/figures.h"
 
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-/* See ppo_stage.h. The generator lives for one rollout, so that training holds no cache beside its own activations. */
+/* See stage.h. The generator lives for one rollout, so that training holds no cache beside its own activations. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +6,7 @@
 #include "eval/generator.h"
 #include "model/core/error.h"
 #include "train/answers/rollout_answer.h"
-#include "train/ppo_stage.h"
+#include "train/ppo/stage.h"
 
 /* This rank's part of a rollout. */
 typedef struct {

@@ -1,6 +1,6 @@
 /* The figures of one step, or of a validation, before they are written. */
-#ifndef CRIA_TRAIN_FIGURES_H
-#define CRIA_TRAIN_FIGURES_H
+#ifndef CRIA_TRAIN_LOOP_FIGURES_H
+#define CRIA_TRAIN_LOOP_FIGURES_H
 
 #include "data/loader.h"
 #include "train/console/metrics.h"

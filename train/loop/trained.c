@@ -1,5 +1,5 @@
 /* See trained.h. */
-#include "train/trained.h"
+#include "train/loop/trained.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* See ppo_stage.h. Prompts are few beside a corpus: they stay in memory, with the records they came from, which scorers
+/* See stage.h. Prompts are few beside a corpus: they stay in memory, with the records they came from, which scorers
  * may ask for. Which prompts a rollout has follows from the seed and its number. */
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +6,7 @@
 #include "data/order.h"
 #include "model/core/error.h"
 #include "model/core/log.h"
-#include "train/ppo_stage.h"
+#include "train/ppo/stage.h"
 
 static int read_sources(Run *run, const ConfigSources *sources) {
     Ppo *ppo = run->own;

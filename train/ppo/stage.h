@@ -1,12 +1,12 @@
-/* cria ppo: what its parts share. ppo.c sets the run up, ppo_prompts.c has the prompts, ppo_sampling.c answers and
- * scores them, ppo_step.c makes rollouts and hands their updates to the loop. */
+/* cria ppo: what its parts share. stage.c sets the run up, prompts.c has the prompts, sampling.c answers and scores
+ * them, step.c makes rollouts and hands their updates to the loop. */
 #ifndef CRIA_TRAIN_PPO_STAGE_H
 #define CRIA_TRAIN_PPO_STAGE_H
 
 #include "train/chat_stage.h"
 #include "train/objectives/policy.h"
 #include "train/objectives/value.h"
-#include "train/ppo_value.h"
+#include "train/ppo/value.h"
 #include "train/answers/prompts.h"
 #include "train/answers/scorer.h"
 
@@ -34,23 +34,25 @@ typedef struct {
     bool made; /* rollout is of the model's present or, within its updates, recent state */
 } Ppo;
 
+extern const Stage stage_ppo;
+
 /* By ppo.reward and what belongs to it. */
 int ppo_scorer(Scorer **scorer, const Config *config);
 
-/* ---- ppo_prompts.c ---- */
+/* ---- prompts.c ---- */
 
 /* Reads data.train and data.validation, and splits prompts off where a share is given. */
 int ppo_prompts_open(Run *run);
 /* The prompt with number `k` in the endless sequence of passes over the training prompts. */
 const Prompt *ppo_prompt(const Ppo *ppo, int64_t k);
 
-/* ---- ppo_sampling.c ---- */
+/* ---- sampling.c ---- */
 
 /* Answers prompts[0…n prompts of the rollout), of which this rank has its own, and scores the answers: fills the
  * rollout up to rollout_gather. `first` numbers the first prompt among all that are ever answered with this seed. */
 int ppo_answer(Run *run, Rollout *rollout, const Prompt *const *prompts, uint64_t seed, int64_t first);
 
-/* ---- ppo_step.c ---- */
+/* ---- step.c ---- */
 
 /* How far what is recorded when sampling may be from what the training graph computes, in the order of whose sums alone
  * the two differ: times max(1, |log-sum-exp|). */
