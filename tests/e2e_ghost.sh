@@ -73,6 +73,9 @@ tell "other options do not go on with a file" $?
 cp records.jsonl mine.jsonl && run 3 ghost tuned talks.jsonl instructions.txt mine.jsonl -n 12 && one_error && says 'mine.jsonl:1: this line was not written by cria ghost' && cmp records.jsonl mine.jsonl &&
     printf 'no newline' >mine.txt && run 3 ghost tuned talks.jsonl instructions.txt mine.txt -n 12 && [ "$(cat mine.txt)" = 'no newline' ]
 tell "a file of somebody else's is left as it is" $?
+printf '%s\n' '{"prompt": "a"}' '{"prompt": "a\u0000b"}' >nul.jsonl
+run 3 ghost tuned nul.jsonl instructions.txt no.jsonl && one_error && says 'nul.jsonl:2) has the character U+0000' && [ ! -e no.jsonl ]
+tell "a question with U+0000 is not cut there, but refused" $?
 printf '\n \n' >none.txt && run 3 ghost tuned talks.jsonl none.txt no.jsonl && one_error && says 'no instruction' &&
     run 2 ghost tuned talks.jsonl instructions.txt no.jsonl -k 3 && one_error && says '2 instructions' &&
     echo '{"messages": 1}' >bad.jsonl && run 3 ghost tuned bad.jsonl instructions.txt no.jsonl && one_error && says 'bad.jsonl:1: ' &&

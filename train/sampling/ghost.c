@@ -76,8 +76,19 @@ static const char *question_of(const Prompt *prompt, size_t k) {
     }
 }
 
+/* Texts are C strings here. */
+static bool is_cut_by_nul(const Prompt *prompt, size_t i) {
+    if (!json_is_array(prompt->prompt)) return strlen(prompt->text) < prompt->size;
+    const json_t *content = json_object_get(json_array_get(prompt->prompt, i), "content");
+    return strlen(json_string_value(content)) < json_string_length(content);
+}
+
 static int check_prompt(const Prompt *prompt, size_t number, const GhostOptions *options) {
     const char *text;
+    for (size_t i = 0; message_at(prompt, i, &text), text; i++)
+        if (is_cut_by_nul(prompt, i))
+            FAIL(ERR_REFUSED, "conversation %zu (%s) has the character U+0000, which no question may have", number,
+                 prompt_place(prompt));
     for (size_t i = 0; message_at(prompt, i, &text), text; i++)
         if (message_at(prompt, i, &text) == CHAT_TOOL)
             FAIL(ERR_REFUSED, "conversation %zu has a tool's message, and no model can be asked for the call before it",
