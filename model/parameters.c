@@ -103,8 +103,10 @@ static void convert_range(void *context, size_t begin, size_t end, int thread) {
     for (size_t first = begin; first < end; first += SLICE) {
         size_t n = end - first < SLICE ? end - first : SLICE;
         const char *from = (const char *)c->from->data + first * dtype_size(c->from->dtype);
-        (void)dtype_read_f32(c->f32 ? c->f32 + first : slice, from, c->from->dtype, n);
-        for (size_t i = 0; c->bf16 && i < n; i++) c->bf16[first + i] = f32_to_bf16(slice[i]);
+        /* cppcheck-suppress legacyUninitvar ; it is where they go */
+        float *to = c->f32 ? c->f32 + first : slice;
+        (void)dtype_read_f32(to, from, c->from->dtype, n);
+        for (size_t i = 0; c->bf16 && i < n; i++) c->bf16[first + i] = f32_to_bf16(to[i]);
     }
 }
 

@@ -289,9 +289,15 @@ static int outputs_of(float *outputs, const Run *run, const MicroBatch *few, Dty
     return rc;
 }
 
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 static int compare_outputs(const FreshCheck *check, size_t n) {
     for (size_t i = 0; i < n; i++)
-        if (memcmp(&check->outputs[0][i], &check->outputs[1][i], sizeof check->outputs[0][i]) != 0)
+        if (bits_of(check->outputs[0][i]) != bits_of(check->outputs[1][i]))
             FAIL(ERR_FAILED,
                  "the fresh adapter changes the model: output %zu of the first micro-batch is %.9g with it and %.9g "
                  "without it",

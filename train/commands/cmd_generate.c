@@ -180,8 +180,8 @@ static int generate(Generating *g) {
     size_t samples = (size_t)a->samples;
     TRY(check_prompts(g));
     g->n = g->answering.prompts.n * samples;
-    g->generations = calloc(g->n, sizeof *g->generations);
-    TokenList *tokens = calloc(g->answering.prompts.n, sizeof *tokens);
+    g->generations = calloc(g->n + 1, sizeof *g->generations);
+    TokenList *tokens = calloc(g->answering.prompts.n + 1, sizeof *tokens);
     if (!g->generations || !tokens) FAIL_TO(done, ERR_FAILED, "out of memory");
     for (size_t i = 0; i < g->answering.prompts.n; i++) tokens[i] = g->answering.prompts.items[i].tokens;
     int64_t batch = (int64_t)g->n < a->max_batch ? (int64_t)g->n : a->max_batch;

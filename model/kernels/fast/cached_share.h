@@ -49,11 +49,16 @@ static int rows_in_sequence(const CachedAttention *c, int t) {
     return n;
 }
 
+/* Units that a thread takes at a time: what follows is in reach of prefetches, and uneven lengths even out. */
+static inline int cached_chunk(int units) {
+    enum { CHUNKS = 8 }; /* for each thread */
+    return units / (CHUNKS * omp_get_num_threads()) + 1;
+}
+
 /* n rows from t on, each on its own. Worksharing: all threads of the team call it. */
 static void cached_rows(const CachedCall *call, int t, int n) {
-    enum { CHUNKS = 8 }; /* for each thread: what follows is in reach of prefetches, and uneven lengths even out */
-    const int n_kv_heads = call->shape->n_kv_heads, chunk = n * n_kv_heads / (CHUNKS * omp_get_num_threads()) + 1;
-#pragma omp for collapse(2) schedule(dynamic, chunk) nowait
+    int n_kv_heads = call->shape->n_kv_heads;
+#pragma omp for collapse(2) schedule(dynamic, cached_chunk(n *n_kv_heads)) nowait
     for (int i = t; i < t + n; i++)
         for (int kv = 0; kv < n_kv_heads; kv++) {
             CachedRow row = cached_row(call->shape, i, kv);

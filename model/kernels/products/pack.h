@@ -221,10 +221,10 @@ static TILE_INLINE void whole_square(const PairSink sink, const Quantised *q, co
                                      const SquareScales *scales) {
     RoundedRows rounded;
     for (size_t i = 0; i < PANEL_LANES; i++, at += cols) {
-        bf16 *row = rounded.row[i];
-        if (!is_nf4) row_int8(row, q->codes + at, scales->scale[i]);
+        /* cppcheck-suppress uninitvar ; it is where the row goes */
+        if (!is_nf4) row_int8(rounded.row[i], q->codes + at, scales->scale[i]);
         for (size_t d = 0; is_nf4 && d < PANEL_DEPTH; d += UNIT)
-            _mm256_storeu_si256((__m256i *)(row + d), nf4_unit(&scales->nf4[i], q->codes + (at + d) / 2));
+            _mm256_storeu_si256((__m256i *)(rounded.row[i] + d), nf4_unit(&scales->nf4[i], q->codes + (at + d) / 2));
     }
     pack_rounded(sink.to, &rounded);
 }
