@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Adapters trained by cria sft: what they learn, what a checkpoint of one is, and that it serves as a model.
 . tests/e2e.bash
+. tests/e2e_adapter.bash
 
 make_folder lora
 root=$PWD
@@ -11,7 +12,7 @@ run 0 pretrain config.yaml output=base train.steps=300 $shape train.checkpoint_e
 tell "a base is made" $?
 find base -type f -exec md5sum {} + | sort >base.sums
 
-awk 'BEGIN { for (i = 0; i < 200; i++) printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\"}\n", 97 + i % 5, 97 + i % 5, 97 + i % 5 }' >records.jsonl
+say_records
 cat >lora.yaml <<'END'
 output: tuned
 precision: fp32
@@ -79,9 +80,7 @@ tell "but on the seed" $?
 tell "best is the step of the lowest validation loss" $?
 
 # ---- it serves as a model ----
-loss() { run 0 eval loss "$1" records.jsonl --window 64 --json && json_number loss "$scratch/out"; }
 near() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a - b < 1e-6 && b - a < 1e-6) }'; }
-answers() { run 0 generate "$@" --chat -p "say c" --temperature 0 -n 20 && [ "$(tr -d ' \n' <"$scratch/out")" = cc ]; }
 answers tuned && answers tuned/best && answers tuned/checkpoints/step-150
 tell "generate answers from a run's folder, its best and a checkpoint" $?
 (cd / && answers "$scratch/lora/tuned")

@@ -3,16 +3,12 @@
 # tied and on one that is not, that such an adapter serves, merges (untied), goes to GGUF and to PEFT and back, resumes
 # to the same bits, and what the other trainers make of it.
 . tests/e2e.bash
+. tests/e2e_adapter.bash
 
 make_folder nine
 cd "$scratch/nine" || exit 1
-shape="model.dim=48 model.n_heads=4 model.n_kv_heads=2 model.ffn_dim=96 model.max_context=256"
-run 0 pretrain config.yaml output=untied train.steps=100 $shape train.checkpoint_every=0 &&
-    run 0 pretrain config.yaml output=tied train.steps=100 $shape model.tie_embeddings=true train.checkpoint_every=0
-tell "bases are made" $?
-find untied tied -type f -exec md5sum {} + | sort >base.sums
-
-awk 'BEGIN { for (i = 0; i < 200; i++) printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\"}\n", 97 + i % 5, 97 + i % 5, 97 + i % 5 }' >records.jsonl
+make_bases
+say_records
 cat >common.yaml <<'END'
 output: no
 precision: fp32
@@ -27,10 +23,6 @@ sft: {sample_prompts: ["say b"]}
 train: {steps: 120, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 64, validate_every: 50, sample_every: 120, checkpoint_every: 20, checkpoint_minutes: 0}
 generate: {max_new_tokens: 20, temperature: 0}
 END
-loss() { run 0 eval loss "$1" records.jsonl --window 64 --json && json_number loss "$scratch/out"; }
-near() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a - b < 1e-5 && b - a < 1e-5) }'; }
-answers() { run 0 generate "$@" --chat -p "say c" --temperature 0 -n 20 && [ "$(tr -d ' \n' <"$scratch/out")" = cc ]; }
-has() { grep -q "\"name\": \"$1\"" "$scratch/out"; }
 two_matrices() { grep -q '"tie_word_embeddings": *false' "$1/config.json"; }
 
 for base in untied tied; do

@@ -2,17 +2,13 @@
 # A vocabulary trained beside an adapter (lora.vocabulary=train): a template's new tokens, what a checkpoint holds, that
 # it serves, merges, goes to PEFT and back, and resumes to the same bits.
 . tests/e2e.bash
+. tests/e2e_adapter.bash
 
 make_folder vocabulary
 root=$PWD
 cd "$scratch/vocabulary" || exit 1
-shape="model.dim=48 model.n_heads=4 model.n_kv_heads=2 model.ffn_dim=96 model.max_context=256"
-run 0 pretrain config.yaml output=untied train.steps=100 $shape train.checkpoint_every=0 &&
-    run 0 pretrain config.yaml output=tied train.steps=100 $shape model.tie_embeddings=true train.checkpoint_every=0
-tell "bases are made" $?
-find untied tied -type f -exec md5sum {} + | sort >base.sums
-
-awk 'BEGIN { for (i = 0; i < 200; i++) printf "{\"prompt\": \"say %c\", \"completion\": \"%c%c\"}\n", 97 + i % 5, 97 + i % 5, 97 + i % 5 }' >records.jsonl
+make_bases
+say_records
 cat >lora.yaml <<'END'
 output: tuned
 precision: fp32
@@ -25,10 +21,6 @@ optim: {lr: 5.0e-3, schedule: constant, warmup: 0}
 train: {steps: 100, tokens_per_batch: 512, tokens_per_microbatch: 256, context: 64, validate_every: 50, sample_every: 100, checkpoint_every: 20, checkpoint_minutes: 0}
 generate: {max_new_tokens: 20, temperature: 0}
 END
-loss() { run 0 eval loss "$1" records.jsonl --window 64 --json && json_number loss "$scratch/out"; }
-near() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a - b < 1e-5 && b - a < 1e-5) }'; }
-answers() { run 0 generate "$@" --chat -p "say c" --temperature 0 -n 20 && [ "$(tr -d ' \n' <"$scratch/out")" = cc ]; }
-has() { grep -q "\"name\": \"$1\"" "$scratch/out"; }
 
 run 2 sft lora.yaml output=no lora.vocabulary=frozen && one_error && says 'lora.vocabulary' && says 'needs 2 tokens that untied lacks'
 tell "new tokens are refused where the vocabulary is frozen, with the way out" $?
