@@ -54,7 +54,7 @@ static int sampling_bytes(uint64_t *bytes, Llama *model, int64_t answers, const 
 /* ---- other models ---- */
 
 typedef struct {
-    int tokens; /* that a rollout has at most */
+    int tokens; /* that the tape holds */
     uint64_t bytes;
 } ScorerPass;
 
@@ -62,9 +62,8 @@ typedef struct {
 static int scorer_pass(uint64_t *bytes, Llama *model, void *context) {
     RewardScorer *scorer;
     ScorerPass *pass = context;
-    int tokens = pass->tokens < REWARD_MODEL_BATCH ? pass->tokens : REWARD_MODEL_BATCH;
     *bytes = 0; /* told apart from the model's */
-    TRY(reward_scorer_new(&scorer, model, tokens, llama_inference_dtype(model)));
+    TRY(reward_scorer_new(&scorer, model, pass->tokens, llama_inference_dtype(model)));
     int rc = reward_scorer_bytes(scorer, &pass->bytes);
     reward_scorer_free(scorer);
     return rc;
